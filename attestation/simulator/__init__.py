@@ -1,0 +1,5 @@
+"""Simulated TEEs: real formats and real signatures under roots of their own, with any defect on request.
+
+No default policy trusts these roots; a development policy has to name them. See `docs/adr` for why there is
+a simulator instead of a switch that turns checks off.
+"""
