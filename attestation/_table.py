@@ -1,7 +1,7 @@
 """TOML tables to frozen dataclasses: unknown keys, wrong types and wrong lengths are errors that name the key.
 
-Field types understood: bool, int, str, bytes (written in hex), StrEnum, tuple[X, ...], frozenset[X], X | None and
-nested dataclasses. `field(metadata={"size": n})` fixes the length of bytes (also inside a tuple or frozenset).
+Field types understood: bool, int, str, bytes (written in hex), StrEnum, tuple[X, ...], frozenset[X], X | None,
+Mapping[str, Any] (taken as it is) and nested dataclasses. `field(metadata={"size": n})` fixes the length of bytes (also inside a tuple or frozenset).
 """
 
 from __future__ import annotations
@@ -40,12 +40,18 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
 def _convert(hint: Any, value: object, where: str, size: int | None, check: Check) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
         hint = next(a for a in args if a is not type(None))
         return _convert(hint, value, where, size, check)
     if origin in (tuple, frozenset):
         if not isinstance(value, list):
             raise MalformedError(check, f"{where} must be a list, found {type(value).__name__}")
         return origin(_convert(args[0], v, f"{where}[{i}]", size, check) for i, v in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise MalformedError(check, f"{where} must be a table, found {type(value).__name__}")
+        return value
     if is_dataclass(hint):
         return load_table(hint, value, where, check)
     if hint is bytes:

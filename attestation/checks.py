@@ -14,6 +14,7 @@ class Check(StrEnum):
     # the evidence document (a CMW collection) and the statement in it
     EVIDENCE_FORMAT = "evidence.format"
     EVIDENCE_FETCH = "evidence.fetch"
+    COLLATERAL_MISSING = "collateral.missing"
     STATEMENT_FORMAT = "statement.format"
     STATEMENT_VALIDITY = "statement.validity"
 

@@ -1,0 +1,157 @@
+"""What the hardware signs: one statement, one nonce and the GPUs' evidence, in 64 bytes.
+
+The statement says who the enclave is: its public keys, the model, the engine and the configuration. It is
+RFC 8785 canonical JSON, so that there is exactly one text for one meaning. `docs/protocol.md` §2 has the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256, sha512
+from hmac import compare_digest
+from typing import Any
+
+import rfc8785
+
+from attestation._json import parse_json_object
+from attestation._table import load_table
+from attestation.checks import Check
+from attestation.errors import MalformedError, VerificationError
+
+NONCE_BYTES = 32
+MAX_STATEMENT_BYTES = 64 * 1024
+VERSION = 1
+PURPOSE = "attested-inference/enclave"
+_REPORT_DATA = b"attested-inference/report-data/v1\x00"
+_GPU_NONCE = b"attested-inference/gpu-nonce/v1\x00"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The public half of this boot's keys; one role per key."""
+
+    receipt_ed25519: bytes = field(metadata={"size": 32})
+    tls_spki_sha256: bytes = field(metadata={"size": 32})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Which weights answer: `digest` is the SHA-256 of the manifest of every model file."""
+
+    names: tuple[str, ...]
+    digest: bytes = field(metadata={"size": 32})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What runs the model, and the flags that change its answers."""
+
+    name: str
+    version: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """What the image says of itself. It proves nothing alone: hold it against the measurement."""
+
+    build: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """The identity of one running enclave. Untrusted until `check_binding` tied it to verified claims."""
+
+    v: int
+    purpose: str
+    keys: Keys
+    not_before: int  # Unix seconds
+    not_after: int
+    model: Model
+    engine: Engine
+    config: bytes = field(metadata={"size": 32})  # digest of the gateway's whole effective configuration
+    image: Image
+
+    def to_bytes(self) -> bytes:
+        """The canonical text, the only one that hashes to this statement's digest."""
+        return rfc8785.dumps(_hexed(asdict(self)))
+
+    @property
+    def valid_until(self) -> datetime:
+        return datetime.fromtimestamp(self.not_after, UTC)
+
+
+def parse_statement(data: bytes) -> Statement:
+    """Read a statement; anything but its canonical text is malformed."""
+    raw = parse_json_object(data, Check.STATEMENT_FORMAT, "statement", limit=MAX_STATEMENT_BYTES)
+    if raw.get("v") != VERSION or raw.get("purpose") != PURPOSE:
+        raise MalformedError(
+            Check.STATEMENT_FORMAT,
+            f"expected version {VERSION} for {PURPOSE!r}, found version {raw.get('v')!r} for {raw.get('purpose')!r}",
+        )
+    statement = load_table(Statement, raw, "statement", Check.STATEMENT_FORMAT)
+    if not 0 <= statement.not_before < statement.not_after < 2**38:
+        raise MalformedError(Check.STATEMENT_FORMAT, "not_before and not_after are not a span of time")
+    try:
+        canonical = statement.to_bytes()
+    except (rfc8785.CanonicalizationError, UnicodeError) as exc:
+        raise MalformedError(Check.STATEMENT_FORMAT, f"no canonical form ({exc})") from exc
+    if canonical != data:
+        raise MalformedError(Check.STATEMENT_FORMAT, "the text is not in RFC 8785 canonical form")
+    return statement
+
+
+def report_data(nonce: bytes, statement: bytes, gpu_evidence: bytes = b"") -> bytes:
+    """The 64 bytes that the CPU's evidence must carry. The one function that server and client share."""
+    return sha512(
+        _REPORT_DATA + _nonce(nonce) + sha256(statement).digest() + sha256(gpu_evidence).digest()
+    ).digest()
+
+
+def gpu_nonce(nonce: bytes, statement: bytes) -> bytes:
+    """The 32 bytes that each GPU is asked with, so that neither half can come from another machine's answer."""
+    return sha256(_GPU_NONCE + _nonce(nonce) + sha256(statement).digest()).digest()
+
+
+def check_binding(found: bytes, nonce: bytes, statement: bytes, gpu_evidence: bytes = b"") -> None:
+    """The evidence that carries `found` was made for this nonce, this statement and these GPUs."""
+    if not any(found):
+        raise VerificationError(
+            Check.BINDING_REPORT_DATA, "the report_data is all zero: the evidence commits to nothing"
+        )
+    expected = report_data(nonce, statement, gpu_evidence)
+    if not compare_digest(found, expected):
+        raise VerificationError(
+            Check.BINDING_REPORT_DATA,
+            f"expected {expected.hex()[:32]}…, found {found.hex()[:32]}…: the evidence was made for another nonce, "
+            "another statement or other GPU evidence",
+            advice="Ask again with a fresh nonce; if it stays, the answer comes from another machine or was altered",
+        )
+
+
+def check_statement_time(statement: Statement, now: datetime) -> None:
+    """`now` lies in the statement's own span of validity."""
+    if not statement.not_before <= now.timestamp() <= statement.not_after:
+        start = datetime.fromtimestamp(statement.not_before, UTC)
+        raise VerificationError(
+            Check.STATEMENT_VALIDITY,
+            f"the statement is valid from {start:%Y-%m-%dT%H:%M:%SZ} to {statement.valid_until:%Y-%m-%dT%H:%M:%SZ}, "
+            f"asked at {now:%Y-%m-%dT%H:%M:%SZ}",
+            advice="Fetch the evidence again, and compare this machine's clock with the enclave's",
+        )
+
+
+def _nonce(nonce: bytes) -> bytes:
+    if len(nonce) != NONCE_BYTES:
+        raise MalformedError(Check.BINDING_NONCE, f"a nonce has {NONCE_BYTES} bytes, found {len(nonce)}")
+    return nonce
+
+
+def _hexed(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {k: _hexed(v) for k, v in value.items()}
+    return [_hexed(v) for v in value] if isinstance(value, tuple) else value

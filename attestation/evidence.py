@@ -1,0 +1,144 @@
+"""The evidence document on the wire: one JSON file, a CMW collection (RFC 9999), with limits in both directions.
+
+It carries the statement, the CPU's and the GPUs' evidence, and the vendors' collateral stapled to it, so that a
+client decides offline. Everything here is untrusted: parsing judges nothing. `docs/protocol.md` §3 has the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attestation._b64 import b64url_decode, b64url_encode
+from attestation._json import parse_json_object
+from attestation.checks import Check
+from attestation.collateral import AmdCollateral, Collateral, IntelCollateral
+from attestation.errors import MalformedError
+
+MEDIA_TYPE = "application/cmw+json"
+COLLECTION_TYPE = "tag:attested-inference,2026:evidence#1"
+COLLATERAL_TYPE = "tag:attested-inference,2026:collateral#1"
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+
+_VND = "application/vnd.attested-inference."
+STATEMENT_TYPE = _VND + "statement+json"
+TDX_TYPE = _VND + "tdx-quote"
+SNP_TYPE = _VND + "snp-report"
+GPU_TYPE = _VND + "nvidia-evidence+json"
+INTEL_TYPE = _VND + "intel-collateral+json"
+PEM_TYPE = "application/pem-certificate-chain"
+CERT_TYPE = "application/pkix-cert"
+CRL_TYPE = "application/pkix-crl"
+
+_ENDORSEMENTS, _EVIDENCE = 2, 4  # RFC 9999 §3: the bits of a record's indicator
+
+
+@dataclass(frozen=True, slots=True)
+class TdxEvidence:
+    """An Intel TDX quote, as the machine gave it out."""
+
+    quote: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SnpEvidence:
+    """An AMD SEV-SNP attestation report, as the machine gave it out."""
+
+    report: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One answer of an enclave: parsed into parts, and not yet believed."""
+
+    statement: bytes
+    cpu: TdxEvidence | SnpEvidence
+    gpu: bytes = b""  # NVIDIA's evidence list as JSON; empty when the machine has no GPU
+    collateral: Collateral = Collateral()
+
+
+def dump_evidence(evidence: Evidence) -> bytes:
+    """The document that `parse_evidence` reads."""
+    match evidence.cpu:
+        case TdxEvidence(quote):
+            cpu = _record(TDX_TYPE, quote, _EVIDENCE)
+        case SnpEvidence(report):
+            cpu = _record(SNP_TYPE, report, _EVIDENCE)
+    document: dict[str, Any] = {
+        "__cmwc_t": COLLECTION_TYPE,
+        "statement": _record(STATEMENT_TYPE, evidence.statement, _EVIDENCE),
+        "cpu": cpu,
+    }
+    if evidence.gpu:
+        document["gpu"] = _record(GPU_TYPE, evidence.gpu, _EVIDENCE)
+    collateral: dict[str, Any] = {"__cmwc_t": COLLATERAL_TYPE}
+    if intel := evidence.collateral.intel:
+        collateral["intel"] = _record(INTEL_TYPE, intel.to_json(), _ENDORSEMENTS)
+    if amd := evidence.collateral.amd:
+        collateral["amd-vek"] = _record(CERT_TYPE, amd.vek, _ENDORSEMENTS)
+        collateral["amd-chain"] = _record(PEM_TYPE, amd.chain, _ENDORSEMENTS)
+        if amd.crl:
+            collateral["amd-crl"] = _record(CRL_TYPE, amd.crl, _ENDORSEMENTS)
+    if len(collateral) > 1:
+        document["collateral"] = collateral
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def parse_evidence(data: bytes) -> Evidence:
+    """Read an evidence document. Judges nothing: every part still has to be verified."""
+    document = _collection(
+        parse_json_object(data, Check.EVIDENCE_FORMAT, "evidence document", limit=MAX_DOCUMENT_BYTES),
+        COLLECTION_TYPE,
+        required={"statement", "cpu"},
+        optional={"gpu", "collateral"},
+    )
+    kind, cpu = _read(document, "cpu", TDX_TYPE, SNP_TYPE)
+    return Evidence(
+        statement=_read(document, "statement", STATEMENT_TYPE)[1],
+        cpu=TdxEvidence(cpu) if kind == TDX_TYPE else SnpEvidence(cpu),
+        gpu=_read(document, "gpu", GPU_TYPE)[1] if "gpu" in document else b"",
+        collateral=_parse_collateral(document["collateral"]) if "collateral" in document else Collateral(),
+    )
+
+
+def _parse_collateral(value: object) -> Collateral:
+    if not isinstance(value, dict):
+        raise MalformedError(Check.EVIDENCE_FORMAT, "collateral must be a collection")
+    amd_names = {"amd-vek", "amd-chain", "amd-crl"}
+    table = _collection(value, COLLATERAL_TYPE, required=set(), optional={"intel"} | amd_names)
+    intel = amd = None
+    if "intel" in table:
+        intel = IntelCollateral.parse(_read(table, "intel", INTEL_TYPE)[1])
+    if amd_names & set(table):
+        amd = AmdCollateral(
+            vek=_read(table, "amd-vek", CERT_TYPE)[1],
+            chain=_read(table, "amd-chain", PEM_TYPE)[1],
+            crl=_read(table, "amd-crl", CRL_TYPE)[1] if "amd-crl" in table else b"",
+        )
+    return Collateral(intel=intel, amd=amd)
+
+
+def _collection(
+    value: dict[str, Any], kind: str, *, required: set[str], optional: set[str]
+) -> Mapping[str, Any]:
+    found = value.pop("__cmwc_t", None)
+    if found != kind:
+        raise MalformedError(Check.EVIDENCE_FORMAT, f"expected a collection of type {kind!r}, found {found!r}")
+    if not required <= set(value) <= required | optional:
+        wrong = sorted((required - set(value)) | (set(value) - required - optional))
+        raise MalformedError(Check.EVIDENCE_FORMAT, f"collection {kind!r}: missing or unknown members {wrong}")
+    return value
+
+
+def _record(kind: str, value: bytes, indicator: int) -> list[str | int]:
+    return [kind, b64url_encode(value), indicator]
+
+
+def _read(collection: Mapping[str, Any], name: str, *kinds: str) -> tuple[str, bytes]:
+    match collection.get(name):
+        case [str(kind), str(text)] | [str(kind), str(text), int()] if kind in kinds:
+            return kind, b64url_decode(text, Check.EVIDENCE_FORMAT, name)
+    raise MalformedError(Check.EVIDENCE_FORMAT, f"{name} must be a CMW record of type {' or '.join(kinds)}")
+

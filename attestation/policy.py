@@ -1,0 +1,94 @@
+"""What a client accepts. A new `Policy()` accepts nothing: every platform, measurement and model must be named.
+
+A policy is a TOML file or these frozen dataclasses; unknown keys are errors. Crypto stops at the first failure,
+a policy reports every violation at once. `docs/policy.md` explains each field.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from attestation._table import load_table
+from attestation.binding import Statement
+from attestation.checks import Check
+from attestation.errors import MalformedError, PolicyError, Violation
+from attestation.nvidia.policy import GpuPolicy
+from attestation.nvidia.verify import GpuClaims
+from attestation.roots import VENDOR, Roots
+from attestation.snp.policy import SnpPolicy
+from attestation.snp.verify import SnpClaims
+from attestation.tdx.policy import TdxPolicy
+from attestation.tdx.verify import TdxClaims
+
+MAX_POLICY_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementPolicy:
+    """Which models and gateway configurations are accepted. Empty means none, unless said otherwise by name."""
+
+    model_digests: frozenset[bytes] = field(default=frozenset(), metadata={"size": 32})
+    any_model: bool = False
+    config_digests: frozenset[bytes] = field(default=frozenset(), metadata={"size": 32})
+    any_config: bool = False
+
+    def check(self, statement: Statement) -> list[Violation]:
+        violations = []
+        if not self.any_model and statement.model.digest not in self.model_digests:
+            violations.append(
+                Violation(Check.POLICY_MODEL, _one_of(self.model_digests), statement.model.digest.hex())
+            )
+        if not self.any_config and statement.config not in self.config_digests:
+            violations.append(Violation(Check.POLICY_CONFIG, _one_of(self.config_digests), statement.config.hex()))
+        return violations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything a client demands. A platform without a table of its own is refused."""
+
+    roots: Roots = VENDOR
+    statement: StatementPolicy = StatementPolicy()
+    tdx: TdxPolicy | None = None
+    snp: SnpPolicy | None = None
+    gpu: GpuPolicy = GpuPolicy()
+
+    def check(
+        self, cpu: TdxClaims | SnpClaims, gpus: Sequence[GpuClaims], statement: Statement, now: datetime
+    ) -> None:
+        """Raise one PolicyError with every violation, or return."""
+        violations = [
+            *self._check_cpu(cpu, now),
+            *self.gpu.check(gpus, now),
+            *self.statement.check(statement),
+        ]
+        if violations:
+            raise PolicyError(violations)
+
+    def _check_cpu(self, cpu: TdxClaims | SnpClaims, now: datetime) -> list[Violation]:
+        match cpu:
+            case TdxClaims() if self.tdx is not None:
+                return self.tdx.check(cpu, now)
+            case SnpClaims() if self.snp is not None:
+                return self.snp.check(cpu, now)
+        accepted = [name for name, table in (("tdx", self.tdx), ("snp", self.snp)) if table is not None]
+        found = "tdx" if isinstance(cpu, TdxClaims) else "snp"
+        return [Violation(Check.POLICY_PLATFORM, " or ".join(accepted) or "no platform: the policy names none", found)]
+
+
+def parse_policy(text: str) -> Policy:
+    """A policy from its TOML text. Unknown keys, wrong types and wrong lengths are errors."""
+    if len(text) > MAX_POLICY_BYTES:
+        raise MalformedError(Check.POLICY_FORMAT, f"{len(text)} characters, the limit is {MAX_POLICY_BYTES}")
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        raise MalformedError(Check.POLICY_FORMAT, f"not TOML: {exc}") from exc
+    return load_table(Policy, table, "policy")
+
+
+def _one_of(digests: frozenset[bytes]) -> str:
+    return " or ".join(sorted(d.hex() for d in digests)) or "none: the policy lists no digest"

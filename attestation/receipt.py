@@ -1,0 +1,198 @@
+"""Receipts: what the enclave signs about one exchange, over the exact bytes on the wire.
+
+A receipt is a compact JWS (EdDSA, `typ` attested-receipt+jwt). Its digests are SHA-256(nonce ‖ bytes), where the
+nonce is the caller's `Attested-Nonce`: a digest is fresh, and gives nothing away about a guessable prompt.
+Plain answers carry it in a header, streams as a last SSE comment. `docs/protocol.md` §4 has the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from jwt import PyJWS
+from jwt.exceptions import PyJWTError
+
+from attestation._b64 import b64url_decode
+from attestation._json import parse_json_object
+from attestation._table import load_table
+from attestation.checks import Check
+from attestation.errors import MalformedError, VerificationError
+
+RECEIPT_HEADER = "Attested-Receipt"
+NONCE_HEADER = "Attested-Nonce"
+COMMENT = b": attested "  # opens the SSE comment that carries a stream's receipt
+TYPE = "attested-receipt+jwt"
+MAX_RECEIPT_BYTES = 16 * 1024
+MAX_CLOCK_SKEW = 300  # seconds between the enclave's clock and the verifier's
+_JWS = PyJWS(algorithms=["EdDSA"])
+
+
+class Outcome(StrEnum):
+    """How an exchange ended. Only `complete` says that the answer is whole."""
+
+    COMPLETE = "complete"
+    ABORTED = "aborted"  # a stream that ended before its end; the receipt covers what was sent
+    ERROR = "error"  # an error or refusal, signed like any answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked: the request target as sent, and the digest of the body's bytes."""
+
+    method: str
+    path: str
+    digest: bytes = field(metadata={"size": 32})
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What was answered: the status, and the digest of every body byte except the receipt's own comment."""
+
+    status: int
+    digest: bytes = field(metadata={"size": 32})
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    name: str
+    digest: bytes = field(metadata={"size": 32})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts as the engine counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One exchange as the enclave saw it. Authentic only when it comes from `verify_receipt`."""
+
+    id: str
+    counter: int
+    time: int  # Unix seconds, by the enclave's clock
+    request: Request
+    response: Response
+    outcome: Outcome
+    model: ServedModel
+    usage: Usage | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # the parameters that the request set
+    statement: bytes = field(metadata={"size": 32})
+
+    def sign(self, key: Ed25519PrivateKey) -> str:
+        payload = json.dumps(_plain(asdict(self)), separators=(",", ":")).encode()
+        return _JWS.encode(payload, key, algorithm="EdDSA", headers={"typ": TYPE})
+
+
+class RunningDigest:
+    """SHA-256(nonce ‖ bytes) over bytes that arrive in pieces, with their count."""
+
+    __slots__ = ("_hash", "length")
+
+    def __init__(self, nonce: bytes, data: bytes = b"") -> None:
+        self._hash = sha256(nonce + data)
+        self.length = len(data)
+
+    def update(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.length += len(data)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def verify_receipt(token: str, key: bytes) -> Receipt:
+    """The receipt in `token`, signed by the Ed25519 public key `key` that stands in a verified statement."""
+    if len(token) > MAX_RECEIPT_BYTES:
+        raise MalformedError(Check.RECEIPT_FORMAT, f"{len(token)} bytes, the limit is {MAX_RECEIPT_BYTES}")
+    try:
+        header = _header(token.partition(".")[0])
+        if header.get("typ") != TYPE or header.get("alg") != "EdDSA" or set(header) != {"typ", "alg"}:
+            raise MalformedError(Check.RECEIPT_FORMAT, f"expected an EdDSA {TYPE}, found header {header}")
+        payload = _JWS.decode(token, Ed25519PublicKey.from_public_bytes(key), algorithms=["EdDSA"])
+    except (PyJWTError, ValueError) as exc:
+        raise VerificationError(
+            Check.RECEIPT_SIGNATURE,
+            f"not signed by the receipt key {key.hex()[:16]}… of the verified statement ({exc})",
+            advice="The answer or its receipt was altered, or comes from another enclave; do not use it",
+        ) from exc
+    return _parse_claims(payload)
+
+
+def check_receipt(  # noqa: PLR0913 - every argument is one thing that must agree
+    receipt: Receipt,
+    *,
+    statement: bytes,
+    model_digest: bytes,
+    request: Request,
+    status: int,
+    response: RunningDigest,
+    now: datetime,
+) -> None:
+    """The authentic `receipt` speaks of exactly this exchange. `statement` is the digest of the verified statement."""
+    _equal(Check.RECEIPT_STATEMENT, "the statement digest", statement.hex(), receipt.statement.hex())
+    if not compare_digest(request.digest, receipt.request.digest) or request != receipt.request:
+        raise _mismatch(Check.RECEIPT_REQUEST, "the request", _words(receipt.request), _words(request))
+    _equal(Check.RECEIPT_STATUS, "the status", status, receipt.response.status)
+    found = Response(status=status, digest=response.digest(), length=response.length)
+    if found != receipt.response:
+        raise _mismatch(
+            Check.RECEIPT_RESPONSE,
+            "the answer's bytes",
+            f"{receipt.response.length} bytes with digest {receipt.response.digest.hex()[:16]}…",
+            f"{found.length} bytes with digest {found.digest.hex()[:16]}…",
+        )
+    _equal(Check.RECEIPT_MODEL, "the model digest", model_digest.hex(), receipt.model.digest.hex())
+    if abs(now.timestamp() - receipt.time) > MAX_CLOCK_SKEW:
+        raise VerificationError(
+            Check.RECEIPT_TIME,
+            f"signed at {receipt.time} by the enclave's clock, received at {int(now.timestamp())}; "
+            f"at most {MAX_CLOCK_SKEW} s apart are accepted",
+            advice="Set this machine's clock, or have the operator set the enclave's",
+        )
+
+
+def _header(segment: str) -> dict[str, Any]:
+    data = b64url_decode(segment, Check.RECEIPT_FORMAT, "the receipt's header")
+    return parse_json_object(data, Check.RECEIPT_FORMAT, "the receipt's header", limit=1024)
+
+
+def _parse_claims(payload: bytes) -> Receipt:
+    raw = parse_json_object(payload, Check.RECEIPT_FORMAT, "receipt", limit=MAX_RECEIPT_BYTES)
+    return load_table(Receipt, raw, "receipt", Check.RECEIPT_FORMAT)
+
+
+def _plain(value: Any) -> Any:
+    """JSON's types: bytes become hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _words(request: Request) -> str:
+    return f"{request.method} {request.path}, {request.length} bytes with digest {request.digest.hex()[:16]}…"
+
+
+def _equal(check: Check, what: str, expected: object, signed: object) -> None:
+    if expected != signed:
+        raise _mismatch(check, what, str(signed), str(expected))
+
+
+def _mismatch(check: Check, what: str, signed: str, found: str) -> VerificationError:
+    return VerificationError(
+        check,
+        f"the receipt is about another exchange: for {what} the enclave signed {signed}; here it is {found}",
+        advice="The exchange was altered on the way, or the receipt belongs to another one; do not use the answer",
+    )

@@ -1,0 +1,35 @@
+"""The verdict: what was proven, in values a program can use and lines a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from attestation.binding import Statement
+from attestation.nvidia.verify import GpuClaims
+from attestation.roots import Root, is_vendor
+from attestation.snp.verify import SnpClaims
+from attestation.tdx.verify import TdxClaims
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """An accepted enclave. There is no verdict for a refused one: that is an AttestationError."""
+
+    cpu: TdxClaims | SnpClaims
+    gpus: Sequence[GpuClaims]
+    statement: Statement
+    statement_digest: bytes
+    verified_at: datetime
+    valid_until: datetime
+
+    @property
+    def roots(self) -> tuple[Root, ...]:
+        """Every trust anchor this verdict rests on."""
+        return (self.cpu.root, *(g.root for g in self.gpus))
+
+    @property
+    def simulated(self) -> bool:
+        """True when any root is not a hardware vendor's own: then this proves nothing about hardware."""
+        return not all(is_vendor(root) for root in self.roots)
