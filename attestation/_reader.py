@@ -27,7 +27,9 @@ class Reader:
 
     def take(self, size: int, name: str) -> bytes:
         if size < 0 or size > self.remaining:
-            raise self.error(f"{name} needs {size} bytes at offset {self._pos}, only {self.remaining} are left")
+            raise self.error(
+                f"{name} needs {size} bytes at offset {self._pos}, only {self.remaining} are left"
+            )
         start, self._pos = self._pos, self._pos + size
         return self._data[start : self._pos]
 

@@ -31,7 +31,9 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
     values = {}
     for name, spec in known.items():
         if name in table:
-            values[name] = _convert(hints[name], table[name], f"{where}.{name}", spec.metadata.get("size"), check)
+            values[name] = _convert(
+                hints[name], table[name], f"{where}.{name}", spec.metadata.get("size"), check
+            )
         elif spec.default is MISSING and spec.default_factory is MISSING:
             raise MalformedError(check, f"[{where}] lacks the required key {name!r}")
     return cls(**values)
@@ -52,12 +54,12 @@ def _convert(hint: Any, value: object, where: str, size: int | None, check: Chec
         if not isinstance(value, dict):
             raise MalformedError(check, f"{where} must be a table, found {type(value).__name__}")
         return value
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return load_table(hint, value, where, check)
     if hint is bytes:
         return _bytes(value, where, size, check)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        if value not in list(hint):
+        if not isinstance(value, str) or value not in list(hint):
             raise MalformedError(check, f"{where} must be one of {[str(m) for m in hint]}, found {value!r}")
         return hint(value)
     if type(value) is not hint:  # exact: a TOML true is no int

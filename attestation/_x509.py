@@ -103,9 +103,12 @@ def find_root(cert: x509.Certificate, roots: Sequence[Root], check: Check) -> Ro
     for root in roots:
         if root.spki_sha256 == pin:
             return root
-    expected = ", ".join(f"{r.name} ({r.spki_sha256.hex()[:16]}…)" for r in roots) or "nothing: no root is trusted"
+    expected = (
+        ", ".join(f"{r.name} ({r.spki_sha256.hex()[:16]}…)" for r in roots) or "nothing: no root is trusted"
+    )
     raise VerificationError(
-        check, f"root {common_name(cert.subject)!r} has key {pin.hex()[:16]}…, but this policy trusts {expected}"
+        check,
+        f"root {common_name(cert.subject)!r} has key {pin.hex()[:16]}…, but this policy trusts {expected}",
     )
 
 
@@ -135,7 +138,8 @@ def verify_issued_by(cert: x509.Certificate, issuer: x509.Certificate, check: Ch
     """`issuer` is a CA, is named as the issuer, and its key signed `cert`."""
     if reason := _signed_by(cert, issuer):
         raise VerificationError(
-            check, f"{common_name(cert.subject)!r} was not issued by {common_name(issuer.subject)!r}: {reason}"
+            check,
+            f"{common_name(cert.subject)!r} was not issued by {common_name(issuer.subject)!r}: {reason}",
         )
 
 
@@ -166,11 +170,18 @@ def _crl_signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate
 
 
 def verify_crl(
-    crl: x509.CertificateRevocationList, issuer: x509.Certificate, now: datetime, *, signature: Check, dates: Check
+    crl: x509.CertificateRevocationList,
+    issuer: x509.Certificate,
+    now: datetime,
+    *,
+    signature: Check,
+    dates: Check,
 ) -> datetime:
     """The CRL is `issuer`'s and is in date at `now`. Returns its nextUpdate."""
     if reason := _crl_signed_by(crl, issuer):
-        raise VerificationError(signature, f"the CRL was not signed by {common_name(issuer.subject)!r}: {reason}")
+        raise VerificationError(
+            signature, f"the CRL was not signed by {common_name(issuer.subject)!r}: {reason}"
+        )
     until = crl.next_update_utc
     if until is None or not crl.last_update_utc <= now <= until:
         raise VerificationError(
@@ -185,5 +196,6 @@ def check_not_revoked(cert: x509.Certificate, crl: x509.CertificateRevocationLis
     """Not on a CRL that `verify_crl` accepted."""
     if crl.get_revoked_certificate_by_serial_number(cert.serial_number) is not None:
         raise VerificationError(
-            check, f"{common_name(cert.subject)!r} (serial {cert.serial_number:x}) is revoked by {common_name(crl.issuer)!r}"
+            check,
+            f"{common_name(cert.subject)!r} (serial {cert.serial_number:x}) is revoked by {common_name(crl.issuer)!r}",
         )

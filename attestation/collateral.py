@@ -52,7 +52,9 @@ class IntelCollateral:
         return cls(**values)  # type: ignore[arg-type]  # built from the fields' own types just above
 
     def to_json(self) -> bytes:
-        return json.dumps({k: v.hex() if isinstance(v, bytes) else v for k, v in asdict(self).items()}).encode()
+        return json.dumps(
+            {k: v.hex() if isinstance(v, bytes) else v for k, v in asdict(self).items()}
+        ).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

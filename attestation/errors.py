@@ -61,7 +61,9 @@ class PolicyError(AttestationError):
     def __init__(self, violations: Sequence[Violation]) -> None:
         if not violations:
             raise ValueError("a PolicyError needs at least one violation")
-        super().__init__(violations[0].check, "; ".join(f"expected {v.expected}, found {v.found}" for v in violations))
+        super().__init__(
+            violations[0].check, "; ".join(f"expected {v.expected}, found {v.found}" for v in violations)
+        )
         self.violations = tuple(violations)
 
     def __str__(self) -> str:

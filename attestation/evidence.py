@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from attestation._b64 import b64url_decode, b64url_encode
 from attestation._json import parse_json_object
@@ -66,6 +66,8 @@ def dump_evidence(evidence: Evidence) -> bytes:
             cpu = _record(TDX_TYPE, quote, _EVIDENCE)
         case SnpEvidence(report):
             cpu = _record(SNP_TYPE, report, _EVIDENCE)
+        case never:
+            assert_never(never)
     document: dict[str, Any] = {
         "__cmwc_t": COLLECTION_TYPE,
         "statement": _record(STATEMENT_TYPE, evidence.statement, _EVIDENCE),
@@ -125,10 +127,14 @@ def _collection(
 ) -> Mapping[str, Any]:
     found = value.pop("__cmwc_t", None)
     if found != kind:
-        raise MalformedError(Check.EVIDENCE_FORMAT, f"expected a collection of type {kind!r}, found {found!r}")
+        raise MalformedError(
+            Check.EVIDENCE_FORMAT, f"expected a collection of type {kind!r}, found {found!r}"
+        )
     if not required <= set(value) <= required | optional:
         wrong = sorted((required - set(value)) | (set(value) - required - optional))
-        raise MalformedError(Check.EVIDENCE_FORMAT, f"collection {kind!r}: missing or unknown members {wrong}")
+        raise MalformedError(
+            Check.EVIDENCE_FORMAT, f"collection {kind!r}: missing or unknown members {wrong}"
+        )
     return value
 
 
@@ -141,4 +147,3 @@ def _read(collection: Mapping[str, Any], name: str, *kinds: str) -> tuple[str, b
         case [str(kind), str(text)] | [str(kind), str(text), int()] if kind in kinds:
             return kind, b64url_decode(text, Check.EVIDENCE_FORMAT, name)
     raise MalformedError(Check.EVIDENCE_FORMAT, f"{name} must be a CMW record of type {' or '.join(kinds)}")
-

@@ -42,7 +42,9 @@ class StatementPolicy:
                 Violation(Check.POLICY_MODEL, _one_of(self.model_digests), statement.model.digest.hex())
             )
         if not self.any_config and statement.config not in self.config_digests:
-            violations.append(Violation(Check.POLICY_CONFIG, _one_of(self.config_digests), statement.config.hex()))
+            violations.append(
+                Violation(Check.POLICY_CONFIG, _one_of(self.config_digests), statement.config.hex())
+            )
         return violations
 
 
@@ -76,7 +78,11 @@ class Policy:
                 return self.snp.check(cpu, now)
         accepted = [name for name, table in (("tdx", self.tdx), ("snp", self.snp)) if table is not None]
         found = "tdx" if isinstance(cpu, TdxClaims) else "snp"
-        return [Violation(Check.POLICY_PLATFORM, " or ".join(accepted) or "no platform: the policy names none", found)]
+        return [
+            Violation(
+                Check.POLICY_PLATFORM, " or ".join(accepted) or "no platform: the policy names none", found
+            )
+        ]
 
 
 def parse_policy(text: str) -> Policy:

@@ -117,8 +117,8 @@ def verify_receipt(token: str, key: bytes) -> Receipt:
     """The receipt in `token`, signed by the Ed25519 public key `key` that stands in a verified statement."""
     if len(token) > MAX_RECEIPT_BYTES:
         raise MalformedError(Check.RECEIPT_FORMAT, f"{len(token)} bytes, the limit is {MAX_RECEIPT_BYTES}")
+    header, _, _ = _segments(token)
     try:
-        header = _header(token.partition(".")[0])
         if header.get("typ") != TYPE or header.get("alg") != "EdDSA" or set(header) != {"typ", "alg"}:
             raise MalformedError(Check.RECEIPT_FORMAT, f"expected an EdDSA {TYPE}, found header {header}")
         payload = _JWS.decode(token, Ed25519PublicKey.from_public_bytes(key), algorithms=["EdDSA"])
@@ -131,7 +131,7 @@ def verify_receipt(token: str, key: bytes) -> Receipt:
     return _parse_claims(payload)
 
 
-def check_receipt(  # noqa: PLR0913 - every argument is one thing that must agree
+def check_receipt(
     receipt: Receipt,
     *,
     statement: bytes,
@@ -164,9 +164,17 @@ def check_receipt(  # noqa: PLR0913 - every argument is one thing that must agre
         )
 
 
-def _header(segment: str) -> dict[str, Any]:
-    data = b64url_decode(segment, Check.RECEIPT_FORMAT, "the receipt's header")
-    return parse_json_object(data, Check.RECEIPT_FORMAT, "the receipt's header", limit=1024)
+def _segments(token: str) -> tuple[dict[str, Any], bytes, bytes]:
+    """Header, payload and signature; one text for one value, so that no character can be changed unseen."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        raise MalformedError(Check.RECEIPT_FORMAT, f"a compact JWS has 3 parts, found {len(parts)}")
+    header, payload, signature = (b64url_decode(part, Check.RECEIPT_FORMAT, "the receipt") for part in parts)
+    return (
+        parse_json_object(header, Check.RECEIPT_FORMAT, "the receipt's header", limit=1024),
+        payload,
+        signature,
+    )
 
 
 def _parse_claims(payload: bytes) -> Receipt:

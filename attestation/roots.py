@@ -26,7 +26,9 @@ class Roots:
     """The anchors of each vendor. An empty tuple trusts nobody. The defaults are the vendors' production roots."""
 
     intel: tuple[Root, ...] = field(
-        default=(_root("Intel SGX Root CA", "a0af031289f5d5d4132f9186068a7fc13628633ba235777472e29b6b6c67a49e"),)
+        default=(
+            _root("Intel SGX Root CA", "a0af031289f5d5d4132f9186068a7fc13628633ba235777472e29b6b6c67a49e"),
+        )
     )
     amd: tuple[Root, ...] = field(
         default=(
@@ -37,16 +39,24 @@ class Roots:
     )
     nvidia_device: tuple[Root, ...] = field(
         default=(
-            _root("NVIDIA Device Identity CA", "a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4"),
+            _root(
+                "NVIDIA Device Identity CA",
+                "a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4",
+            ),
         )
     )
     nvidia_rim: tuple[Root, ...] = field(
         default=(
-            _root("NVIDIA CoRIM signing Root CA", "dec1dc316477aa851eebdf51327ae9f864bc8d89254657ed1e7eb9168af1e1a3"),
+            _root(
+                "NVIDIA CoRIM signing Root CA",
+                "dec1dc316477aa851eebdf51327ae9f864bc8d89254657ed1e7eb9168af1e1a3",
+            ),
         )
     )
     aws: tuple[Root, ...] = field(
-        default=(_root("aws.nitro-enclaves", "f2caf5ecc6190b4a8399b78bc58a2bbcd0382375db8a1bfd78a82743874fd225"),)
+        default=(
+            _root("aws.nitro-enclaves", "f2caf5ecc6190b4a8399b78bc58a2bbcd0382375db8a1bfd78a82743874fd225"),
+        )
     )
 
 
@@ -55,4 +65,7 @@ VENDOR = Roots()
 
 def is_vendor(root: Root) -> bool:
     """Whether a root is one of the pins above: anything else (a simulator, a test PKI) is shown as such."""
-    return any(root in group for group in (VENDOR.intel, VENDOR.amd, VENDOR.nvidia_device, VENDOR.nvidia_rim, VENDOR.aws))
+    return any(
+        root in group
+        for group in (VENDOR.intel, VENDOR.amd, VENDOR.nvidia_device, VENDOR.nvidia_rim, VENDOR.aws)
+    )

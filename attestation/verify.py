@@ -29,13 +29,19 @@ def verify(
     """
     collateral = collateral or evidence.collateral
     statement = parse_statement(evidence.statement)
-    cpu = verify_cpu(evidence.cpu, collateral, policy.roots, now)  # 1. authentic: pinned roots, unrevoked, in date
+    cpu = verify_cpu(
+        evidence.cpu, collateral, policy.roots, now
+    )  # 1. authentic: pinned roots, unrevoked, in date
     gpus = nvidia.verify_all(  #                                     2. the GPUs too, asked for this statement
         evidence.gpu, gpu_nonce(nonce, evidence.statement), collateral.nvidia, policy.roots, now
     )
-    check_binding(cpu.report_data, nonce, evidence.statement, evidence.gpu)  # 3. fresh, and all of one machine
+    check_binding(
+        cpu.report_data, nonce, evidence.statement, evidence.gpu
+    )  # 3. fresh, and all of one machine
     check_statement_time(statement, now)
-    policy.check(cpu, gpus, statement, now)  #                               4. the code, firmware and TCB we accept
+    policy.check(
+        cpu, gpus, statement, now
+    )  #                               4. the code, firmware and TCB we accept
     return Verdict(
         cpu=cpu,
         gpus=gpus,
