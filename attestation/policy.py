@@ -53,10 +53,10 @@ class Policy:
     """Everything a client demands. A platform without a table of its own is refused."""
 
     roots: Roots = VENDOR
-    statement: StatementPolicy = StatementPolicy()
+    statement: StatementPolicy = field(default_factory=StatementPolicy)
     tdx: TdxPolicy | None = None
     snp: SnpPolicy | None = None
-    gpu: GpuPolicy = GpuPolicy()
+    gpu: GpuPolicy = field(default_factory=GpuPolicy)
 
     def check(
         self, cpu: TdxClaims | SnpClaims, gpus: Sequence[GpuClaims], statement: Statement, now: datetime

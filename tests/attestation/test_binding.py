@@ -52,7 +52,7 @@ def test_report_data_is_the_documented_formula() -> None:
     text = STATEMENT.to_bytes()
     expected = sha512(
         b"attested-inference/report-data/v1"
-        + b"\x00"
+         b"\x00"
         + NONCE
         + sha256(text).digest()
         + sha256(b"gpu").digest()
