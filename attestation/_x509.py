@@ -152,8 +152,24 @@ def check_validity(cert: x509.Certificate, now: datetime, check: Check) -> None:
         )
 
 
+class _ById:
+    """CRLs have no hash. `parse_crl` returns the same object for the same bytes, so identity will do as a key."""
+
+    __slots__ = ("crl",)
+
+    def __init__(self, crl: x509.CertificateRevocationList) -> None:
+        self.crl = crl
+
+    def __hash__(self) -> int:
+        return id(self.crl)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.crl is other.crl
+
+
 @lru_cache(maxsize=_CACHE)
-def _crl_signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> str:
+def _crl_signed_by(key: _ById, issuer: x509.Certificate) -> str:
+    crl = key.crl
     if crl.issuer != issuer.subject:
         return f"it names {common_name(crl.issuer)!r} as issuer"
     try:
@@ -178,7 +194,7 @@ def verify_crl(
     dates: Check,
 ) -> datetime:
     """The CRL is `issuer`'s and is in date at `now`. Returns its nextUpdate."""
-    if reason := _crl_signed_by(crl, issuer):
+    if reason := _crl_signed_by(_ById(crl), issuer):
         raise VerificationError(
             signature, f"the CRL was not signed by {common_name(issuer.subject)!r}: {reason}"
         )
