@@ -59,12 +59,16 @@ def _convert(hint: Any, value: object, where: str, size: int | None, check: Chec
     if hint is bytes:
         return _bytes(value, where, size, check)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        if not isinstance(value, str) or value not in list(hint):
-            raise MalformedError(check, f"{where} must be one of {[str(m) for m in hint]}, found {value!r}")
-        return hint(value)
+        return _member(hint, value, where, check)
     if type(value) is not hint:  # exact: a TOML true is no int
         raise MalformedError(check, f"{where} must be {hint.__name__}, found {type(value).__name__}")
     return value
+
+
+def _member(kind: type[StrEnum], value: object, where: str, check: Check) -> StrEnum:
+    if not isinstance(value, str) or value not in list(kind):
+        raise MalformedError(check, f"{where} must be one of {[str(m) for m in kind]}, found {value!r}")
+    return kind(value)
 
 
 def _bytes(value: object, where: str, size: int | None, check: Check) -> bytes:

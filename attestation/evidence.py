@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from attestation._b64 import b64url_decode, b64url_encode
@@ -56,7 +56,7 @@ class Evidence:
     statement: bytes
     cpu: TdxEvidence | SnpEvidence
     gpu: bytes = b""  # NVIDIA's evidence list as JSON; empty when the machine has no GPU
-    collateral: Collateral = Collateral()
+    collateral: Collateral = field(default_factory=Collateral)
 
 
 def dump_evidence(evidence: Evidence) -> bytes:
