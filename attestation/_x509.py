@@ -6,7 +6,9 @@ revocation depend on the time asked about and are judged on every call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -14,6 +16,7 @@ from hashlib import sha256
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.utils import CryptographyDeprecationWarning
 
 from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
@@ -24,9 +27,18 @@ MAX_CRL_BYTES = 4 * 1024 * 1024  # Intel's processor CRL is the largest seen, ab
 _CACHE = 512
 
 
+@contextmanager
+def _serial_zero_accepted() -> Iterator[None]:
+    """Every VCEK and VLEK that AMD issues has serial number 0; RFC 5280 forbids it, and loading one warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Parsed a serial number", CryptographyDeprecationWarning)
+        yield
+
+
 @lru_cache(maxsize=_CACHE)
 def _parse_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
-    certs = tuple(x509.load_pem_x509_certificates(pem))
+    with _serial_zero_accepted():
+        certs = tuple(x509.load_pem_x509_certificates(pem))
     for cert in certs:
         _touch(cert)
     return certs
@@ -34,7 +46,8 @@ def _parse_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 @lru_cache(maxsize=_CACHE)
 def _parse_der(der: bytes) -> x509.Certificate:
-    cert = x509.load_der_x509_certificate(der)
+    with _serial_zero_accepted():
+        cert = x509.load_der_x509_certificate(der)
     _touch(cert)
     return cert
 
