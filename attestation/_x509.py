@@ -143,7 +143,7 @@ def _signed_by(cert: x509.Certificate, issuer: x509.Certificate) -> str:
     try:
         cert.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError) as exc:
-        return f"its signature or issuer name does not match ({exc or 'bad signature'})"
+        return f"its signature or issuer name does not match ({str(exc) or 'bad signature'})"
     return ""
 
 

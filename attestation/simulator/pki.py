@@ -63,7 +63,7 @@ def name(common_name: str, organization: str = SIMULATED) -> x509.Name:
     )
 
 
-def _hash(key: PrivateKey) -> hashes.HashAlgorithm:
+def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
     """SHA-256 for P-256, SHA-384 for P-384 and RSA, as Intel, NVIDIA and AMD do."""
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp256r1":
         return hashes.SHA256()
@@ -147,7 +147,7 @@ def pin(signer: Signer) -> Root:
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     common_name = signer.cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-    return Root(f"SIMULATED {common_name}", sha256(spki).digest())
+    return Root(f"SIMULATED {common_name!s}", sha256(spki).digest())
 
 
 def load_or_make_key(path: Path, make: Callable[[], PrivateKey]) -> PrivateKey:

@@ -186,29 +186,29 @@ def _certification_data(reader: Reader, expected: int, name: str) -> Reader:
 
 
 def _td_report(reader: Reader, body_type: int) -> TdReport:
-    base = {
-        "tee_tcb_svn": reader.take(16, "TEE_TCB_SVN"),
-        "mr_seam": reader.take(48, "MRSEAM"),
-        "mr_signer_seam": reader.take(48, "MRSIGNERSEAM"),
-    }
-    words = {name: reader.uint(8, name) for name in ("seam_attributes", "td_attributes", "xfam")}
-    names = ("mrtd", "mr_config_id", "mr_owner", "mr_owner_config", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
-    registers = {name: reader.take(48, name) for name in names}
-    report_data = reader.take(64, "report data")
-    svn2 = reader.take(16, "TEE_TCB_SVN2") if body_type != TD10 else None
-    service = reader.take(48, "MRSERVICETD") if body_type != TD10 else None
-    history = _history(reader) if body_type == TD15EX else None
-    reader.end()
-    return TdReport(
+    report = TdReport(  # arguments are evaluated in order, which is the order of the fields
         body_type=body_type,
-        **base,
-        **words,
-        **registers,
-        report_data=report_data,
-        tee_tcb_svn2=svn2,
-        mr_service_td=service,
-        history=history,
+        tee_tcb_svn=reader.take(16, "TEE_TCB_SVN"),
+        mr_seam=reader.take(48, "MRSEAM"),
+        mr_signer_seam=reader.take(48, "MRSIGNERSEAM"),
+        seam_attributes=reader.uint(8, "SEAMATTRIBUTES"),
+        td_attributes=reader.uint(8, "TDATTRIBUTES"),
+        xfam=reader.uint(8, "XFAM"),
+        mrtd=reader.take(48, "MRTD"),
+        mr_config_id=reader.take(48, "MRCONFIGID"),
+        mr_owner=reader.take(48, "MROWNER"),
+        mr_owner_config=reader.take(48, "MROWNERCONFIG"),
+        rtmr0=reader.take(48, "RTMR0"),
+        rtmr1=reader.take(48, "RTMR1"),
+        rtmr2=reader.take(48, "RTMR2"),
+        rtmr3=reader.take(48, "RTMR3"),
+        report_data=reader.take(64, "REPORTDATA"),
+        tee_tcb_svn2=reader.take(16, "TEE_TCB_SVN2") if body_type != TD10 else None,
+        mr_service_td=reader.take(48, "MRSERVICETD") if body_type != TD10 else None,
+        history=_history(reader) if body_type == TD15EX else None,
     )
+    reader.end()
+    return report
 
 
 def _history(reader: Reader) -> ServiceTdHistory:

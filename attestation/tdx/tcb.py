@@ -49,7 +49,7 @@ def check_tcb(td: TdReport, platform: Platform, info: TcbInfo, qe: SvnLevel) -> 
     """The status of the whole platform. `Revoked`, and a platform below every level, are refused here."""
     module = _check_module(td, info)
     level = _platform_level(td.tee_tcb_svn, platform, info)
-    parts = [level, qe] if module is None else [level, qe, module]
+    parts: list[TcbLevel | SvnLevel] = [level, qe] if module is None else [level, qe, module]
     status = converge(part.status for part in parts)
     if status is TcbStatus.REVOKED:
         revoked = ", ".join(type(p).__name__ for p in parts if p.status is TcbStatus.REVOKED)
