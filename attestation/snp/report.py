@@ -143,7 +143,9 @@ class Report:
 def parse_report(data: bytes) -> Report:
     """Read the 1184 bytes of a report; reserved areas must be zero, as the specification has them."""
     if len(data) != REPORT_BYTES:
-        raise MalformedError(Check.SNP_REPORT, f"SNP report: expected {REPORT_BYTES} bytes, found {len(data)}")
+        raise MalformedError(
+            Check.SNP_REPORT, f"SNP report: must have {REPORT_BYTES} bytes, found {len(data)}"
+        )
     reader = Reader(data, Check.SNP_REPORT, "SNP report")
     version = reader.uint(4, "version")
     if version not in _VERSIONS:
@@ -298,5 +300,6 @@ def decode_tcb(raw: bytes, product: Product, name: str) -> Tcb:
         bootloader, tee, *reserved, snp, microcode = raw
         fmc = 0
     if any(reserved):
-        raise MalformedError(Check.SNP_REPORT, f"SNP report: {name} {raw.hex()} has reserved bytes set for {product}")
+        detail = f"SNP report: {name} {raw.hex()} sets bytes that are reserved on {product}"
+        raise MalformedError(Check.SNP_REPORT, detail)
     return Tcb(fmc=fmc, bootloader=bootloader, tee=tee, snp=snp, microcode=microcode)
