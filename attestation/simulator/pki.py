@@ -123,7 +123,12 @@ def _key_usage(ca: bool) -> x509.KeyUsage:
 
 
 def crl(
-    issuer: Signer, *, this_update: datetime, next_update: datetime, revoked: Sequence[int] = (), number: int = 1
+    issuer: Signer,
+    *,
+    this_update: datetime,
+    next_update: datetime,
+    revoked: Sequence[int] = (),
+    number: int = 1,
 ) -> bytes:
     """DER of the issuer's revocation list over the serial numbers `revoked`."""
     builder = (
@@ -132,7 +137,9 @@ def crl(
         .last_update(this_update)
         .next_update(next_update)
         .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.cert.public_key()), critical=False)  # type: ignore[arg-type]  # our keys are RSA or EC
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.cert.public_key()), critical=False
+        )  # type: ignore[arg-type]  # our keys are RSA or EC
     )
     for serial in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(this_update).build()

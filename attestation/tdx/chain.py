@@ -47,7 +47,9 @@ class PckChain:
     expires: datetime
 
 
-def verify_pck_chain(pem: bytes, collateral: IntelCollateral, roots: Sequence[Root], now: datetime) -> PckChain:
+def verify_pck_chain(
+    pem: bytes, collateral: IntelCollateral, roots: Sequence[Root], now: datetime
+) -> PckChain:
     """The quote's own chain, leaf first: PCK certificate, Platform or Processor CA, pinned root."""
     chain = parse_chain(pem, Check.TDX_PCK_CHAIN, "PCK certificate chain", length=3)
     leaf, ca, root_cert = chain
@@ -62,7 +64,9 @@ def verify_pck_chain(pem: bytes, collateral: IntelCollateral, roots: Sequence[Ro
 
     root_crl = parse_crl(collateral.root_ca_crl, Check.TDX_COLLATERAL_FORMAT, "root CA CRL")
     pck_crl = parse_crl(collateral.pck_crl, Check.TDX_COLLATERAL_FORMAT, "PCK CRL")
-    root_until = verify_crl(root_crl, root_cert, now, signature=Check.TDX_ROOT_CRL, dates=Check.TDX_ROOT_CRL_DATES)
+    root_until = verify_crl(
+        root_crl, root_cert, now, signature=Check.TDX_ROOT_CRL, dates=Check.TDX_ROOT_CRL_DATES
+    )
     pck_until = verify_crl(pck_crl, ca, now, signature=Check.TDX_PCK_CRL, dates=Check.TDX_PCK_CRL_DATES)
     check_not_revoked(ca, root_crl, Check.TDX_CA_REVOKED)
     check_not_revoked(leaf, pck_crl, Check.TDX_PCK_REVOKED)
@@ -79,7 +83,9 @@ def verify_pck_chain(pem: bytes, collateral: IntelCollateral, roots: Sequence[Ro
 
 def verify_tcb_signer(pem: str, pck: PckChain, now: datetime) -> x509.Certificate:
     """Intel's TCB Signing certificate, issued by the very root that the platform's chain ends in."""
-    signer, root_cert = parse_chain(pem.encode(errors="replace"), Check.TDX_SIGNER_CHAIN, "TCB signing chain", length=2)
+    signer, root_cert = parse_chain(
+        pem.encode(errors="replace"), Check.TDX_SIGNER_CHAIN, "TCB signing chain", length=2
+    )
     find_root(root_cert, (pck.root,), Check.TDX_SIGNER_CHAIN)
     verify_issued_by(signer, pck.root_cert, Check.TDX_SIGNER_CHAIN)
     _check_role(signer, (TCB_SIGNING,), Check.TDX_SIGNER_ROLE)
@@ -91,4 +97,6 @@ def verify_tcb_signer(pem: str, pck: PckChain, now: datetime) -> x509.Certificat
 def _check_role(cert: x509.Certificate, names: Sequence[str], check: Check) -> None:
     found = common_name(cert.subject)
     if found not in names:
-        raise VerificationError(check, f"expected a certificate of {' or '.join(map(repr, names))}, found {found!r}")
+        raise VerificationError(
+            check, f"expected a certificate of {' or '.join(map(repr, names))}, found {found!r}"
+        )

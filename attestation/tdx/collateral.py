@@ -94,7 +94,9 @@ class QeIdentity:
 @lru_cache(maxsize=_CACHE)
 def parse_tcb_info(text: str) -> TcbInfo:
     """TCB info as Intel signed it. The ids, versions and dates are left for the verifier to judge."""
-    table = _Table(parse_json_object(text, Check.TDX_COLLATERAL_FORMAT, "TCB info", limit=MAX_JSON_BYTES), "TCB info")
+    table = _Table(
+        parse_json_object(text, Check.TDX_COLLATERAL_FORMAT, "TCB info", limit=MAX_JSON_BYTES), "TCB info"
+    )
     modules = tuple(_module(t, with_levels=True) for t in table.tables("tdxModuleIdentities", optional=True))
     if table.has("tdxModule"):
         modules = (_module(table.table("tdxModule"), with_levels=False), *modules)
@@ -182,7 +184,9 @@ class _Table:
                 raise ValueError
             return datetime.fromisoformat(text)
         except ValueError:
-            raise self.error(f"{key} must be a UTC date like 2026-01-31T00:00:00Z, found {text[:80]!r}") from None
+            raise self.error(
+                f"{key} must be a UTC date like 2026-01-31T00:00:00Z, found {text[:80]!r}"
+            ) from None
 
     def table(self, key: str) -> _Table:
         return _Table(self._get(key, dict), f"{self._what} {key}")

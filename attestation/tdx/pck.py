@@ -44,7 +44,9 @@ def parse_platform(cert: x509.Certificate) -> Platform:
     try:
         return _parse(der)
     except (ValueError, KeyError, IndexError) as exc:
-        raise MalformedError(Check.TDX_PCK_EXTENSION, f"the PCK certificate's SGX extension: {exc!r}") from exc
+        raise MalformedError(
+            Check.TDX_PCK_EXTENSION, f"the PCK certificate's SGX extension: {exc!r}"
+        ) from exc
 
 
 @lru_cache(maxsize=512)

@@ -127,19 +127,29 @@ def _check_attributes(policy: TdxPolicy, td: TdReport) -> Iterator[Violation]:
         yield Violation(Check.TDX_RESERVED_ATTRIBUTES, "reserved bits clear", word)
     xfam = XFAM_ALLOWED | _bits(policy.allow_xfam_bits)
     if td.xfam & ~xfam or td.xfam & XFAM_FIXED_1 != XFAM_FIXED_1:
-        yield Violation(Check.TDX_XFAM, f"bits {XFAM_FIXED_1:#x} set and none outside {xfam:#x}", f"XFAM {td.xfam:#x}")
+        yield Violation(
+            Check.TDX_XFAM, f"bits {XFAM_FIXED_1:#x} set and none outside {xfam:#x}", f"XFAM {td.xfam:#x}"
+        )
     if td.mr_service_td not in (None, _ZERO) and not policy.allow_service_td:
         yield Violation(Check.TDX_SERVICE_TD, "no service TD bound", f"MRSERVICETD {td.mr_service_td.hex()}")
 
 
 def _check_tcb(policy: TdxPolicy, claims: TdxClaims, now: datetime) -> Iterator[Violation]:
     tcb, accepted = claims.tcb, policy.accept_tcb_status
-    in_grace = now <= tcb.date + timedelta(days=policy.grace_days) and tcb.status.if_brought_up_to_date in accepted
+    in_grace = (
+        now <= tcb.date + timedelta(days=policy.grace_days) and tcb.status.if_brought_up_to_date in accepted
+    )
     if tcb.status not in accepted and not in_grace:
-        yield Violation(Check.TDX_TCB_STATUS, " or ".join(sorted(accepted)), f"{tcb.status} (level of {tcb.date:%Y-%m-%d})")
+        yield Violation(
+            Check.TDX_TCB_STATUS,
+            " or ".join(sorted(accepted)),
+            f"{tcb.status} (level of {tcb.date:%Y-%m-%d})",
+        )
     unaccepted = sorted(set(tcb.advisories) - policy.accept_advisories)
     if unaccepted and not policy.accept_any_advisory:
-        expected = "none but " + ", ".join(sorted(policy.accept_advisories)) if policy.accept_advisories else "none"
+        expected = (
+            "none but " + ", ".join(sorted(policy.accept_advisories)) if policy.accept_advisories else "none"
+        )
         yield Violation(Check.TDX_ADVISORIES, expected, ", ".join(unaccepted))
     number, minimum = claims.tcb_evaluation_data_number, policy.min_tcb_evaluation_data_number
     if number < minimum:
@@ -147,7 +157,9 @@ def _check_tcb(policy: TdxPolicy, claims: TdxClaims, now: datetime) -> Iterator[
     days = policy.max_collateral_age_days
     if days is not None and now - claims.collateral_issued > timedelta(days=days):
         yield Violation(
-            Check.TDX_COLLATERAL_AGE, f"collateral of the last {days} days", f"issued {claims.collateral_issued:%Y-%m-%d}"
+            Check.TDX_COLLATERAL_AGE,
+            f"collateral of the last {days} days",
+            f"issued {claims.collateral_issued:%Y-%m-%d}",
         )
     svn, floor = claims.td.tee_tcb_svn, policy.min_tee_tcb_svn
     if floor is not None and any(have < need for have, need in zip(svn, floor, strict=True)):
@@ -166,7 +178,9 @@ def _check_platform(policy: TdxPolicy, claims: TdxClaims) -> Iterator[Violation]
         yield Violation(Check.TDX_PADDING, "nothing after the quote", f"{claims.padding} zero bytes")
 
 
-def _one_of(check: Check, accepted: frozenset[bytes] | None, found: bytes, what: str = "") -> Iterator[Violation]:
+def _one_of(
+    check: Check, accepted: frozenset[bytes] | None, found: bytes, what: str = ""
+) -> Iterator[Violation]:
     if accepted is not None and found not in accepted:
         names = " or ".join(sorted(value.hex() for value in accepted)) or "none: the policy lists no value"
         yield Violation(check, what + names, what + (found.hex() or "none"))

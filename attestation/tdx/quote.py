@@ -26,7 +26,6 @@ ECDSA_P256 = 2
 TEE_SGX, TEE_TDX = 0x00, 0x81
 TD10, TD15, TD15EX = 2, 3, 4
 BODY_BYTES = {TD10: 584, TD15: 648, TD15EX: 885}
-_BODY_NAMES = {1: "an SGX enclave", **{kind: "a TD" for kind in BODY_BYTES}}
 _QE_REPORT_DATA, _PCK_CHAIN = 6, 5
 
 
@@ -107,7 +106,9 @@ class Quote:
 def parse_quote(data: bytes, *, padding: bool = False) -> Quote:
     """The quote in `data`. Bytes after it are refused; with `padding`, zeros are counted and left out."""
     if len(data) > MAX_QUOTE_BYTES:
-        raise MalformedError(Check.TDX_FORMAT, f"TDX quote: {len(data)} bytes, the limit is {MAX_QUOTE_BYTES}")
+        raise MalformedError(
+            Check.TDX_FORMAT, f"TDX quote: {len(data)} bytes, the limit is {MAX_QUOTE_BYTES}"
+        )
     reader = Reader(data, Check.TDX_FORMAT, "TDX quote")
     version = _version(reader)
     reader.take(4, "reserved header field")
@@ -127,7 +128,9 @@ def parse_quote(data: bytes, *, padding: bool = False) -> Quote:
     qe_report_signature = certification.take(64, "QE report signature")
     auth_size = certification.uint(2, "QE authentication data length")
     if auth_size > MAX_AUTH_BYTES:
-        raise certification.error(f"{auth_size} bytes of QE authentication data, the limit is {MAX_AUTH_BYTES}")
+        raise certification.error(
+            f"{auth_size} bytes of QE authentication data, the limit is {MAX_AUTH_BYTES}"
+        )
     auth_data = certification.take(auth_size, "QE authentication data")
     chain = _certification_data(certification, _PCK_CHAIN, "PCK certification data")
     return Quote(
@@ -169,7 +172,8 @@ def _body_type(reader: Reader) -> int:
     """Version 5 says which body follows, and its size, which must be the one of that type."""
     kind, size = reader.uint(2, "body type"), reader.uint(4, "body size")
     if kind not in BODY_BYTES:
-        raise _kind(f"body type {kind} ({_BODY_NAMES.get(kind, 'unknown')}), expected one of {sorted(BODY_BYTES)}")
+        hint = " (an SGX enclave)" if kind == 1 else ""
+        raise _kind(f"body type {kind}{hint}, expected one of {sorted(BODY_BYTES)}")
     if size != BODY_BYTES[kind]:
         raise reader.error(f"body type {kind} has {BODY_BYTES[kind]} bytes, the quote says {size}")
     return kind

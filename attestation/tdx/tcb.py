@@ -31,7 +31,9 @@ class Tcb:
 def check_qe_identity(report: QeReport, identity: QeIdentity) -> SvnLevel:
     """The enclave that signed is Intel's TD quoting enclave. Returns the level its version reaches."""
     if report.attributes[0] & _SGX_ATTRIBUTE_DEBUG:
-        raise VerificationError(Check.TDX_QE_DEBUG, "the quoting enclave runs in debug mode: its host can read its keys")
+        raise VerificationError(
+            Check.TDX_QE_DEBUG, "the quoting enclave runs in debug mode: its host can read its keys"
+        )
     for name, expected, found in (
         ("MRSIGNER", identity.mr_signer, report.mr_signer),
         ("MISCSELECT", identity.misc_select, _masked(report.misc_select, identity.misc_select_mask)),
@@ -40,7 +42,8 @@ def check_qe_identity(report: QeReport, identity: QeIdentity) -> SvnLevel:
     ):
         if expected != found:
             raise VerificationError(
-                Check.TDX_QE_IDENTITY, f"quoting enclave {name}: expected {_show(expected)}, found {_show(found)}"
+                Check.TDX_QE_IDENTITY,
+                f"quoting enclave {name}: expected {_show(expected)}, found {_show(found)}",
             )
     return _svn_level(identity.levels, report.isv_svn, Check.TDX_QE_LEVEL, "quoting enclave")
 
@@ -126,7 +129,9 @@ def _svn_level(levels: Sequence[SvnLevel], isv_svn: int, check: Check, what: str
         if isv_svn >= level.isv_svn:
             return level
     lowest = levels[-1].isv_svn if levels else "no level at all"
-    raise VerificationError(check, f"the {what} has ISVSVN {isv_svn}, the lowest that Intel knows is {lowest}")
+    raise VerificationError(
+        check, f"the {what} has ISVSVN {isv_svn}, the lowest that Intel knows is {lowest}"
+    )
 
 
 def _is_relaunch_enough(td: TdReport, info: TcbInfo, parts: Sequence[TcbLevel | SvnLevel]) -> bool:

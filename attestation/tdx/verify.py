@@ -32,18 +32,24 @@ def verify(quote: bytes, collateral: IntelCollateral, roots: Sequence[Root], now
 
     Zero bytes after the quote are counted, for the policy to judge. Nothing is accepted here: see `TdxPolicy`.
     """
-    q = parse_quote(quote, padding=True)  #                                  1. a TDX quote and nothing else
-    pck = verify_pck_chain(q.pck_chain, collateral, roots, now)  #           2. platform certificate to a pinned root
-    info = verify_tcb_info(collateral, pck, now)  #                          3. Intel's word on TCB levels
-    identity = verify_qe_identity(collateral, pck, now)  #                   4. … and on quoting enclaves
-    check_same_platform(info, pck)  #                                        5. levels of this kind of platform
-    verify_qe_report(q, pck)  #                                              6. the platform signed the enclave
-    check_key_binding(q)  #                                                  7. … which made the attestation key
-    qe_level = check_qe_identity(q.qe_report, identity)  #                   8. … and is Intel's
-    verify_signed_by_raw_key(  #                                             9. the attestation key signed the TD
-        q.attestation_key, q.signature, q.signed, Check.TDX_QUOTE_SIGNATURE, "quote signature"
-    )
-    tcb = check_tcb(q.td, pck.platform, info, qe_level)  #                  10. how up to date it all is
+    # 1. a TDX quote and nothing else
+    q = parse_quote(quote, padding=True)
+    # 2. the platform's certificate: issued under a pinned root, in date, not revoked
+    pck = verify_pck_chain(q.pck_chain, collateral, roots, now)
+    # 3. Intel's word on TCB levels, and 4. on quoting enclaves: signed for this purpose, in date
+    info = verify_tcb_info(collateral, pck, now)
+    identity = verify_qe_identity(collateral, pck, now)
+    # 5. those levels are about this kind of platform
+    check_same_platform(info, pck)
+    # 6. the platform signed the quoting enclave's report, 7. which names the attestation key
+    verify_qe_report(q, pck)
+    check_key_binding(q)
+    # 8. that enclave is Intel's
+    qe_level = check_qe_identity(q.qe_report, identity)
+    # 9. the attestation key signed this TD
+    verify_quote_signature(q)
+    # 10. how up to date all of it is
+    tcb = check_tcb(q.td, pck.platform, info, qe_level)
     return TdxClaims(
         root=pck.root,
         quote_version=q.version,
@@ -79,7 +85,9 @@ def verify_qe_identity(collateral: IntelCollateral, pck: PckChain, now: datetime
     """Signed as delivered by Intel's TCB Signing certificate, for the TD quoting enclave, version 2, in date."""
     signer = verify_tcb_signer(collateral.qe_identity_issuer_chain, pck, now)
     raw = _text(collateral.qe_identity, "QE identity")
-    verify_signed_by(signer, collateral.qe_identity_signature, raw, Check.TDX_QE_IDENTITY_SIGNATURE, "QE identity")
+    verify_signed_by(
+        signer, collateral.qe_identity_signature, raw, Check.TDX_QE_IDENTITY_SIGNATURE, "QE identity"
+    )
     identity = parse_qe_identity(collateral.qe_identity)
     if (identity.id, identity.version) != ("TD_QE", 2):
         raise VerificationError(
@@ -94,11 +102,13 @@ def check_same_platform(info: TcbInfo, pck: PckChain) -> None:
     """TCB info for another kind of platform, or another provisioning enclave, says nothing about this one."""
     if info.fmspc != pck.platform.fmspc:
         raise VerificationError(
-            Check.TDX_FMSPC, f"the platform has FMSPC {pck.platform.fmspc.hex()}, the TCB info is for {info.fmspc.hex()}"
+            Check.TDX_FMSPC,
+            f"the platform has FMSPC {pck.platform.fmspc.hex()}, the TCB info is for {info.fmspc.hex()}",
         )
     if info.pce_id != pck.platform.pce_id:
         raise VerificationError(
-            Check.TDX_PCE_ID, f"the platform has PCEID {pck.platform.pce_id.hex()}, the TCB info is for {info.pce_id.hex()}"
+            Check.TDX_PCE_ID,
+            f"the platform has PCEID {pck.platform.pce_id.hex()}, the TCB info is for {info.pce_id.hex()}",
         )
 
 
@@ -106,10 +116,15 @@ def verify_qe_report(quote: Quote, pck: PckChain) -> None:
     """The quoting enclave ran on the platform of the PCK certificate."""
     if quote.qe_vendor_id != INTEL_QE_VENDOR:
         raise VerificationError(
-            Check.TDX_QE_VENDOR, f"QE vendor: expected Intel {INTEL_QE_VENDOR.hex()}, found {quote.qe_vendor_id.hex()}"
+            Check.TDX_QE_VENDOR,
+            f"QE vendor: expected Intel {INTEL_QE_VENDOR.hex()}, found {quote.qe_vendor_id.hex()}",
         )
     verify_signed_by(
-        pck.leaf, quote.qe_report_signature, quote.qe_report.raw, Check.TDX_QE_REPORT_SIGNATURE, "QE report signature"
+        pck.leaf,
+        quote.qe_report_signature,
+        quote.qe_report.raw,
+        Check.TDX_QE_REPORT_SIGNATURE,
+        "QE report signature",
     )
 
 
@@ -121,6 +136,13 @@ def check_key_binding(quote: Quote) -> None:
             Check.TDX_AK_BINDING,
             f"QE report data: expected {expected.hex()} for this attestation key, found {quote.qe_report.report_data.hex()}",
         )
+
+
+def verify_quote_signature(quote: Quote) -> None:
+    """The attestation key signed header and body, as delivered."""
+    verify_signed_by_raw_key(
+        quote.attestation_key, quote.signature, quote.signed, Check.TDX_QUOTE_SIGNATURE, "quote signature"
+    )
 
 
 def _text(text: str, what: str) -> bytes:
