@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from attestation._json import parse_json_object
 from attestation.checks import Check
 from attestation.errors import MalformedError
+from attestation.nvidia.collateral import NvidiaCollateral
 
 MAX_COLLATERAL_BYTES = 8 * 1024 * 1024
 
@@ -72,3 +73,4 @@ class Collateral:
 
     intel: IntelCollateral | None = None
     amd: AmdCollateral | None = None
+    nvidia: NvidiaCollateral | None = None

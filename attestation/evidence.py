@@ -16,6 +16,7 @@ from attestation._json import parse_json_object
 from attestation.checks import Check
 from attestation.collateral import AmdCollateral, Collateral, IntelCollateral
 from attestation.errors import MalformedError
+from attestation.nvidia.collateral import NvidiaCollateral
 
 MEDIA_TYPE = "application/cmw+json"
 COLLECTION_TYPE = "tag:attested-inference,2026:evidence#1"
@@ -28,6 +29,7 @@ TDX_TYPE = _VND + "tdx-quote"
 SNP_TYPE = _VND + "snp-report"
 GPU_TYPE = _VND + "nvidia-evidence+json"
 INTEL_TYPE = _VND + "intel-collateral+json"
+NVIDIA_TYPE = _VND + "nvidia-collateral+json"
 PEM_TYPE = "application/pem-certificate-chain"
 CERT_TYPE = "application/pkix-cert"
 CRL_TYPE = "application/pkix-crl"
@@ -83,6 +85,8 @@ def dump_evidence(evidence: Evidence) -> bytes:
         collateral["amd-chain"] = _record(PEM_TYPE, amd.chain, _ENDORSEMENTS)
         if amd.crl:
             collateral["amd-crl"] = _record(CRL_TYPE, amd.crl, _ENDORSEMENTS)
+    if nvidia := evidence.collateral.nvidia:
+        collateral["nvidia"] = _record(NVIDIA_TYPE, nvidia.to_json(), _ENDORSEMENTS)
     if len(collateral) > 1:
         document["collateral"] = collateral
     return json.dumps(document, separators=(",", ":")).encode()
@@ -109,8 +113,8 @@ def _parse_collateral(value: object) -> Collateral:
     if not isinstance(value, dict):
         raise MalformedError(Check.EVIDENCE_FORMAT, "collateral must be a collection")
     amd_names = {"amd-vek", "amd-chain", "amd-crl"}
-    table = _collection(value, COLLATERAL_TYPE, required=set(), optional={"intel"} | amd_names)
-    intel = amd = None
+    table = _collection(value, COLLATERAL_TYPE, required=set(), optional={"intel", "nvidia"} | amd_names)
+    intel = amd = nvidia = None
     if "intel" in table:
         intel = IntelCollateral.parse(_read(table, "intel", INTEL_TYPE)[1])
     if amd_names & set(table):
@@ -119,7 +123,9 @@ def _parse_collateral(value: object) -> Collateral:
             chain=_read(table, "amd-chain", PEM_TYPE)[1],
             crl=_read(table, "amd-crl", CRL_TYPE)[1] if "amd-crl" in table else b"",
         )
-    return Collateral(intel=intel, amd=amd)
+    if "nvidia" in table:
+        nvidia = NvidiaCollateral.parse(_read(table, "nvidia", NVIDIA_TYPE)[1])
+    return Collateral(intel=intel, amd=amd, nvidia=nvidia)
 
 
 def _collection(

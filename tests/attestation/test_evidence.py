@@ -20,6 +20,7 @@ from attestation.evidence import (
     dump_evidence,
     parse_evidence,
 )
+from attestation.nvidia.collateral import NvidiaCollateral
 
 INTEL = IntelCollateral(
     pck_crl_issuer_chain="chain",
@@ -33,9 +34,15 @@ INTEL = IntelCollateral(
     qe_identity_signature=b"\x04",
 )
 AMD = AmdCollateral(vek=b"vek", chain=b"chain", crl=b"crl")
+NVIDIA = NvidiaCollateral(rims=(b"<rim/>",), ocsp=(b"ocsp",))
 DOCUMENTS = [
     Evidence(statement=b"s", cpu=TdxEvidence(b"quote")),
-    Evidence(statement=b"s", cpu=TdxEvidence(b"quote"), gpu=b"[]", collateral=Collateral(intel=INTEL)),
+    Evidence(
+        statement=b"s",
+        cpu=TdxEvidence(b"quote"),
+        gpu=b"[]",
+        collateral=Collateral(intel=INTEL, nvidia=NVIDIA),
+    ),
     Evidence(statement=b"s", cpu=SnpEvidence(b"report"), collateral=Collateral(amd=AMD)),
     Evidence(
         statement=b"s",
