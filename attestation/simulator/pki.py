@@ -77,7 +77,7 @@ def _padding(key: PrivateKey) -> padding.PSS | None:
     return None
 
 
-def issue(
+def issue(  # noqa: PLR0913  # one argument for each thing a certificate says
     subject: x509.Name,
     key: PrivateKey,
     issuer: Signer | None = None,
@@ -138,8 +138,8 @@ def crl(
         .next_update(next_update)
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.cert.public_key()), critical=False
-        )  # type: ignore[arg-type]  # our keys are RSA or EC
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False
+        )
     )
     for serial in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(this_update).build()

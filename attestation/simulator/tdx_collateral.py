@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from attestation.simulator.tdx_defects import TdxDefect as D
 
 Json = dict[str, Any]
+Edit = tuple[tuple[str | int, ...], Any]  # a path of keys and indices, and the value to set there
 
 # no real platform carries these: "SIM" in the FMSPC, a digest of a sentence as the enclave's signer
 FMSPC = bytes.fromhex("00000053494d")
@@ -30,6 +29,7 @@ LEVEL_DATE = "2025-08-13T00:00:00Z"
 OLD_LEVEL_DATE = "2024-03-13T00:00:00Z"
 ADVISORIES = ["INTEL-SA-09999"]
 LIFETIME = timedelta(days=30)
+_YESTERDAY = timedelta(days=-1)
 
 
 def tcb_info(now: datetime, defect: D | None = None) -> Json:
@@ -37,7 +37,7 @@ def tcb_info(now: datetime, defect: D | None = None) -> Json:
     info: Json = {
         "id": "TDX",
         "version": 3,
-        **_dates(now),
+        **_dates(now + _TCB_INFO_ISSUED.get(defect, _YESTERDAY)),
         "fmspc": FMSPC.hex().upper(),
         "pceId": PCE_ID.hex().upper(),
         "tcbType": 0,
@@ -56,8 +56,7 @@ def tcb_info(now: datetime, defect: D | None = None) -> Json:
             platform_level("OutOfDate", sgx=(2, 2, *SGX_COMPONENTS[2:]), tdx=(2, 0, 2, *TDX_COMPONENTS[3:])),
         ],
     }
-    if edit := _TCB_INFO_EDITS.get(defect):
-        edit(info, now)
+    _edit(info, _TCB_INFO_EDITS.get(defect))
     return info
 
 
@@ -66,7 +65,7 @@ def qe_identity(now: datetime, defect: D | None = None) -> Json:
     identity: Json = {
         "id": "TD_QE",
         "version": 2,
-        **_dates(now),
+        **_dates(now + _QE_IDENTITY_ISSUED.get(defect, _YESTERDAY)),
         "tcbEvaluationDataNumber": EVALUATION_NUMBER,
         "miscselect": "00000000",
         "miscselectMask": "FFFFFFFF",
@@ -76,8 +75,7 @@ def qe_identity(now: datetime, defect: D | None = None) -> Json:
         "isvprodid": QE_PRODUCT,
         "tcbLevels": [_svn_level(QE_SVN, "UpToDate"), _svn_level(2, "OutOfDate")],
     }
-    if edit := _QE_IDENTITY_EDITS.get(defect):
-        edit(identity, now)
+    _edit(identity, _QE_IDENTITY_EDITS.get(defect))
     return identity
 
 
@@ -107,8 +105,8 @@ def platform_level(
     return {**level, "advisoryIDs": list(advisories)} if advisories else level
 
 
-def _dates(now: datetime, issued: timedelta = timedelta(days=-1)) -> Json:
-    return {"issueDate": _text(now + issued), "nextUpdate": _text(now + issued + LIFETIME)}
+def _dates(issued: datetime) -> Json:
+    return {"issueDate": _text(issued), "nextUpdate": _text(issued + LIFETIME)}
 
 
 def _text(when: datetime) -> str:
@@ -124,53 +122,42 @@ def _svn_level(isv_svn: int, status: str) -> Json:
     return {"tcb": {"isvsvn": isv_svn}, "tcbDate": date, "tcbStatus": status}
 
 
-@dataclass(frozen=True, slots=True)
-class _Set:
-    """An edit: the value at a path of keys and indices."""
-
-    path: tuple[str | int, ...]
-    value: Any
-
-    def __call__(self, document: Json, now: datetime) -> None:
+def _edit(document: Json, edit: Edit | None) -> None:
+    if edit is not None:
+        path, value = edit
         target: Any = document
-        for step in self.path[:-1]:
+        for step in path[:-1]:
             target = target[step]
-        target[self.path[-1]] = self.value
+        target[path[-1]] = value
 
 
-def _redate(issued: timedelta) -> Callable[[Json, datetime], None]:
-    return lambda document, now: document.update(_dates(now, issued))
-
-
-def _drop_a_component(document: Json, now: datetime) -> None:
-    document["tcbLevels"][0]["tcb"]["tdxtcbcomponents"].pop()
-
-
-_EXPIRED, _FUTURE = timedelta(days=-31), timedelta(days=1)
 _STATUS = ("tcbLevels", 0, "tcbStatus")
-_MODULE_LEVEL = ("tdxModuleIdentities", 1, "tcbLevels", 0)
-_TCB_INFO_EDITS: dict[D | None, Callable[[Json, datetime], None]] = {
-    D.TCB_INFO_OF_SGX: _Set(("id",), "SGX"),
-    D.TCB_INFO_VERSION_2: _Set(("version",), 2),
-    D.TCB_INFO_EXPIRED: _redate(_EXPIRED),
-    D.TCB_INFO_NOT_YET_VALID: _redate(_FUTURE),
-    D.FIFTEEN_COMPONENTS: _drop_a_component,
-    D.UNKNOWN_STATUS: _Set(_STATUS, "Excellent"),
-    D.OTHER_FMSPC: _Set(("fmspc",), "00906EA10000"),
-    D.OTHER_PCE_ID: _Set(("pceId",), "0100"),
-    D.TCB_REVOKED: _Set(_STATUS, "Revoked"),
-    D.TCB_OUT_OF_DATE: _Set(_STATUS, "OutOfDate"),
-    D.CONFIGURATION_NEEDED: _Set(_STATUS, "ConfigurationNeeded"),
-    D.SW_HARDENING_NEEDED: _Set(_STATUS, "SWHardeningNeeded"),
-    D.ADVISORY: _Set(("tcbLevels", 0, "advisoryIDs"), ADVISORIES),
-    D.MODULE_STATUS_REVOKED: _Set((*_MODULE_LEVEL, "tcbStatus"), "Revoked"),
-    D.MODULE_OUT_OF_DATE: _Set((*_MODULE_LEVEL, "tcbStatus"), "OutOfDate"),
-    D.MODULE_MAKER: _Set(("tdxModuleIdentities", 1, "mrsigner"), MODULE_MAKER.hex()),
+_MODULE_STATUS = ("tdxModuleIdentities", 1, "tcbLevels", 0, "tcbStatus")
+_EXPIRED, _FUTURE = timedelta(days=-31), timedelta(days=1)
+_TCB_INFO_ISSUED = {None: _YESTERDAY, D.TCB_INFO_EXPIRED: _EXPIRED, D.TCB_INFO_NOT_YET_VALID: _FUTURE}
+_QE_IDENTITY_ISSUED = {
+    None: _YESTERDAY,
+    D.QE_IDENTITY_EXPIRED: _EXPIRED,
+    D.QE_IDENTITY_NOT_YET_VALID: _FUTURE,
 }
-_QE_IDENTITY_EDITS: dict[D | None, Callable[[Json, datetime], None]] = {
-    D.QE_IDENTITY_OF_SGX: _Set(("id",), "QE"),
-    D.QE_IDENTITY_EXPIRED: _redate(_EXPIRED),
-    D.QE_IDENTITY_NOT_YET_VALID: _redate(_FUTURE),
-    D.QE_STATUS_REVOKED: _Set(_STATUS, "Revoked"),
-    D.QE_OUT_OF_DATE: _Set(_STATUS, "OutOfDate"),
+_TCB_INFO_EDITS: dict[D | None, Edit] = {
+    D.TCB_INFO_OF_SGX: (("id",), "SGX"),
+    D.TCB_INFO_VERSION_2: (("version",), 2),
+    D.FIFTEEN_COMPONENTS: (("tcbLevels", 0, "tcb", "tdxtcbcomponents"), [{"svn": 0}] * 15),
+    D.UNKNOWN_STATUS: (_STATUS, "Excellent"),
+    D.OTHER_FMSPC: (("fmspc",), "00906EA10000"),
+    D.OTHER_PCE_ID: (("pceId",), "0100"),
+    D.TCB_REVOKED: (_STATUS, "Revoked"),
+    D.TCB_OUT_OF_DATE: (_STATUS, "OutOfDate"),
+    D.CONFIGURATION_NEEDED: (_STATUS, "ConfigurationNeeded"),
+    D.SW_HARDENING_NEEDED: (_STATUS, "SWHardeningNeeded"),
+    D.ADVISORY: (("tcbLevels", 0, "advisoryIDs"), ADVISORIES),
+    D.MODULE_STATUS_REVOKED: (_MODULE_STATUS, "Revoked"),
+    D.MODULE_OUT_OF_DATE: (_MODULE_STATUS, "OutOfDate"),
+    D.MODULE_MAKER: (("tdxModuleIdentities", 1, "mrsigner"), MODULE_MAKER.hex()),
+}
+_QE_IDENTITY_EDITS: dict[D | None, Edit] = {
+    D.QE_IDENTITY_OF_SGX: (("id",), "QE"),
+    D.QE_STATUS_REVOKED: (_STATUS, "Revoked"),
+    D.QE_OUT_OF_DATE: (_STATUS, "OutOfDate"),
 }
