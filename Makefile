@@ -1,0 +1,159 @@
+# Everything from a clean clone, with Python 3.11 and the package registries; each target may be the first command.
+# `make help` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --jobs=3 --no-builtin-rules
+
+PIP_FLAGS := -qq --disable-pip-version-check --no-input --progress-bar off
+PY := .venv/bin/python
+ENGINE := .venv-engine/bin/python
+CODE := attestation enclave_server client_sdk tests tools examples benchmarks
+
+# An environment's stamp carries the digest of its lock, so a changed lock makes the environment anew.
+digest = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
+DEV := .venv/.lock-$(call digest,requirements-dev.lock)
+PROJECT := .venv/.project-$(call digest,requirements-dev.lock pyproject.toml)
+OPENAI2 := .venv-openai2/.lock-$(call digest,requirements-openai2.lock)
+ENGINE_ENV := .venv-engine/.lock-$(call digest,requirements-engine-cpu.lock)
+
+# $(call environment,directory,lock,further pip flags): an exact environment, and its stamp only once it is complete.
+define environment
+	@start=$$SECONDS; $(PYTHON) -m venv --clear $(1); \
+	$(1)/bin/python -m pip install $(PIP_FLAGS) --require-hashes $(3) -r $(2); \
+	touch $@; echo "  $(1): ready in $$((SECONDS - start)) s"
+endef
+
+## help          this list
+.PHONY: help
+help:
+	@sed -n 's/^## /  make /p' $(MAKEFILE_LIST)
+
+# ------------------------------------------------------------------------------------------------------------ set-up
+
+## setup         development environments (.venv, and .venv-openai2 with the older client); about 1 min
+.PHONY: setup
+setup: $(PROJECT) $(OPENAI2)
+
+$(DEV): requirements-dev.lock
+	@echo "→ development environment: about 30 s, first time only"
+	$(call environment,.venv,requirements-dev.lock)
+
+$(PROJECT): $(DEV) pyproject.toml
+	@$(PY) -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(OPENAI2): requirements-openai2.lock
+	@echo "→ environment with openai 2.x: about 15 s, first time only"
+	$(call environment,.venv-openai2,requirements-openai2.lock)
+
+## setup-engine  the engine's environment (.venv-engine): vLLM for CPU, 2.3 GB; about 2 min
+.PHONY: setup-engine
+setup-engine: $(ENGINE_ENV)
+
+$(ENGINE_ENV): requirements-engine-cpu.lock
+	@echo "→ engine environment: vLLM for CPU, about 2 min and 2.3 GB, first time only"
+	$(call environment,.venv-engine,requirements-engine-cpu.lock,--no-deps)
+
+## model         the quick-start model and the tiny test model (.cache/models); checked on every run
+.PHONY: model quickstart-model tiny-model
+model: quickstart-model tiny-model
+
+quickstart-model: $(ENGINE_ENV)
+	@$(ENGINE) -m tools.quickstart_model
+
+tiny-model: $(ENGINE_ENV)
+	@$(ENGINE) -m tools.tiny_model
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+## fix           format the code and mend what ruff can mend
+.PHONY: fix
+fix: $(DEV)
+	@$(PY) -m ruff check --fix-only -q .
+	@$(PY) -m ruff format -q .
+
+## lint          ruff: rules and format
+.PHONY: lint
+lint: $(DEV)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+## types         mypy, strict
+.PHONY: types
+types: $(PROJECT)
+	@$(PY) -m mypy $(foreach part,$(CODE),$(if $(wildcard $(part)/*.py),$(part)))
+
+## imports       import-linter: who may import whom
+.PHONY: imports
+imports: $(PROJECT)
+	@.venv/bin/lint-imports
+
+## check         lint, types, imports and test
+.PHONY: check
+check: lint types imports setup model
+	@$(PY) -m pytest
+
+## test          the tests, with a real vLLM; all but the slow ones
+.PHONY: test
+test: setup model
+	@$(PY) -m pytest
+
+## test-fast     the tests that need no vLLM
+.PHONY: test-fast
+test-fast: setup
+	@$(PY) -m pytest -m "not vllm and not slow and not hardware"
+
+## test-slow     the tests that take minutes
+.PHONY: test-slow
+test-slow: setup model
+	@$(PY) -m pytest -m "slow and not hardware"
+
+## demo          a verified chat with a real model in a simulated TEE, step by step
+.PHONY: demo
+demo: $(PROJECT) model
+	@$(PY) -m examples.demo
+
+# ------------------------------------------------------------------------------------------------------------- locks
+
+# Names no index, and no path of the machine that ran it. A pin that still fits stays; `make lock UPGRADE=1` moves all.
+PIP_COMPILE := .venv/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
+	--no-emit-options --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	--unsafe-package attested-inference $(if $(UPGRADE),--upgrade)
+LOCK_HEAD = \# Made by `make lock`; installed with `pip install --require-hashes -r $(1)`.
+
+# $(call compile,lock,pip-compile arguments): pip-compile's own comments are dropped, they name the project's path.
+define compile
+	@echo "→ $(1)"
+	@$(PIP_COMPILE) $(2) -o $(1)
+	@sed -i -e '/^#/d' -e '1i $(LOCK_HEAD)' $(1)
+endef
+
+## lock          write the locks anew from pyproject.toml (UPGRADE=1: newest versions); about 5 min
+.PHONY: lock
+lock: $(DEV)
+	$(call compile,requirements-dev.lock,--extra dev pyproject.toml)
+	@for lock in requirements.lock requirements-server.lock requirements-openai2.lock; do \
+		cp requirements-dev.lock $$lock; done  # so that all agree
+	$(call compile,requirements.lock,pyproject.toml)
+	$(call compile,requirements-server.lock,--extra server pyproject.toml)
+	@echo 'openai>=2.25,<3' > .venv/openai2.in
+	$(call compile,requirements-openai2.lock,pyproject.toml .venv/openai2.in)
+	@echo "→ requirements-engine-cpu.lock"
+	@$(PY) -m tools.hash_pins requirements-engine-cpu.lock
+
+# ---------------------------------------------------------------------------------------------------------- clean-up
+
+## clean         remove caches and build products
+.PHONY: clean
+clean:
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage htmlcov
+	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+## distclean     clean, and remove the environments and models too
+.PHONY: distclean
+distclean: clean
+	@rm -rf .venv .venv-openai2 .venv-engine .cache
