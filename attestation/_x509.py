@@ -62,7 +62,13 @@ def _parse_crl(der: bytes) -> x509.CertificateRevocationList:
 
 def _touch(cert: x509.Certificate) -> None:
     """Parse what is parsed lazily, so that a bad field fails here and not inside a decision."""
-    _ = (cert.extensions, cert.subject, cert.issuer, cert.public_key(), cert.not_valid_before_utc)
+    _ = (
+        cert.extensions,
+        cert.subject,
+        cert.public_key(),
+        cert.not_valid_before_utc,
+        cert.not_valid_after_utc,
+    )
 
 
 def parse_chain(pem: bytes, check: Check, what: str, *, length: int) -> tuple[x509.Certificate, ...]:

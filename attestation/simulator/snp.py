@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from attestation.collateral import AmdCollateral
 from attestation.roots import Root
 from attestation.simulator import pki
-from attestation.snp.report import Product, SigningKey, Tcb
+from attestation.snp.product import Product, Tcb
+from attestation.snp.report import SigningKey
 
 _FROM, _TO = datetime(2020, 1, 1, tzinfo=UTC), datetime(2050, 1, 1, tzinfo=UTC)
 _AMD = "1.3.6.1.4.1.3704.1."

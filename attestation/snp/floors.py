@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from attestation.snp.report import Product, Tcb
+from attestation.snp.product import Product, Tcb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,15 +14,8 @@ from datetime import datetime
 from attestation.checks import Check
 from attestation.errors import Violation
 from attestation.snp.floors import AMD_FLOORS, ANY_TCB, TcbFloor, floors_for
-from attestation.snp.report import (
-    FirmwareVersion,
-    GuestPolicy,
-    PlatformInfo,
-    Product,
-    Report,
-    SigningKey,
-    Tcb,
-)
+from attestation.snp.product import Product
+from attestation.snp.report import FirmwareVersion, GuestPolicy, PlatformInfo, Report, SigningKey
 from attestation.snp.verify import SnpClaims
 
 _16, _32, _48, _64 = ({"size": n} for n in (16, 32, 48, 64))
@@ -146,10 +139,15 @@ class SnpPolicy:
         if not floors:
             yield Violation(Check.SNP_TCB, _or(f.product for f in self.tcb_floors), claims.product)
         for floor in floors:
-            for name in ("reported", "committed", "current", "launch"):
-                tcb: Tcb = getattr(claims, f"{name}_tcb")
-                if not tcb.at_least(floor.tcb):
-                    yield Violation(Check.SNP_TCB, f"{name} TCB at least {floor.tcb}", str(tcb))
+            tcbs = {
+                "reported": reported,
+                "committed": committed,
+                "current": current,
+                "launch": claims.launch_tcb,
+            }
+            below = [f"{name} {tcb}" for name, tcb in tcbs.items() if not tcb.at_least(floor.tcb)]
+            if below:
+                yield Violation(Check.SNP_TCB, f"at least {floor.tcb}", ", ".join(below))
         if not (current.at_least(committed) and committed.at_least(reported)):
             found = f"reported {reported}, committed {committed}, current {current}"
             yield Violation(Check.SNP_TCB_ORDER, "reported <= committed <= current", found)

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation import _x509
 from attestation.checks import Check
 from attestation.errors import MalformedError
-from attestation.snp.report import Product, SigningKey, Tcb
+from attestation.snp.product import Product, Tcb
+from attestation.snp.report import SigningKey
 
 _AMD = "1.3.6.1.4.1.3704.1."
 _PRODUCT_NAME, _HWID, _CSP_ID = _AMD + "2", _AMD + "4", _AMD + "5"

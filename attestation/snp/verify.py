@@ -23,16 +23,8 @@ from attestation.checks import Check
 from attestation.collateral import AmdCollateral
 from attestation.errors import VerificationError
 from attestation.roots import Root
-from attestation.snp.report import (
-    SIGNED_BYTES,
-    Product,
-    Report,
-    SigningKey,
-    Tcb,
-    decode_tcb,
-    parse_report,
-    product_of_cpuid,
-)
+from attestation.snp.product import Product, Tcb, decode_tcb, product_of_cpuid
+from attestation.snp.report import SIGNED_BYTES, Report, SigningKey, parse_report
 from attestation.snp.vek import Vek, parse_vek
 
 _ECDSA = ec.ECDSA(SHA384())
@@ -72,18 +64,18 @@ def verify(report: bytes, collateral: AmdCollateral, roots: Sequence[Root], now:
     `revocation_checked=False`, which a policy refuses unless it names `allow_missing_crl`.
     """
     parsed = parse_report(report)
-    vek = parse_vek(collateral.vek)
-    issuer, ark = _x509.parse_chain(collateral.chain, Check.SNP_CHAIN, "AMD certificate chain", length=2)
-    root = _verify_chain(vek, issuer, ark, roots)  #             1. pinned ARK, then ASK or ASVK, then the VEK
-    expires = _check_dates((vek.cert, issuer, ark), now)  #      2. all of them in date
-    if collateral.crl:  #                                        3. no issuer revoked by AMD
-        expires = min(expires, _check_revocation((issuer, ark), collateral.crl, now))
-    _check_signer_kind(parsed, vek)  #                           4. the kind of key that the report names
-    _check_product(parsed, vek, ark)  #                          5. one product: CPUID, certificate, root
+    chain = _verify_chain(collateral.vek, collateral.chain)  #     1. signed link by link, up to the ARK
+    root = _x509.find_root(chain.ark, roots, Check.SNP_ROOT)  #    2. a pinned ARK
+    expires = _check_dates(chain, now)  #                          3. every certificate in date
+    if collateral.crl:  #                                          4. no issuer revoked by AMD
+        expires = min(expires, _check_revocation(chain, collateral.crl, now))
+    vek = chain.vek
+    _check_signer_kind(parsed, vek)  #                             5. the kind of key that the report names
+    _check_product(parsed, chain)  #                               6. one product: CPUID, certificate, root
     tcb = decode_tcb(parsed.reported_tcb, vek.product, "reported_tcb")
-    _check_tcb_binding(tcb, vek)  #                              6. the TCB that the key was derived for
-    _check_chip_binding(parsed, vek)  #                          7. the chip that the key was derived for
-    _verify_signature(report, parsed, vek)  #                    8. signed by that key
+    _check_tcb_binding(tcb, vek)  #                                7. the TCB that the key was derived for
+    _check_chip_binding(parsed, vek)  #                            8. the chip that the key was derived for
+    _verify_signature(report, parsed, vek)  #                      9. signed by that key
     return SnpClaims(
         root=root,
         collateral_expires=expires,
@@ -101,57 +93,63 @@ def verify(report: bytes, collateral: AmdCollateral, roots: Sequence[Root], now:
     )
 
 
-# 1 ── chain ───────────────────────────────────────────────────────────────────────────────────────────────
+# 1 to 4 ── the certificates ───────────────────────────────────────────────────────────────────────────────
 
 
-def _verify_chain(vek: Vek, issuer: x509.Certificate, ark: x509.Certificate, roots: Sequence[Root]) -> Root:
-    root = _x509.find_root(ark, roots, Check.SNP_ROOT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chain:
+    """Three certificates, each signed by the next. Neither pinned nor judged by date yet."""
+
+    vek: Vek
+    issuer: x509.Certificate  # ASK, or ASVK for a VLEK
+    ark: x509.Certificate
+    line: str  # what the ARK is named after
+
+
+@lru_cache(maxsize=512)
+def _verify_chain(vek_der: bytes, chain_pem: bytes) -> _Chain:
+    """Remembered by content: nothing here depends on the time, on revocation or on whom one trusts."""
+    vek = parse_vek(vek_der)
+    issuer, ark = _x509.parse_chain(chain_pem, Check.SNP_CHAIN, "AMD certificate chain", length=2)
     for cert, signer in ((ark, ark), (issuer, ark), (vek.cert, issuer)):
         _check_algorithm(cert)
         _x509.verify_issued_by(cert, signer, Check.SNP_CHAIN)
     # AMD tells roles apart by name alone: under ARK-X, SEV-X (ASK) issues VCEKs and SEV-VLEK-X (ASVK) issues VLEKs
-    found, line = _x509.common_name(issuer.subject), _x509.common_name(ark.subject).removeprefix("ARK-")
+    line = _x509.common_name(ark.subject).removeprefix("ARK-")
     expected = f"SEV-{line}" if vek.kind is SigningKey.VCEK else f"SEV-VLEK-{line}"
+    found = _x509.common_name(issuer.subject)
     if found != expected:
         detail = f"a {vek.kind} must be issued by {expected!r}, found {found!r}"
         raise VerificationError(Check.SNP_CHAIN, detail)
-    return root
-
-
-@lru_cache(maxsize=512)
-def _uses_amd_algorithm(cert: x509.Certificate) -> bool:
-    return cert.signature_algorithm_oid == x509.SignatureAlgorithmOID.RSASSA_PSS and isinstance(
-        cert.signature_hash_algorithm, SHA384
-    )
+    return _Chain(vek=vek, issuer=issuer, ark=ark, line=line)
 
 
 def _check_algorithm(cert: x509.Certificate) -> None:
-    if not _uses_amd_algorithm(cert):
-        raise VerificationError(
-            Check.SNP_CHAIN, f"{_x509.common_name(cert.subject)!r} must be signed with RSA-PSS and SHA-384"
-        )
+    pss = cert.signature_algorithm_oid == x509.SignatureAlgorithmOID.RSASSA_PSS
+    if not pss or not isinstance(cert.signature_hash_algorithm, SHA384):
+        name = _x509.common_name(cert.subject)
+        raise VerificationError(Check.SNP_CHAIN, f"{name!r} must be signed with RSA-PSS and SHA-384")
 
 
-# 2, 3 ── dates and revocation ─────────────────────────────────────────────────────────────────────────────
-
-
-def _check_dates(certs: Sequence[x509.Certificate], now: datetime) -> datetime:
+def _check_dates(chain: _Chain, now: datetime) -> datetime:
+    certs = (chain.vek.cert, chain.issuer, chain.ark)
     for cert in certs:
         _x509.check_validity(cert, now, Check.SNP_CERTIFICATE_DATES)
     return min(cert.not_valid_after_utc for cert in certs)
 
 
-def _check_revocation(chain: Sequence[x509.Certificate], der: bytes, now: datetime) -> datetime:
-    """AMD's CRL lists issuers only; a VCEK is never on it, which is why policies have TCB floors and chip lists."""
+def _check_revocation(chain: _Chain, der: bytes, now: datetime) -> datetime:
+    """AMD's CRL lists issuers only. A VCEK is never on it, which is why policies have TCB floors and chip lists."""
     crl = _x509.parse_crl(der, Check.SNP_CRL_SIGNATURE, "AMD CRL")
-    ark = chain[-1]
-    until = _x509.verify_crl(crl, ark, now, signature=Check.SNP_CRL_SIGNATURE, dates=Check.SNP_CRL_DATES)
-    for cert in chain:
+    until = _x509.verify_crl(
+        crl, chain.ark, now, signature=Check.SNP_CRL_SIGNATURE, dates=Check.SNP_CRL_DATES
+    )
+    for cert in (chain.issuer, chain.ark):
         _x509.check_not_revoked(cert, crl, Check.SNP_REVOKED)
     return until
 
 
-# 4 to 8 ── the report ─────────────────────────────────────────────────────────────────────────────────────
+# 5 to 9 ── the report ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_signer_kind(report: Report, vek: Vek) -> None:
@@ -162,12 +160,11 @@ def _check_signer_kind(report: Report, vek: Vek) -> None:
         )
 
 
-def _check_product(report: Report, vek: Vek, ark: x509.Certificate) -> None:
-    root_name = _x509.common_name(ark.subject)
-    if root_name != f"ARK-{vek.product}":
-        raise VerificationError(
-            Check.SNP_PRODUCT, f"the certificate is for {vek.product_name!r}, but chains to {root_name!r}"
-        )
+def _check_product(report: Report, chain: _Chain) -> None:
+    vek = chain.vek
+    if chain.line != vek.product:
+        detail = f"the certificate is for {vek.product_name!r}, but chains to the root of {chain.line!r}"
+        raise VerificationError(Check.SNP_PRODUCT, detail)
     if report.cpuid is None:  # version 2: the certificate's product name is all there is
         return
     product = product_of_cpuid(report.cpuid)
