@@ -35,7 +35,7 @@ class GpuPolicy:
     def check(
         self, claims: Sequence[GpuClaims], now: datetime, token: TokenClaims | None = None
     ) -> list[Violation]:
-        """Every violation, not only the first."""
+        """Every violation, not only the first; what is wrong with several devices in the same way stands once."""
         _ = now  # the dates were judged with the signatures
         gpus = [c for c in claims if not c.switch]
         violations = self._check_count(len(gpus), token)
@@ -45,7 +45,7 @@ class GpuPolicy:
             violations += self._check_device(claim)
             violations += self._check_collateral(claim)
             violations += [] if claim.switch else self._check_mode(claim)
-        return violations
+        return list(dict.fromkeys(violations))
 
     def _check_count(self, found: int, token: TokenClaims | None) -> list[Violation]:
         if token is not None and not found:
