@@ -1,0 +1,115 @@
+"""The ASGI application: a dispatcher that hands /v1 to `Inference`, and everything else to FastAPI.
+
+The hot path goes around the framework; the control plane (health, readiness, evidence) does not need to be fast.
+There is no BaseHTTPMiddleware here: it would cost more than all of the gateway's own work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from attestation._b64 import b64url_encode
+from attestation.evidence import MEDIA_TYPE
+from attestation.receipt import NONCE_HEADER
+from enclave_server.attest import Attester
+from enclave_server.errors import ApiError
+from enclave_server.exchange import Receive, Scope, Send, parse_nonce
+from enclave_server.identity import Identity
+from enclave_server.inference import EngineStatus, Inference
+from enclave_server.settings import Settings
+from enclave_server.upstream import Upstream
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Engine(EngineStatus, Protocol):
+    """An engine that the gateway starts and stops."""
+
+    async def start(self) -> None:
+        """Begin to start it; returns before it is ready."""
+        ...
+
+    async def stop(self) -> None:
+        """End it, and everything that it started."""
+        ...
+
+
+def create_app(
+    settings: Settings, *, identity: Identity, attester: Attester, engine: Engine, upstream: Upstream
+) -> App:
+    """The whole gateway. Its ASGI lifespan starts and stops the engine."""
+    inference = Inference(settings, identity, engine, upstream)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(upstream)
+            stack.push_async_callback(engine.stop)
+            await engine.start()
+            await stack.enter_async_context(_running(attester.renew()))
+            yield
+            await inference.idle()
+
+    control = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    _add_control_routes(control, identity, attester, engine)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["raw_path"] == b"/v1" or scope["raw_path"].startswith(b"/v1/")):
+            await inference(scope, receive, send)
+        else:
+            await control(scope, receive, send)  # type: ignore[arg-type]  # the same ASGI under other names
+
+    return app
+
+
+def _add_control_routes(
+    control: FastAPI, identity: Identity, attester: Attester, engine: EngineStatus
+) -> None:
+    @control.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        return {"alive": True}
+
+    @control.get("/readyz")
+    async def readyz(response: Response) -> dict[str, bool | str | None]:
+        reason = engine.unready
+        if identity.expired():
+            reason = "identity_expired"
+        elif reason is None and not attester.ready:
+            reason = "evidence_missing"
+        response.status_code = 503 if reason else 200
+        return {"ready": reason is None, "reason": reason}
+
+    @control.get("/.well-known/attestation")
+    async def attestation(nonce: str | None = None) -> Response:
+        document = attester.current() if nonce is None else await attester.fresh(parse_nonce(nonce))
+        headers = {NONCE_HEADER: b64url_encode(document.nonce), "Cache-Control": "no-store"}
+        return Response(document.body, media_type=MEDIA_TYPE, headers=headers)
+
+    @control.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+        return Response(error.to_json(), error.status, headers, "application/json")
+
+    @control.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        body = ApiError(error.status_code, code, "There is no such route here.").to_json()
+        return Response(body, error.status_code, error.headers, "application/json")
+
+
+@asynccontextmanager
+async def _running(work: Any) -> AsyncIterator[None]:
+    """A background task that lives as long as the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

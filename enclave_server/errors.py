@@ -1,0 +1,67 @@
+"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`.
+
+Messages are written here and never quote what a client or the engine sent.
+"""
+
+from __future__ import annotations
+
+import json
+
+
+class ApiError(Exception):
+    """An answer that is not the one that was asked for."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        if self.code.startswith("engine_"):
+            return "engine_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def to_json(self) -> bytes:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, separators=(",", ":")).encode()
+
+    def to_event(self) -> bytes:
+        """The same as one server-sent event, for a stream that has begun."""
+        return b"data: " + self.to_json() + b"\n\n"
+
+
+def engine_unavailable(reason: str) -> ApiError:
+    return ApiError(
+        503, "engine_unavailable", f"The engine cannot answer now: {reason}. Try again soon.", retry_after=5
+    )
+
+
+def engine_aborted() -> ApiError:
+    """The code that docs/protocol.md promises for a stream that broke; also for plain answers."""
+    return ApiError(502, "engine_aborted", "The engine stopped before its answer was complete.")
+
+
+def engine_timeout() -> ApiError:
+    return ApiError(504, "engine_timeout", "The engine took longer than this gateway waits for an answer.")
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "stopping", "This gateway is stopping.", retry_after=30)
+
+
+def internal() -> ApiError:
+    return ApiError(500, "internal_error", "The gateway failed; its log names the kind of failure.")

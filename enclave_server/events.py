@@ -1,0 +1,59 @@
+"""A server-sent event stream, cut where events end. Bytes are never changed, only held back until an event is whole.
+
+The engine writes `data: …` lines and ends each event with a blank line, the last one being `data: [DONE]`.
+"""
+
+from __future__ import annotations
+
+from attestation.receipt import COMMENT, Usage
+from enclave_server.peek import usage_of
+from enclave_server.upstream import TooLongError, UpstreamError
+
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+_END = b"\n\n"
+_DONE = b"data: [DONE]\n\n"
+_ERRORS = (b'data: {"error"', b'data: {"object":"error"')
+
+
+class Events:
+    """Takes reads of the socket, gives whole events, and knows how the stream ended."""
+
+    def __init__(self) -> None:
+        self._tail = b""  # the start of an event that is still to come
+        self._last = self._before = b""  # what was given last; usage stands just before [DONE]
+        self.failed = False  # the engine reported an error inside its 200
+
+    def feed(self, data: bytes) -> bytes:
+        """The events that are whole now: everything up to the last blank line; may be empty."""
+        if self._tail:
+            data = self._tail + data
+        cut = data.rfind(_END) + len(_END)
+        if cut < len(_END):
+            cut = 0
+        whole, self._tail = data[:cut], data[cut:]
+        if len(self._tail) > MAX_EVENT_BYTES:
+            raise TooLongError("an event without an end")
+        if whole:
+            self._look(whole)
+        return whole
+
+    @property
+    def complete(self) -> bool:
+        """The stream ended as a whole answer does: no error, no torn event, [DONE] at the end."""
+        return not self.failed and not self._tail and self._last.endswith(_DONE)
+
+    def usage(self) -> Usage | None:
+        """Token counts of the last event that has any."""
+        recent = self._before + self._last
+        start = recent.rfind(b'"usage":{')
+        if start < 0:
+            return None
+        event = recent[recent.rfind(b"data: ", 0, start) : recent.find(_END, start)]
+        return usage_of(event.removeprefix(b"data: "))
+
+    def _look(self, whole: bytes) -> None:
+        self._before, self._last = self._last, whole
+        for mark in _ERRORS:
+            self.failed = self.failed or whole.startswith(mark) or b"\n\n" + mark in whole
+        if whole.startswith(COMMENT) or b"\n" + COMMENT in whole:
+            raise UpstreamError("the engine wrote a comment that only the gateway may write")

@@ -1,0 +1,161 @@
+"""One exchange under /v1: what came in, what went out, and the receipt over both.
+
+Every byte of an answer leaves through `Exchange`, which hashes it on its way; so no answer can lack its receipt, and no
+receipt can be about other bytes than those sent.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from attestation._b64 import b64url_decode, b64url_encode
+from attestation.binding import NONCE_BYTES
+from attestation.checks import Check
+from attestation.errors import MalformedError
+from attestation.receipt import (
+    COMMENT,
+    NONCE_HEADER,
+    RECEIPT_HEADER,
+    Outcome,
+    Receipt,
+    Request,
+    Response,
+    RunningDigest,
+    ServedModel,
+    Usage,
+)
+from enclave_server.errors import ApiError
+from enclave_server.identity import Identity, ReceiptNumbers
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+_NONCE, _RECEIPT = NONCE_HEADER.lower().encode(), RECEIPT_HEADER.lower().encode()
+_JSON = b"application/json"
+
+
+def parse_nonce(text: str) -> bytes:
+    """A caller's nonce: base64url of exactly 32 bytes."""
+    try:
+        nonce = b64url_decode(text, Check.BINDING_NONCE, "the nonce")
+    except MalformedError:
+        nonce = b""
+    if len(nonce) != NONCE_BYTES:
+        raise ApiError(
+            400,
+            "invalid_nonce",
+            f"{NONCE_HEADER} must be base64url of {NONCE_BYTES} bytes.",
+            param=NONCE_HEADER,
+        )
+    return nonce
+
+
+class Exchange:
+    """Answers one request, in one piece (`plain`) or as a stream (`start`, `events`…, `end`)."""
+
+    def __init__(self, scope: Scope, send: Send, identity: Identity, numbers: ReceiptNumbers) -> None:
+        self._send, self._identity, self._numbers = send, identity, numbers
+        self.method: str = scope["method"]
+        query: bytes = scope["query_string"]
+        self.target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
+        self.nonce = secrets.token_bytes(NONCE_BYTES)
+        self.request = RunningDigest(self.nonce)
+        self.response = RunningDigest(self.nonce)
+        self.sampling: Mapping[str, Any] = {}
+        self.streaming = self.done = False
+
+    def use_nonce(self, headers: Headers) -> None:
+        """Take the client's nonce, if it sent one; a malformed one is refused, and answered under ours."""
+        sent = [value for name, value in headers if name == _NONCE]
+        if not sent:
+            return
+        if len(sent) > 1:
+            raise ApiError(
+                400, "invalid_nonce", f"{NONCE_HEADER} was sent more than once.", param=NONCE_HEADER
+            )
+        self.nonce = parse_nonce(sent[0].decode("latin-1"))
+        self.request = RunningDigest(self.nonce)
+        self.response = RunningDigest(self.nonce)
+
+    async def plain(
+        self,
+        status: int,
+        body: bytes,
+        outcome: Outcome,
+        *,
+        content_type: bytes = _JSON,
+        usage: Usage | None = None,
+        headers: Headers = (),
+    ) -> None:
+        """The whole answer, with its receipt in the header."""
+        if self.method == "HEAD":
+            body = b""
+        self.response.update(body)
+        receipt = self._receipt(status, outcome, usage).encode()
+        self.done = True
+        await self._start(
+            status,
+            [
+                (b"content-type", content_type),
+                (b"content-length", b"%d" % len(body)),
+                (_RECEIPT, receipt),
+                *headers,
+            ],
+        )
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start(self, content_type: bytes) -> None:
+        """Begin a stream with status 200."""
+        self.streaming = True
+        await self._start(200, [(b"content-type", content_type), (b"cache-control", b"no-store")])
+
+    async def events(self, data: bytes) -> None:
+        """Whole events, as the engine wrote them: one write."""
+        self.response.update(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, outcome: Outcome, usage: Usage | None = None) -> None:
+        """The receipt, last on the wire."""
+        self.done = True
+        comment = COMMENT + self._receipt(200, outcome, usage).encode() + b"\n\n"
+        await self._send({"type": "http.response.body", "body": comment})
+
+    async def fail(self, error: ApiError) -> None:
+        """End the exchange with an error, wherever it stands."""
+        if self.done:
+            return
+        if self.streaming:
+            await self.events(error.to_event())
+            await self.end(Outcome.ABORTED)
+            return
+        headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
+        if error.status == 405:
+            headers.append((b"allow", error.message.rpartition(" ")[2].rstrip(".").encode()))
+        await self.plain(error.status, error.to_json(), Outcome.ERROR, headers=headers)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        headers.append((_NONCE, b64url_encode(self.nonce).encode()))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def _receipt(self, status: int, outcome: Outcome, usage: Usage | None) -> str:
+        number, counter = self._numbers.next()
+        model = self._identity.statement.model
+        return Receipt(
+            id=number,
+            counter=counter,
+            time=int(time.time()),
+            request=Request(
+                method=self.method, path=self.target, digest=self.request.digest(), length=self.request.length
+            ),
+            response=Response(status=status, digest=self.response.digest(), length=self.response.length),
+            outcome=outcome,
+            model=ServedModel(name=model.names[0], digest=model.digest),
+            usage=usage,
+            sampling=self.sampling,
+            statement=self._identity.statement_digest,
+        ).sign(self._identity.receipt_key)

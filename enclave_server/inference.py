@@ -1,0 +1,203 @@
+"""/v1/*: bytes in, bytes out, hashed as they pass, and a receipt on every answer. Plain ASGI, no framework.
+
+One table lists the routes. A client that goes away ends the engine's work; an engine that fails ends the client's answer
+with an error and a signed `aborted`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from attestation.receipt import Outcome
+from enclave_server import errors
+from enclave_server.errors import ApiError
+from enclave_server.events import Events
+from enclave_server.exchange import Exchange, Receive, Scope, Send
+from enclave_server.identity import Identity, ReceiptNumbers
+from enclave_server.log import log
+from enclave_server.peek import sampling_of, usage_of
+from enclave_server.settings import Settings
+from enclave_server.upstream import EngineAnswer, TooSlowError, UnreachableError, Upstream, UpstreamError
+
+ROUTES: Mapping[bytes, str] = {
+    b"/v1/chat/completions": "POST",
+    b"/v1/completions": "POST",
+    b"/v1/models": "GET",
+}
+MAX_TARGET = 2048  # bytes of path and query: a receipt repeats them
+
+
+class EngineStatus(Protocol):
+    """What the gateway wants to know of the engine."""
+
+    @property
+    def unready(self) -> str | None:
+        """Why it cannot answer now; None when it can."""
+        ...
+
+
+class ClientGoneError(Exception):
+    """Nobody is left to answer."""
+
+
+class Inference:
+    """The ASGI application for everything below /v1."""
+
+    def __init__(
+        self, settings: Settings, identity: Identity, engine: EngineStatus, upstream: Upstream
+    ) -> None:
+        self._settings, self._identity, self._engine, self._upstream = settings, identity, engine, upstream
+        self._numbers = ReceiptNumbers()
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, send, self._identity, self._numbers)
+        self.in_flight += 1
+        try:
+            await exchange_or_error(exchange, self._serve(exchange, scope, receive))
+        finally:
+            self.in_flight -= 1
+
+    async def idle(self, seconds: float = 5) -> None:
+        """Wait until the last answers, cut short or not, are on the wire."""
+        for _ in range(int(seconds / 0.01)):
+            if not self.in_flight:
+                return
+            await asyncio.sleep(0.01)
+
+    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
+        exchange.use_nonce(scope["headers"])
+        path: bytes = scope["raw_path"]
+        self._admit(exchange, scope, path)
+        async with asyncio.timeout(self._settings.request_seconds):
+            body = await self._body(exchange, receive)
+            if exchange.method == "POST":
+                exchange.sampling = sampling_of(body)
+            async with (
+                until_gone(receive),
+                self._upstream.request(exchange.method, path.decode(), body) as answer,
+            ):
+                await self._relay(exchange, answer)
+
+    def _admit(self, exchange: Exchange, scope: Scope, path: bytes) -> None:
+        """Everything that can be refused before the body is read."""
+        method = ROUTES.get(path)
+        if method is None:
+            raise ApiError(404, "not_found", "There is no such route here.")
+        if exchange.method != method:
+            raise ApiError(405, "method_not_allowed", f"This route takes only {method}.")
+        if len(exchange.target) > MAX_TARGET:
+            raise ApiError(414, "target_too_long", f"Path and query may have {MAX_TARGET} bytes.")
+        if len(scope["headers"]) > self._settings.max_headers:
+            raise ApiError(
+                431, "too_many_headers", f"A request may have {self._settings.max_headers} headers."
+            )
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > self._settings.max_request_bytes:
+                raise self._too_large()
+            if name == b"content-encoding" and value.lower() != b"identity":
+                raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
+        if self._identity.expired():
+            raise ApiError(
+                503, "identity_expired", "This gateway's statement has ended; it must be restarted."
+            )
+        if reason := self._engine.unready:
+            raise errors.engine_unavailable(reason)
+
+    async def _body(self, exchange: Exchange, receive: Receive) -> bytes:
+        parts = []
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    part: bytes = message.get("body", b"")
+                    exchange.request.update(part)
+                    if exchange.request.length > self._settings.max_request_bytes:
+                        raise self._too_large()
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+        except TimeoutError:
+            raise ApiError(408, "body_timeout", "The request's body did not arrive in time.") from None
+
+    async def _relay(self, exchange: Exchange, answer: EngineAnswer) -> None:
+        content_type = answer.content_type.encode("latin-1")
+        if answer.status == 200 and answer.is_stream:
+            await exchange.start(content_type)
+            await self._relay_stream(exchange, answer)
+            return
+        body = await answer.read(self._settings.max_answer_bytes)
+        outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
+        usage = usage_of(body) if outcome is Outcome.COMPLETE else None
+        await exchange.plain(answer.status, body, outcome, content_type=content_type, usage=usage)
+
+    async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer) -> None:
+        events = Events()
+        async for chunk in answer.chunks():
+            if whole := events.feed(chunk):
+                await exchange.events(whole)
+        if events.failed:
+            log.warning("engine reported an error in a stream")
+            await exchange.end(Outcome.ABORTED)
+        elif events.complete:
+            await exchange.end(Outcome.COMPLETE, events.usage())
+        else:
+            raise UpstreamError("the stream ended before [DONE]")
+
+    def _too_large(self) -> ApiError:
+        limit = self._settings.max_request_bytes
+        return ApiError(413, "request_too_large", f"A request's body may have {limit} bytes.")
+
+
+async def exchange_or_error(exchange: Exchange, work: Awaitable[None]) -> None:
+    """Await `work`; whatever goes wrong becomes a signed error, unless nobody is there to read it."""
+    try:
+        await work
+    except ApiError as exc:
+        await exchange.fail(exc)
+    except ClientGoneError:
+        return
+    except UnreachableError:
+        await exchange.fail(errors.engine_unavailable("it is starting again"))
+    except (TooSlowError, TimeoutError):
+        log.warning("engine too slow")
+        await exchange.fail(errors.engine_timeout())
+    except UpstreamError as exc:
+        log.warning("engine failed in an exchange", error=type(exc).__name__)
+        await exchange.fail(errors.engine_aborted())
+    except asyncio.CancelledError:  # the server stops and has waited long enough
+        await exchange.fail(errors.stopping())
+    except Exception as exc:  # noqa: BLE001 - an answer without a receipt would be worse; only the kind is logged
+        log.error("exchange failed", error=type(exc).__name__)
+        await exchange.fail(errors.internal())
+
+
+@asynccontextmanager
+async def until_gone(receive: Receive) -> AsyncIterator[None]:
+    """Run the block, but only for as long as the client stays connected; then ClientGoneError."""
+    worker = asyncio.current_task()
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if worker is not None:
+            worker.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone or worker is None:
+            raise
+        worker.uncancel()
+        raise ClientGoneError from None
+    finally:
+        watcher.cancel()

@@ -1,0 +1,87 @@
+"""Logs that cannot carry a prompt, an answer or a header's value: one JSON line an event, fields from an allow-list.
+
+Event names are literals in this package. Other libraries' messages are reduced to their logger, level and the type of
+their exception, because their texts may quote what they failed on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+FIELDS = frozenset(
+    {
+        "address",
+        "attempt",
+        "component",
+        "count",
+        "delay_seconds",
+        "error",
+        "exit_code",
+        "files",
+        "isolation",
+        "level",
+        "line",
+        "logger",
+        "model",
+        "model_digest",
+        "pid",
+        "reason",
+        "route",
+        "seconds",
+        "source",
+        "statement",
+        "status",
+        "tee",
+        "version",
+    }
+)
+MAX_VALUE = 400
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+def only_known_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Drop every field that is not on the list, and every value that is not short and plain."""
+    kept: dict[str, Any] = {"event": event["event"]}
+    for name in FIELDS & set(event):
+        value = event[name]
+        if isinstance(value, str):
+            kept[name] = value[:MAX_VALUE]
+        elif value is None or isinstance(value, bool | int | float):
+            kept[name] = value
+    return kept
+
+
+class Reduced(logging.Handler):
+    """Other libraries' records, without their words."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        log.log(
+            record.levelno,
+            "library message",
+            logger=record.name,
+            source=f"{record.module}:{record.lineno}",
+            error=error,
+        )
+
+
+def configure() -> None:
+    """Send everything this process logs through the allow-list to standard error."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            only_known_fields,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(handlers=[Reduced()], level=logging.WARNING, force=True)

@@ -1,0 +1,54 @@
+"""The client policy that accepts exactly this gateway: what `enclave-server policy` prints.
+
+Where the TEE is simulated it names the simulator's root, and says so: such a policy is for development only.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from attestation.evidence import SnpEvidence, TdxEvidence
+from attestation.snp.report import parse_report
+from attestation.tdx.quote import parse_quote
+from enclave_server.settings import Settings
+from enclave_server.tee import Tee
+
+_SIMULATED = """\
+# A SIMULATED TEE: this proves nothing about hardware. For development only.
+[[roots.{vendor}]]
+name = "{name}"
+spki_sha256 = "{pin}"
+"""
+
+
+def policy_text(settings: Settings, tee: Tee) -> str:
+    """TOML for `attestation.policy.parse_policy`."""
+    parts = [_cpu(tee)]
+    if root := tee.simulated_root:
+        vendor = "intel" if settings.tee.endswith("tdx") else "amd"
+        parts.insert(0, _SIMULATED.format(vendor=vendor, name=root.name, pin=root.spki_sha256.hex()))
+    parts.append("[gpu]\nrequired = false\n")
+    parts.append(
+        f'[statement]\nmodel_digests = ["{settings.model_digest}"]\nconfig_digests = ["{settings.digest().hex()}"]\n'
+    )
+    return "\n".join(parts)
+
+
+def _cpu(tee: Tee) -> str:
+    """The measurement, read out of evidence that this machine makes about nothing."""
+    match tee.evidence(bytes(64)):
+        case TdxEvidence(quote):
+            td = parse_quote(quote).td
+            registers = {
+                "mrtd": td.mrtd,
+                "rtmr0": td.rtmr0,
+                "rtmr1": td.rtmr1,
+                "rtmr2": td.rtmr2,
+                "rtmr3": td.rtmr3,
+            }
+            lines = "".join(f'{name} = "{value.hex()}"\n' for name, value in registers.items())
+            return f"[tdx]\n\n[[tdx.measurements]]\n{lines}"
+        case SnpEvidence(report):
+            return f'[snp]\nmeasurements = ["{parse_report(report).measurement.hex()}"]\n'
+        case never:
+            assert_never(never)

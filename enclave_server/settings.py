@@ -1,0 +1,148 @@
+"""Everything an operator can choose, in one frozen object from a TOML file and `ENCLAVE_*` variables.
+
+Unknown names are refused. The digest of the effective settings stands in the statement as `config`, so a client's
+policy can name exactly one configuration. There are no secrets here: keys are made at boot.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+
+import rfc8785
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from enclave_server.engine_flags import check_environment, check_extra_flags
+
+PREFIX = "ENCLAVE_"
+Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class TeeKind(StrEnum):
+    """Where CPU evidence comes from."""
+
+    SIMULATED_TDX = "simulated-tdx"
+    SIMULATED_SNP = "simulated-snp"
+    TDX = "tdx"
+    SNP = "snp"
+
+
+class Isolation(StrEnum):
+    """Whether the engine gets network, process and mount namespaces of its own."""
+
+    REQUIRED = "required"
+    AUTO = "auto"
+    NONE = "none"
+
+
+class Settings(BaseSettings):
+    """The effective configuration. Relative paths are relative to the working directory."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=False)
+
+    # where it listens
+    host: str = "127.0.0.1"
+    port: int = Field(default=8443, ge=0, le=65535)
+
+    # the model: its digest is what `enclave-server model digest DIR` prints
+    model_dir: Path
+    model_name: str = Field(min_length=1, max_length=256)
+    model_digest: Sha256Hex
+
+    # who the enclave is
+    tee: TeeKind
+    simulator_dir: Path | None = None
+    identity_hours: int = Field(
+        default=168, ge=1, le=8760
+    )  # then the statement ends, and a restart makes a new one
+    evidence_renew_seconds: Seconds = 240
+    evidence_per_second: float = Field(default=2, gt=0)  # evidence made on request, for a caller's nonce
+    evidence_burst: int = Field(default=20, ge=1)
+    image_build: str = "unknown"
+    image_source: str = "unknown"
+
+    # the engine, a child process with a Python environment of its own
+    engine_python: Path
+    engine_dtype: str = "auto"
+    engine_max_model_len: int | None = Field(default=None, ge=16)
+    engine_max_num_seqs: int = Field(default=32, ge=1)
+    engine_kv_cache_memory: str | None = None  # such as "512M"; a must on CPU
+    engine_eager: bool = False
+    engine_flags: tuple[str, ...] = ()
+    engine_environment: dict[str, str] = {}
+    engine_isolation: Isolation = Isolation.AUTO
+    engine_start_seconds: Seconds = 900
+    engine_restarts: int = Field(
+        default=5, ge=0
+    )  # in a row, without a minute of service between; then the gateway ends
+    runtime_dir: Path | None = (
+        None  # private place of the engine's socket; a new one under the system's when unset
+    )
+
+    # limits of a request
+    max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    max_answer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    max_headers: int = Field(default=100, ge=8)
+    body_seconds: Seconds = 60  # until a request's body has arrived
+    engine_read_seconds: Seconds = 600  # until the engine's first byte, and between two
+    request_seconds: Seconds = 3600
+    drain_seconds: Seconds = 60  # what requests under way get to finish when the gateway is told to stop
+
+    @classmethod
+    def load(cls, file: Path | None = None, **changes: Any) -> Settings:
+        """Settings from `file`, overridden by ENCLAVE_* variables, overridden by `changes`."""
+        _refuse_unknown_variables(set(cls.model_fields))
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"no configuration file {file}")
+
+        class FromFile(cls):  # type: ignore[valid-type, misc]  # pydantic-settings takes the file per class
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                **_others: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                toml = (TomlConfigSettingsSource(settings_cls, file),) if file is not None else ()
+                return (init_settings, env_settings, *toml)
+
+        loaded: Settings = FromFile(**changes)
+        return loaded
+
+    @field_validator("engine_flags")
+    @classmethod
+    def _flags(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_extra_flags(value)
+
+    @field_validator("engine_environment")
+    @classmethod
+    def _environment(cls, value: dict[str, str]) -> dict[str, str]:
+        return check_environment(value)
+
+    def effective(self) -> dict[str, Any]:
+        """Plain values, as `enclave-server config` prints and `digest` covers them."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> bytes:
+        """SHA-256 of the RFC 8785 canonical JSON of every setting."""
+        return sha256(rfc8785.dumps(self.effective())).digest()
+
+
+def _refuse_unknown_variables(known: set[str]) -> None:
+    names = {name for name in os.environ if name.upper().startswith(PREFIX)}
+    unknown = sorted(name for name in names if name.upper().removeprefix(PREFIX).lower() not in known)
+    if unknown:
+        raise ValueError(
+            f"unknown variables {unknown}: a setting is named {PREFIX}NAME, see `enclave-server config`"
+        )

@@ -1,0 +1,24 @@
+"""Fixtures that every part's tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import FakeEngine, LiveGateway, live_gateway
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+    """A fake engine of this test's own."""
+    with FakeEngine(tmp_path / "engine.sock") as running:
+        yield running
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, engine: FakeEngine) -> Iterator[LiveGateway]:
+    """The real gateway in front of `engine`, with a simulated TDX machine."""
+    with live_gateway(tmp_path, engine=engine) as running:
+        yield running

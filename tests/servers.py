@@ -1,0 +1,342 @@
+"""Servers for tests: a small OpenAI-shaped engine on a Unix socket, and the real gateway in a thread, with TLS.
+
+with FakeEngine(tmp_path / "engine.sock") as engine, live_gateway(tmp_path, engine=engine) as gateway:
+    ...  # gateway.url, gateway.policy_text, engine.requests, engine.behaviour.die_after = 3, gateway.restart()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+from aiohttp import web
+
+from enclave_server.app import App, create_app
+from enclave_server.attest import Attester, TokenBucket
+from enclave_server.identity import Identity, make_identity
+from enclave_server.model import read_manifest
+from enclave_server.policy import policy_text
+from enclave_server.server import make_server
+from enclave_server.settings import Settings, TeeKind
+from enclave_server.tee import open_tee
+from enclave_server.upstream import Upstream
+
+MODEL = "fake-model"
+
+
+@dataclass
+class Behaviour:
+    """How the fake engine answers from now on. Change it at any time; `reset()` makes it well again."""
+
+    chunks: int = 5  # content events of a stream
+    delay: float = 0.0  # seconds before each of them
+    text: str | None = None  # the answer's text, instead of an echo of the prompt
+    split: bool = False  # every stream in writes of 7 bytes, so that reads never end where events do
+    die_after: int | None = (
+        None  # close the connection after so many events of a stream (0: at once, plain too)
+    )
+    error_after: int | None = None  # vLLM's error event inside the 200 after so many events, then [DONE]
+    hang_after: int | None = None  # send nothing more after so many events
+    status: int | None = None  # answer every POST with this status and an error
+    no_done: bool = False  # end the stream without [DONE]
+    raw_stream: bytes | None = None  # exactly these bytes as the stream
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as the engine saw it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class _Thread:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@dataclass
+class FakeEngine:
+    """Answers like vLLM, always the same for the same request, and misbehaves on request."""
+
+    socket: Path
+    behaviour: Behaviour = field(default_factory=Behaviour)
+    requests: list[Seen] = field(default_factory=list)
+    cancelled: int = 0  # streams and answers whose reader went away
+    finished: int = 0
+    unready: str | None = "starting"
+    _runner: web.AppRunner | None = None
+
+    def __enter__(self) -> Self:
+        self._worker = _Thread()
+        self._worker.run(self._listen())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+        self._worker.close()
+
+    def down(self) -> None:
+        """Stop listening and drop every connection, as a crash does. Nobody has told the gateway yet."""
+        if self._runner is not None:
+            self._worker.run(self._runner.cleanup())
+            self._runner = None
+        self.socket.unlink(missing_ok=True)
+
+    def up(self) -> None:
+        """Listen again."""
+        self._worker.run(self._listen())
+
+    def reset(self) -> None:
+        self.behaviour = Behaviour()
+        self.requests.clear()
+        self.cancelled = self.finished = 0
+
+    # what the gateway calls: this engine is always there
+    async def start(self) -> None:
+        self.unready = None
+
+    async def stop(self) -> None:
+        self.unready = "stopping"
+
+    async def _listen(self) -> None:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._completions)
+        self._runner: web.AppRunner | None = web.AppRunner(
+            app, handler_cancellation=True, shutdown_timeout=0.1
+        )
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self.socket)).start()
+
+    async def _see(self, request: web.Request) -> dict[str, Any]:
+        body = await request.read()
+        self.requests.append(Seen(request.method, request.path_qs, dict(request.headers), body))
+        parsed: dict[str, Any] = json.loads(body) if body else {}
+        return parsed
+
+    async def _models(self, request: web.Request) -> web.Response:
+        await self._see(request)
+        model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "vllm"}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        asked = await self._see(request)
+        prompt = str(asked["messages"][-1]["content"])
+        return await self._answer(request, asked, prompt, chat=True)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        asked = await self._see(request)
+        return await self._answer(request, asked, str(asked["prompt"]), chat=False)
+
+    async def _answer(
+        self, request: web.Request, asked: dict[str, Any], prompt: str, *, chat: bool
+    ) -> web.StreamResponse:
+        how = self.behaviour
+        if how.status is not None:
+            error = {"message": "as told", "type": "BadRequestError", "param": None, "code": how.status}
+            return web.json_response({"error": error}, status=how.status)
+        text = how.text if how.text is not None else f"You said: {prompt}"
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": how.chunks}
+        usage["total_tokens"] = sum(usage.values())
+        try:
+            if asked.get("stream"):
+                return await self._stream(request, asked, text, usage, chat=chat)
+            if how.die_after is not None and request.transport is not None:
+                request.transport.abort()
+            await asyncio.sleep(3600 if how.hang_after is not None else how.delay)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        self.finished += 1
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
+        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        return web.json_response({**_head(chat, ""), "choices": [choice], "usage": usage})
+
+    async def _stream(
+        self, request: web.Request, asked: dict[str, Any], text: str, usage: dict[str, int], *, chat: bool
+    ) -> web.StreamResponse:
+        how = self.behaviour
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        if how.raw_stream is not None:
+            await response.write(how.raw_stream)
+            return response
+        with_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+        for number, event in enumerate(_events(text, how, usage if with_usage else None, chat=chat)):
+            if number == how.die_after:
+                await response.write(event[: len(event) // 2])  # torn in the middle of an event
+                if request.transport is not None:
+                    request.transport.abort()
+                await asyncio.sleep(1)
+            if number == how.hang_after:
+                await asyncio.sleep(3600)
+            if number == how.error_after:
+                error = {
+                    "message": "EngineCore encountered an issue.",
+                    "type": "InternalServerError",
+                    "param": None,
+                    "code": 500,
+                }
+                await response.write(_sse({"error": error}) + b"data: [DONE]\n\n")
+                return response
+            await asyncio.sleep(how.delay)
+            for at in range(0, len(event), 7 if how.split else len(event)):
+                await response.write(event[at : at + 7] if how.split else event)
+                if how.split:
+                    await asyncio.sleep(0)
+        self.finished += 1
+        return response
+
+
+def _head(chat: bool, suffix: str) -> dict[str, Any]:
+    kind = ("chat.completion" if chat else "text_completion") + (suffix if chat else "")
+    return {"id": "chatcmpl-1" if chat else "cmpl-1", "object": kind, "created": 0, "model": MODEL}
+
+
+def _sse(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _events(text: str, how: Behaviour, usage: dict[str, int] | None, *, chat: bool) -> Iterator[bytes]:
+    """The events of a stream: a role, the text in `chunks` pieces, the reason it ended, usage, [DONE]."""
+    head = _head(chat, ".chunk")
+
+    def event(delta: dict[str, Any], finish: str | None = None) -> bytes:
+        body = {"delta": delta} if chat else {"text": delta.get("content", "")}
+        return _sse({**head, "choices": [{"index": 0, **body, "logprobs": None, "finish_reason": finish}]})
+
+    if chat:
+        yield event({"role": "assistant", "content": ""})
+    size = max(1, -(-len(text) // how.chunks))
+    for at in range(how.chunks):
+        yield event({"content": text[at * size : (at + 1) * size]})
+    yield event({}, "stop")
+    if usage is not None:
+        yield _sse({**head, "choices": [], "usage": usage})
+    if not how.no_done:
+        yield b"data: [DONE]\n\n"
+
+
+Wrap = Callable[[App], App]
+
+
+class LiveGateway:
+    """The real gateway under uvicorn with TLS, in a thread. `restart()` gives it new keys on the same port."""
+
+    def __init__(self, settings: Settings, engine: FakeEngine, wrap: Wrap | None) -> None:
+        self.settings, self.engine, self._wrap = settings, engine, wrap
+        self.tee = open_tee(settings)
+        self.policy_text = policy_text(settings, self.tee)
+        self.identity: Identity
+        self.server: uvicorn.Server
+
+    @property
+    def origin(self) -> str:
+        return f"https://127.0.0.1:{self.settings.port}"
+
+    @property
+    def url(self) -> str:
+        """What an OpenAI client takes as its base URL."""
+        return f"{self.origin}/v1"
+
+    def start(self) -> None:
+        settings = self.settings
+        self.identity = make_identity(settings, engine_version="0.0.0+fake")
+        bucket = TokenBucket(settings.evidence_per_second, settings.evidence_burst)
+        attester = Attester(
+            self.identity.statement_bytes, self.tee, bucket, renew_seconds=settings.evidence_renew_seconds
+        )
+        app = create_app(
+            settings,
+            identity=self.identity,
+            attester=attester,
+            engine=self.engine,
+            upstream=Upstream(self.engine.socket, read_seconds=settings.engine_read_seconds),
+        )
+        self.server = make_server(self._wrap(app) if self._wrap else app, settings, self.identity)
+        self._thread = threading.Thread(target=self.server.run, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 20
+        while not (self.server.started and attester.ready):
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise RuntimeError("the gateway did not start")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(20)
+
+    def restart(self) -> None:
+        """Another boot: the same port and policy, new keys, a new statement."""
+        self.stop()
+        self.start()
+
+
+def gateway_settings(tmp_path: Path, *, tee: str = "simulated-tdx", **changes: Any) -> Settings:
+    """Settings for a made-up model of one small file."""
+    model = tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text('{"model_type":"fake"}')
+    values: dict[str, Any] = {
+        "port": free_port(),
+        "model_dir": model,
+        "model_name": MODEL,
+        "model_digest": read_manifest(model).digest().hex(),
+        "tee": TeeKind(tee),
+        "simulator_dir": tmp_path / "simulator",
+        "engine_python": Path("/nonexistent/python"),
+        "drain_seconds": 2,
+        "evidence_per_second": 50,
+        "evidence_burst": 200,
+    }
+    return Settings.load(**{**values, **changes})
+
+
+@contextmanager
+def live_gateway(
+    tmp_path: Path,
+    *,
+    engine: FakeEngine,
+    wrap: Wrap | None = None,
+    tee: str = "simulated-tdx",
+    **changes: Any,
+) -> Iterator[LiveGateway]:
+    """The gateway on a loopback port. `wrap` may put ASGI middleware around it; `changes` are settings."""
+    gateway = LiveGateway(gateway_settings(tmp_path, tee=tee, **changes), engine, wrap)
+    gateway.start()
+    try:
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
