@@ -6,9 +6,11 @@ Parsed values are remembered by the text itself: the same collateral comes with 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from attestation._json import parse_json_object
@@ -20,7 +22,8 @@ MAX_JSON_BYTES = 512 * 1024
 MAX_LEVELS = 256
 COMPONENTS = 16
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-_STATUSES = {str(s): s for s in TcbStatus if not s.is_ours}
+_PLATFORM_STATUSES = {str(s): s for s in TcbStatus if not s.is_ours}
+_SVN_STATUSES = {str(s): s for s in (TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE, TcbStatus.REVOKED)}
 _CACHE = 128
 
 
@@ -101,7 +104,7 @@ def parse_tcb_info(text: str) -> TcbInfo:
     if table.has("tdxModule"):
         modules = (_module(table.table("tdxModule"), with_levels=False), *modules)
     levels = [_tcb_level(t) for t in table.tables("tcbLevels")]
-    levels.sort(key=lambda v: (v.sgx_components, v.tdx_components, v.pce_svn), reverse=True)
+    levels.sort(key=lambda v: (v.sgx_components, v.pce_svn, v.tdx_components), reverse=True)
     return TcbInfo(
         id=table.text("id"),
         version=table.uint("version"),
@@ -199,9 +202,9 @@ class _Table:
             raise self.error(f"{key} must be at most {MAX_LEVELS} objects")
         return [_Table(item, f"{self._what} {key}") for item in items]
 
-    def status(self) -> TcbStatus:
+    def status(self, known: Mapping[str, TcbStatus]) -> TcbStatus:
         text = self.text("tcbStatus")
-        status = _STATUSES.get(text)
+        status = known.get(text)
         if status is None:
             raise self.error(f"tcbStatus {text[:80]!r} is unknown")
         return status
@@ -225,24 +228,26 @@ def _tcb_level(table: _Table) -> TcbLevel:
         sgx_components=tcb.svns("sgxtcbcomponents"),
         pce_svn=tcb.uint("pcesvn"),
         tdx_components=tcb.svns("tdxtcbcomponents"),
-        status=table.status(),
+        status=table.status(_PLATFORM_STATUSES),
         date=table.date("tcbDate"),
         advisories=table.advisories(),
     )
 
 
 def _svn_levels(table: _Table) -> tuple[SvnLevel, ...]:
-    """Highest security version first."""
-    levels = [
+    """Highest security version first, as Intel publishes them; any other order would be read in two ways."""
+    levels = tuple(
         SvnLevel(
             isv_svn=t.table("tcb").uint("isvsvn"),
-            status=t.status(),
+            status=t.status(_SVN_STATUSES),
             date=t.date("tcbDate"),
             advisories=t.advisories(),
         )
         for t in table.tables("tcbLevels")
-    ]
-    return tuple(sorted(levels, key=lambda v: v.isv_svn, reverse=True))
+    )
+    if any(higher.isv_svn <= lower.isv_svn for higher, lower in pairwise(levels)):
+        raise table.error("tcbLevels must be in descending order of isvsvn")
+    return levels
 
 
 def _module(table: _Table, *, with_levels: bool) -> ModuleIdentity:
