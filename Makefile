@@ -49,6 +49,7 @@ $(PROJECT): $(DEV) pyproject.toml
 $(OPENAI2): requirements-openai2.lock
 	@echo "→ environment with openai 2.x: about 15 s, first time only"
 	$(call environment,.venv-openai2,requirements-openai2.lock)
+	@echo "$(CURDIR)" > $$(ls -d .venv-openai2/lib/python3*/site-packages)/attested-inference.pth
 
 ## setup-engine  the engine's environment (.venv-engine): vLLM for CPU, 2.3 GB; about 2 min
 .PHONY: setup-engine
@@ -125,14 +126,15 @@ PIP_COMPILE := .venv/bin/pip-compile --quiet --generate-hashes --strip-extras --
 	--unsafe-package attested-inference $(if $(UPGRADE),--upgrade)
 LOCK_HEAD = \# Made by `make lock`; installed with `pip install --require-hashes -r $(1)`.
 
-# $(call compile,lock,pip-compile arguments): pip-compile's own comments are dropped, they name the project's path.
+# $(call compile,lock,pip-compile arguments): pip-compile's own comments are dropped, they name the project's path. Its
+# warning means the project itself, which the dev extra refers to and which is no line of a lock.
 define compile
 	@echo "→ $(1)"
-	@$(PIP_COMPILE) $(2) -o $(1)
+	@$(PIP_COMPILE) $(2) -o $(1) 2> >(grep -v 'may be rejected by pip install' >&2)
 	@sed -i -e '/^#/d' -e '1i $(LOCK_HEAD)' $(1)
 endef
 
-## lock          write the locks anew from pyproject.toml (UPGRADE=1: newest versions); about 5 min
+## lock          write the locks anew from pyproject.toml (UPGRADE=1: newest versions); about 1 min
 .PHONY: lock
 lock: $(DEV)
 	$(call compile,requirements-dev.lock,--extra dev pyproject.toml)
