@@ -77,6 +77,16 @@ SNP = (
     Link("the report's signature", ("snp.signature",)),
 )
 
+NITRO = (
+    Link("the files can be read", _FILES),
+    Link("a Nitro attestation document", ("nitro.format",)),
+    Link(
+        "its certificate, to Amazon's root, in date", ("nitro.root", "nitro.chain", "nitro.certificate_dates")
+    ),
+    Link("the document's signature", ("nitro.signature",)),
+)
+
+MANIFESTS = "NVIDIA's reference manifests"
 GOLDEN = "measures what NVIDIA published"
 
 GPU = (
@@ -86,7 +96,7 @@ GPU = (
     Link("made for this nonce", ("gpu.nonce",)),
     Link("the chip and firmware that were certified", ("gpu.arch", "gpu.fwid")),
     Link(
-        "NVIDIA's reference manifests",
+        MANIFESTS,
         ("gpu.rim_format", "gpu.rim_signature", "gpu.rim_chain", "gpu.rim_validity"),
     ),
     Link(

@@ -1,0 +1,53 @@
+"""Policies for raw evidence: what is judged when nobody gave a policy, and the policy file with the tables for all kinds."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from attestation._table import load_table
+from attestation.checks import Check
+from attestation.errors import MalformedError
+from attestation.nitro import NitroPolicy
+from attestation.nvidia.policy import GpuPolicy
+from attestation.policy import MAX_POLICY_BYTES, Policy
+from attestation.snp.policy import AUTHENTIC_ONLY
+from attestation.tdx import TdxPolicy
+from client_sdk.files import read_raw
+
+# Authenticity, revocation, dates, TCB status, debug and reserved bits are judged; what runs, and for whom, is not.
+RAW_TDX = TdxPolicy(
+    any_measurement=True,
+    any_mr_config_id=True,
+    any_mr_owner=True,
+    any_mr_owner_config=True,
+    allow_padding=True,
+)
+RAW_SNP = AUTHENTIC_ONLY
+RAW_NITRO = NitroPolicy(
+    any_measurement=True, any_age=True, any_nonce=True, any_user_data=True, any_public_key=True
+)
+RAW_GPU = GpuPolicy(allow_unreported_state=True)  # NVIDIA's own list has nowhere to report it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidencePolicy(Policy):
+    """A policy file, with tables for the kinds of evidence that only `attested evidence` judges."""
+
+    nitro: NitroPolicy | None = None
+
+
+RAW = EvidencePolicy(tdx=RAW_TDX, snp=RAW_SNP, gpu=RAW_GPU, nitro=RAW_NITRO)
+
+
+def read_policy(path: Path) -> EvidencePolicy:
+    """The policy in a TOML file. Unknown keys, wrong types and wrong lengths are errors."""
+    data = read_raw(path)
+    if len(data) > MAX_POLICY_BYTES:
+        raise MalformedError(Check.POLICY_FORMAT, f"{len(data)} bytes, the limit is {MAX_POLICY_BYTES}")
+    try:
+        table = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as exc:
+        raise MalformedError(Check.POLICY_FORMAT, f"not TOML: {exc}") from exc
+    return load_table(EvidencePolicy, table, "policy")

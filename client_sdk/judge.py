@@ -1,0 +1,148 @@
+"""Raw evidence of each kind, from its files to an outcome with its chain of trust. No network; the time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attestation import nitro, snp, tdx
+from attestation.checks import Check
+from attestation.collateral import AmdCollateral, IntelCollateral
+from attestation.errors import AttestationError, PolicyError, UnavailableError, Violation
+from attestation.roots import Root, Roots
+from attestation.snp.vek import parse_vek
+from client_sdk import chains
+from client_sdk.evidence_policy import RAW, EvidencePolicy, read_policy
+from client_sdk.files import read_file, read_raw, read_root
+from client_sdk.present import Line, Link, walk
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms evidence is judged."""
+
+    now: datetime
+    policy: EvidencePolicy
+    policy_given: bool
+    foreign: tuple[Root, ...]  # given in place of the vendors'
+
+    @property
+    def roots(self) -> Roots:
+        return self.policy.roots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One outcome. Claims are authentic where they are present, accepted or not."""
+
+    error: AttestationError | None
+    lines: Sequence[Line]
+    claims: Any = None
+    roots: Sequence[Root] = ()
+    expires: datetime | None = None
+
+
+def load_terms(policy: Path | None, roots: Sequence[Path], now: datetime) -> Terms:
+    """Read policy and roots. A root given here stands in place of every pinned one."""
+    accepted = read_policy(policy) if policy else RAW
+    given = tuple(read_root(path) for path in roots)
+    if given:
+        everywhere = Roots(intel=given, amd=given, nvidia_device=given, nvidia_rim=given, aws=given)
+        accepted = replace(accepted, roots=everywhere)
+    return Terms(now=now, policy=accepted, policy_given=policy is not None, foreign=given)
+
+
+def judge_tdx(terms: Terms, quote: Path, collateral: Path | None) -> Judged:
+    def verify() -> tdx.TdxClaims:
+        data = read_file(quote)
+        if collateral is None:
+            tdx.parse_quote(data, padding=True)  # what is no quote needs no collateral to be refused
+            raise _missing("Intel's TCB info, QE identity and CRLs", "--collateral")
+        given = IntelCollateral.parse(read_raw(collateral), Check.TDX_COLLATERAL_FORMAT)
+        return tdx.verify(data, given, terms.roots.intel, terms.now)
+
+    table = terms.policy.tdx
+    return _judge(chains.TDX, verify, lambda c: _accept("tdx", table, lambda t: t.check(c, terms.now)))
+
+
+def judge_snp(terms: Terms, report: Path, vek: Path | None, chain: Path | None, crl: Path | None) -> Judged:
+    def verify() -> snp.SnpClaims:
+        data = read_file(report)
+        snp.parse_report(data)
+        return snp.verify(data, _amd_collateral(vek, chain, crl), terms.roots.amd, terms.now)
+
+    table = terms.policy.snp
+    return _judge(
+        chains.SNP,
+        verify,
+        lambda c: _accept("snp", table, lambda t: t.check(c, terms.now)),
+        skipped=() if crl else (chains.REVOCATION,),
+    )
+
+
+def _amd_collateral(vek: Path | None, chain: Path | None, crl: Path | None) -> AmdCollateral:
+    if vek is None:
+        raise _missing("the chip's VCEK (or the cloud's VLEK) certificate", "--vek")
+    data = read_file(vek)
+    if chain is None:
+        parsed = parse_vek(data)
+        kind, name = parsed.kind.lower(), parsed.product
+        raise UnavailableError(
+            Check.COLLATERAL_MISSING,
+            f"the certificates of AMD's {name} line that issued this {parsed.kind} are not part of this program",
+            advice=f"Fetch https://kdsintf.amd.com/{kind}/v1/{name}/cert_chain (issuer, then ARK) for --chain, "
+            f"and https://kdsintf.amd.com/{kind}/v1/{name}/crl for --crl",
+        )
+    return AmdCollateral(vek=data, chain=read_raw(chain), crl=read_file(crl) if crl else b"")
+
+
+def judge_nitro(terms: Terms, document: Path) -> Judged:
+    table = terms.policy.nitro
+    return _judge(
+        chains.NITRO,
+        lambda: nitro.verify(read_file(document), terms.roots.aws, terms.now),
+        lambda c: _accept("nitro", table, lambda t: t.check(c, terms.now)),
+    )
+
+
+def _accept(name: str, table: T | None, check: Callable[[T], Sequence[Violation]]) -> Sequence[Violation]:
+    """The table's violations; a policy without a table for this kind of evidence does not accept it."""
+    if table is None:
+        return [Violation(Check.POLICY_PLATFORM, f"a policy with a [{name}] table", "none")]
+    return check(table)
+
+
+def _judge(
+    links: Sequence[Link],
+    verify: Callable[[], Any],
+    accept: Callable[[Any], Sequence[Violation]],
+    *,
+    skipped: Collection[str] = (),
+) -> Judged:
+    """One piece of evidence: verify it, then hold its claims against the policy."""
+    try:
+        claims = verify()
+    except AttestationError as exc:
+        return Judged(error=exc, lines=walk(links, exc, skipped=skipped))
+    violations = accept(claims)
+    error = PolicyError(violations) if violations else None
+    return Judged(
+        error=error,
+        lines=walk(links, error, skipped=skipped),
+        claims=claims,
+        roots=(claims.root,),
+        expires=claims.collateral_expires,
+    )
+
+
+def _missing(what: str, option: str) -> UnavailableError:
+    return UnavailableError(
+        Check.COLLATERAL_MISSING,
+        f"{what} are not given ({option})",
+        advice="`attested collateral fetch` gets them from the vendor",
+    )
