@@ -35,6 +35,7 @@ _TCB = {
     Product.GENOA: Tcb(bootloader=10, snp=0x1C, microcode=0x57),
     Product.TURIN: Tcb(fmc=1, bootloader=1, tee=1, snp=5, microcode=0x52),
 }
+_SERIALS = {"ARK": 0x10000, "SEV": 0x10001, "SEV-VLEK": 0x10101}
 MEASUREMENT = sha384(b"simulated SNP guest").digest()
 
 
@@ -43,7 +44,7 @@ class SnpDefect(StrEnum):
 
     OTHER_ROOT = "the chain ends in another ARK"
     ASK_NOT_CA = "the ASK's BasicConstraints deny that it is a CA"
-    ASK_REVOKED = "the CRL lists the ASK"
+    ASK_REVOKED = "the CRL lists the ASK and the ASVK"
     CRL_MISSING = "no CRL"
     CRL_EXPIRED = "the CRL's nextUpdate is past"
     CRL_NOT_YET = "the CRL's thisUpdate is to come"
@@ -136,9 +137,7 @@ class SimulatedSnp:
         self.product, self.signer, self.wrapped_hwid = product, signer, wrapped_hwid
         self.tcb = _TCB[product]
         self.hwid = sha512(b"simulated chip").digest()[: 8 if product is Product.TURIN else 64]
-        self._ark = self._authority("ARK", self.keys.ark, None)
-        self._ask = self._authority("SEV", self.keys.ask, self._ark)
-        self._asvk = self._authority("SEV-VLEK", self.keys.asvk, self._ark)
+        self._ark = self._authority("ARK", self.keys.ark)
 
     @classmethod
     def load_or_create(
@@ -165,33 +164,29 @@ class SimulatedSnp:
         kind = self.signer
         if defect is SnpDefect.VEK_OTHER_KIND:
             kind = SigningKey.VLEK if kind is SigningKey.VCEK else SigningKey.VCEK
+        ark = self._authority("ARK", _stranger()) if defect is SnpDefect.OTHER_ROOT else self._ark
         by_ask = (kind is SigningKey.VCEK) != (defect is SnpDefect.VEK_WRONG_ISSUER)
-        issuer = self._ask if by_ask else self._asvk
-        if defect is SnpDefect.ASK_NOT_CA:
-            issuer = self._authority("SEV", self.keys.ask, self._ark, ca=False)
-        ark = self._authority("ARK", _stranger(), None) if defect is SnpDefect.OTHER_ROOT else self._ark
+        prefix, key = ("SEV", self.keys.ask) if by_ask else ("SEV-VLEK", self.keys.asvk)
+        issuer = self._authority(prefix, key, ark, ca=defect is not SnpDefect.ASK_NOT_CA)
         return AmdCollateral(
             vek=self._vek(kind, issuer, now, defect),
             chain=(issuer.pem + ark.pem).encode(),
-            crl=b"" if defect is SnpDefect.CRL_MISSING else self._crl(issuer, now, defect),
+            crl=b"" if defect is SnpDefect.CRL_MISSING else _crl(ark, now, defect),
         )
 
     def _authority(
-        self, prefix: str, key: rsa.RSAPrivateKey, issuer: pki.Signer | None, *, ca: bool = True
+        self, prefix: str, key: rsa.RSAPrivateKey, issuer: pki.Signer | None = None, *, ca: bool = True
     ) -> pki.Signer:
-        subject, length = pki.name(f"{prefix}-{self.product}"), 0 if issuer and ca else None
-        return pki.issue(subject, key, issuer, not_before=_FROM, not_after=_TO, ca=ca, path_length=length)
-
-    def _crl(self, issuer: pki.Signer, now: datetime, defect: SnpDefect | None) -> bytes:
-        day = timedelta(days=1)
-        start, end = now - day, now + 30 * day
-        if defect is SnpDefect.CRL_EXPIRED:
-            start, end = now - 30 * day, now - day
-        if defect is SnpDefect.CRL_NOT_YET:
-            start = now + day
-        signer = pki.Signer(self._ark.cert, _stranger()) if defect is SnpDefect.CRL_OTHER_KEY else self._ark
-        revoked = [issuer.cert.serial_number] if defect is SnpDefect.ASK_REVOKED else []
-        return pki.crl(signer, this_update=start, next_update=end, revoked=revoked)
+        return pki.issue(
+            pki.name(f"{prefix}-{self.product}"),
+            key,
+            issuer,
+            not_before=_FROM,
+            not_after=_TO,
+            ca=ca,
+            path_length=0 if issuer and ca else None,
+            serial=_SERIALS[prefix],
+        )
 
     def _vek(self, kind: SigningKey, issuer: pki.Signer, now: datetime, defect: SnpDefect | None) -> bytes:
         key = self.keys.vcek if kind is SigningKey.VCEK else self.keys.vlek
@@ -255,6 +250,18 @@ class SimulatedSnp:
         if self.product is Product.TURIN:
             return bytes((t.fmc, t.bootloader, t.tee, t.snp, 0, 0, 0, t.microcode))
         return bytes((t.bootloader, t.tee, 0, 0, 0, 0, t.snp, t.microcode))
+
+
+def _crl(ark: pki.Signer, now: datetime, defect: SnpDefect | None) -> bytes:
+    day = timedelta(days=1)
+    start, end = now - day, now + 30 * day
+    if defect is SnpDefect.CRL_EXPIRED:
+        start, end = now - 30 * day, now - day
+    if defect is SnpDefect.CRL_NOT_YET:
+        start = now + day
+    signer = pki.Signer(ark.cert, _stranger()) if defect is SnpDefect.CRL_OTHER_KEY else ark
+    revoked = [_SERIALS["SEV"], _SERIALS["SEV-VLEK"]] if defect is SnpDefect.ASK_REVOKED else []
+    return pki.crl(signer, this_update=start, next_update=end, revoked=revoked)
 
 
 def _le(value: int, size: int) -> bytes:
