@@ -49,30 +49,42 @@ def check_qe_identity(report: QeReport, identity: QeIdentity) -> SvnLevel:
 
 
 def check_tcb(td: TdReport, platform: Platform, info: TcbInfo, qe: SvnLevel) -> Tcb:
-    """The status of the whole platform. `Revoked`, and a platform below every level, are refused here."""
-    module = _check_module(td, info)
-    level = _platform_level(td.tee_tcb_svn, platform, info)
-    parts: list[TcbLevel | SvnLevel] = [level, qe] if module is None else [level, qe, module]
+    """The status of the whole platform. `Revoked`, and a platform below every level, are refused here.
+
+    A TD 1.5 report has two TCBs: the one the TD was launched on, which counts, and the one it runs on now,
+    which may not be worse than known, and may show that a restart of the TD is all that is missing.
+    """
+    _check_module_identity(td, info)
+    launched = _standing(td.tee_tcb_svn, platform, info)
+    running = launched if td.tee_tcb_svn2 is None else _standing(td.tee_tcb_svn2, platform, info)
+    for part in (*launched, *running, qe):
+        if part.status is TcbStatus.REVOKED:
+            raise VerificationError(Check.TDX_TCB_REVOKED, f"Intel lists this TCB as Revoked (level of {part.date:%Y-%m-%d})")
+    parts: list[TcbLevel | SvnLevel] = [*launched, qe]
     status = converge(part.status for part in parts)
-    if status is TcbStatus.REVOKED:
-        revoked = ", ".join(type(p).__name__ for p in parts if p.status is TcbStatus.REVOKED)
-        raise VerificationError(Check.TDX_TCB_REVOKED, f"Intel lists this TCB as Revoked ({revoked})")
-    if _is_relaunch_enough(td, info, parts):
-        sgx = _platform_level(b"\xff" * 16, platform, info).status
-        if not sgx.is_out_of_date and sgx is not TcbStatus.REVOKED:
-            status = relaunch_advised(converge((status, sgx)))
+    after_restart = converge(part.status for part in (*running, qe))
+    # Intel QVL 4.1.2.4.17.4.3: only where the TDX module itself was out of date at launch
+    if launched[1:] and launched[-1].status.is_out_of_date and not after_restart.is_out_of_date:
+        status = relaunch_advised(converge((status, after_restart)))
     return Tcb(
         status=status,
-        platform_status=level.status,
+        platform_status=launched[0].status,
         qe_status=qe.status,
-        module_status=module.status if module else None,
+        module_status=launched[1].status if launched[1:] else None,
         date=min(part.date for part in parts),
         advisories=tuple(sorted({a for part in parts for a in part.advisories})),
     )
 
 
-def _check_module(td: TdReport, info: TcbInfo) -> SvnLevel | None:
-    """TEE_TCB_SVN[1] is the TDX module's major version and picks its identity; [0] is its version in there."""
+def _standing(tee_tcb_svn: bytes, platform: Platform, info: TcbInfo) -> tuple[TcbLevel | SvnLevel, ...]:
+    """The levels of the platform and, for TDX modules of version 1 and later, of the module."""
+    module = _module_level(tee_tcb_svn, info)
+    level = _platform_level(tee_tcb_svn, platform, info)
+    return (level,) if module is None else (level, module)
+
+
+def _check_module_identity(td: TdReport, info: TcbInfo) -> None:
+    """The TDX module's signer and attributes are those of its major version."""
     identity = _module_identity(td.tee_tcb_svn, info)
     found = td.seam_attributes.to_bytes(8, "little")
     if td.mr_signer_seam != identity.mr_signer:
@@ -85,9 +97,14 @@ def _check_module(td: TdReport, info: TcbInfo) -> SvnLevel | None:
             Check.TDX_MODULE,
             f"SEAMATTRIBUTES: expected {identity.attributes.hex()} for {identity.id}, found {found.hex()}",
         )
-    if td.tee_tcb_svn[1] == 0:
+
+
+def _module_level(tee_tcb_svn: bytes, info: TcbInfo) -> SvnLevel | None:
+    """TEE_TCB_SVN[1] is the TDX module's major version and picks its identity; [0] is its version in there."""
+    identity = _module_identity(tee_tcb_svn, info)
+    if tee_tcb_svn[1] == 0:
         return None
-    return _svn_level(identity.levels, td.tee_tcb_svn[0], Check.TDX_MODULE_LEVEL, f"TDX module {identity.id}")
+    return _svn_level(identity.levels, tee_tcb_svn[0], Check.TDX_MODULE_LEVEL, f"TDX module {identity.id}")
 
 
 def _module_identity(tee_tcb_svn: bytes, info: TcbInfo) -> ModuleIdentity:
@@ -132,20 +149,6 @@ def _svn_level(levels: Sequence[SvnLevel], isv_svn: int, check: Check, what: str
     raise VerificationError(
         check, f"the {what} has ISVSVN {isv_svn}, the lowest that Intel knows is {lowest}"
     )
-
-
-def _is_relaunch_enough(td: TdReport, info: TcbInfo, parts: Sequence[TcbLevel | SvnLevel]) -> bool:
-    """TD 1.5: the TD started on an old TCB that has been updated under it since (Intel QVL 4.1.2.4.17.4.3)."""
-    if td.tee_tcb_svn2 is None or len(parts) != 3:
-        return False
-    level, qe, module = parts
-    if not level.status.is_out_of_date or not module.status.is_out_of_date or qe.status.is_out_of_date:
-        return False
-    now, latest = td.tee_tcb_svn2, info.levels[0].tdx_components
-    if now[1] == 0:
-        return now[0] >= latest[0] and now[2] >= latest[2]
-    module_levels = _module_identity(now, info).levels
-    return bool(module_levels) and now[0] >= module_levels[0].isv_svn and now[2] >= latest[2]
 
 
 def _masked(value: bytes, mask: bytes) -> bytes:
