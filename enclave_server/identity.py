@@ -6,8 +6,10 @@ statement says until when at most.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import resource
 import secrets
 import ssl
 import time
@@ -25,6 +27,7 @@ from attestation.binding import PURPOSE, VERSION, Engine, Image, Keys, Model, St
 from enclave_server.engine_flags import answer_flags
 from enclave_server.settings import Settings
 
+_PR_SET_DUMPABLE = 4  # prctl(2)
 _SKEW = timedelta(minutes=5)  # a client's clock may be behind ours
 
 
@@ -53,6 +56,12 @@ class ReceiptNumbers:
     def next(self) -> tuple[str, int]:
         counter = next(self._counter)
         return f"rcpt-{self._boot}-{counter}", counter
+
+
+def keep_memory_private() -> None:
+    """No core dump of this process, and no other process of the same user may look into it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def make_identity(settings: Settings, *, engine_version: str, now: datetime | None = None) -> Identity:

@@ -69,3 +69,12 @@ def make_server(app: App, settings: Settings, identity: Identity) -> Server:
         ),
         drain_seconds=settings.drain_seconds,
     )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket, taken before anything slow is started."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((settings.host, settings.port))
+    return listener

@@ -1,0 +1,252 @@
+"""vLLM as a supervised child on a Unix socket in a private directory.
+
+Promises: it is ready only when vLLM answers and is the version that the statement names; when it dies it is started
+again after a growing pause; when it dies again and again, the gateway is told to stop. Whatever ends, by whatever
+signal, nothing of it is left (`engine_child.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from enclave_server import engine_child
+from enclave_server.engine_flags import command, environment
+from enclave_server.engine_log import EngineLog
+from enclave_server.log import log
+from enclave_server.settings import Settings
+from enclave_server.upstream import Upstream, UpstreamError
+
+STEADY_SECONDS = 60.0  # so much service, and earlier crashes no longer count
+MAX_PAUSE = 30.0
+TERM_SECONDS = 20.0  # vLLM takes 2 s to end after SIGTERM; then it is killed
+POLL_SECONDS = 0.5
+HUNG_AFTER = 30.0  # seconds without an answer to a health check
+_MAX_SOCKET_PATH = 60  # of 107: vLLM puts sockets with long names of their own into the same directory
+
+_PROBE = (
+    "import importlib.util as u, pathlib, runpy; p = pathlib.Path(u.find_spec('vllm').origin).parent; "
+    "print(runpy.run_path(str(p / '_version.py'))['__version__'], p, sep='\\n')"
+)
+
+
+class EngineError(Exception):
+    """The engine cannot be run as configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The vLLM in the engine's own Python environment."""
+
+    version: str
+    source_files: frozenset[str]
+
+
+def find_engine(python: Path) -> Installed:
+    """Ask the engine's Python which vLLM it has, without importing it."""
+    if not python.is_file():
+        raise EngineError(f"engine_python: there is no {python}")
+    asked = subprocess.run(
+        [python.absolute(), "-I", "-c", _PROBE], capture_output=True, text=True, check=False
+    )  # noqa: S603 - the operator's own Python
+    if asked.returncode != 0:
+        raise EngineError(
+            f"engine_python: {python} has no vLLM ({asked.stderr.strip().rpartition(chr(10))[2]})"
+        )
+    version, folder = asked.stdout.splitlines()
+    return Installed(version, frozenset(path.name for path in Path(folder).rglob("*.py")))
+
+
+class Engine:
+    """Starts vLLM, watches it, and starts it again."""
+
+    def __init__(self, settings: Settings, installed: Installed) -> None:
+        self._settings, self._installed = settings, installed
+        self.on_give_up: Callable[[], None] = lambda: None
+        base = settings.runtime_dir
+        if base is None:
+            self._private = Path(tempfile.mkdtemp(prefix="enclave-"))
+        else:
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._private = base.resolve() / "engine"
+        if len(str(self._private)) > _MAX_SOCKET_PATH:
+            raise EngineError(
+                f"runtime_dir: {self._private} is too long for sockets; at most {_MAX_SOCKET_PATH} characters"
+            )
+        self._task: asyncio.Task[None] | None = None
+        self._was_ready = False
+        self.gave_up = self._stopping = False
+        self.unready: str | None = "engine_starting"
+
+    @property
+    def socket(self) -> Path:
+        return self._private / "vllm.sock"
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._supervise())
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL. Stop admission first: what is under way now is lost."""
+        self._stopping = True
+        self.unready = "engine_stopping"
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _supervise(self) -> None:
+        failures, ever = 0, False
+        while True:
+            since = time.monotonic()
+            try:
+                await self._run_once()
+            except (EngineError, UpstreamError, OSError, ValueError) as exc:
+                log.error("engine ended", reason=str(exc), attempt=failures + 1)
+            ever = ever or self._was_ready
+            failures = 1 if time.monotonic() - since > STEADY_SECONDS and self._was_ready else failures + 1
+            if not ever or failures > self._settings.engine_restarts:
+                self.unready = "engine_stopped"
+                log.error(
+                    "engine gave up",
+                    count=failures,
+                    reason="it never became ready" if not ever else "crash loop",
+                )
+                self.gave_up = True
+                self.on_give_up()
+                return
+            pause = min(MAX_PAUSE, 2.0 ** (failures - 1))
+            self.unready = "engine_restarting"
+            log.warning("engine restarts", delay_seconds=pause, attempt=failures)
+            await asyncio.sleep(pause)
+
+    async def _run_once(self) -> None:
+        """One life of the engine. Ends with EngineError, whatever the end was."""
+        self._was_ready = False
+        started = time.monotonic()
+        async with (
+            self._child() as (process, output),
+            Upstream(self.socket, read_seconds=HUNG_AFTER) as upstream,
+        ):
+            await self._until_ready(process, upstream)
+            output.serving = self._was_ready = True  # in this order: from here on prompts may come
+            self.unready = None
+            log.info(
+                "engine ready", version=self._installed.version, seconds=round(time.monotonic() - started, 1)
+            )
+            try:
+                await self._while_healthy(process, upstream)
+            finally:
+                if self.unready is None:
+                    self.unready = "engine_restarting"
+
+    async def _until_ready(self, process: Process, upstream: Upstream) -> None:
+        deadline = time.monotonic() + self._settings.engine_start_seconds
+        while not await _healthy(upstream):
+            if time.monotonic() > deadline:
+                raise EngineError(f"not ready after {self._settings.engine_start_seconds:.0f} s")
+            await _exited(process, within=POLL_SECONDS)
+        async with upstream.request("GET", "/version") as answer:
+            version = json.loads(await answer.read(4096)).get("version")
+        if version != self._installed.version:
+            raise EngineError(f"it says version {version}, the statement says {self._installed.version}")
+
+    async def _while_healthy(self, process: Process, upstream: Upstream) -> None:
+        """Return never: raise when the process has ended, or answers its health check with anything but 200."""
+        while True:
+            await _exited(process, within=POLL_SECONDS)
+            if not await _healthy(upstream):
+                await _exited(process, within=POLL_SECONDS)
+                raise EngineError("its health check failed")
+
+    @asynccontextmanager
+    async def _child(self) -> AsyncIterator[tuple[Process, EngineLog]]:
+        """The engine's process, from its start to the last of its descendants."""
+        settings, private = self._settings, self._private
+        shutil.rmtree(private, ignore_errors=True)  # a stale socket would block the start
+        private.mkdir(mode=0o700)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            engine_child.__file__,
+            settings.engine_isolation,
+            str(private),
+            *command(settings, self.socket),
+            env=environment(settings, private),
+            cwd=private,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=STDOUT,
+            start_new_session=True,
+        )
+        output = EngineLog(self._installed.source_files)
+        group, isolation = await _first_line(process)
+        reader = asyncio.create_task(_read(process, output))
+        log.info("engine starts", pid=group, isolation=isolation, model=settings.model_name)
+        try:
+            yield process, output
+        finally:
+            await _end(process)
+            if process.returncode != 0:  # engine_child may have been killed before it could kill the rest
+                with suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(reader, TERM_SECONDS)
+            if not self._stopping:
+                output.explain_start()
+            shutil.rmtree(private, ignore_errors=True)
+
+
+async def _healthy(upstream: Upstream) -> bool:
+    try:
+        async with upstream.request("GET", "/health") as answer:
+            return answer.status == 200
+    except UpstreamError:
+        return False
+
+
+async def _exited(process: Process, *, within: float) -> None:
+    """Wait `within` seconds; an end of the process in that time is an error."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            code = await process.wait()
+            raise EngineError(f"its process ended with status {code}")
+
+
+async def _end(process: Process) -> None:
+    """Ask it to end, then close its lifeline, which kills whatever is left."""
+    if process.returncode is not None or process.stdin is None:
+        return
+    with suppress(TimeoutError, ConnectionError):
+        process.stdin.write(b"T")
+        async with asyncio.timeout(TERM_SECONDS):
+            await process.wait()
+    process.stdin.close()
+    await process.wait()
+
+
+async def _first_line(process: Process) -> tuple[int, str]:
+    """The engine's process group and its namespaces, as engine_child reports them."""
+    line = (await process.stdout.readline()).decode().strip() if process.stdout is not None else ""
+    group, _, isolation = line.partition(" ")
+    if not group.isdecimal():
+        await process.wait()
+        raise EngineError(line or f"its process ended with status {process.returncode}")
+    return int(group), isolation
+
+
+async def _read(process: Process, output: EngineLog) -> None:
+    while process.stdout is not None and (data := await process.stdout.read(65536)):
+        output.feed(data)
