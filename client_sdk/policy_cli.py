@@ -1,0 +1,105 @@
+"""`attested policy …`: what a policy file accepts, in words; and whether it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from attestation.errors import AttestationError
+from attestation.roots import Root, is_vendor
+from client_sdk.evidence_policy import EvidencePolicy, read_policy
+from client_sdk.exits import exit_code
+from client_sdk.policy_words import TABLES, Words
+from client_sdk.present import clean
+
+app = typer.Typer(no_args_is_help=True, help="Read policy files.")
+
+
+@app.command()
+def explain(file: Path) -> None:
+    """Say in words what a policy accepts and refuses, its defaults included."""
+    for line in describe_policy(_read(file)):
+        typer.echo(clean(line))
+
+
+@app.command()
+def check(file: Path) -> None:
+    """Say whether the file is a policy. Judges no evidence."""
+    policy = _read(file)
+    named = [name for name, *_ in TABLES if getattr(policy, name) is not None]
+    typer.echo(f"{file}: a policy, with {', '.join(named)}")
+
+
+def describe_policy(policy: EvidencePolicy) -> Iterator[str]:
+    """One sentence a field; `*` marks what the policy sets, the others are defaults."""
+    yield "All of the following must hold. A line with * is set in the file, the others are defaults."
+    for name, _, title, words in TABLES:
+        table = getattr(policy, name)
+        yield ""
+        if table is None:
+            yield f"[{name}] {title}: refused, because the policy has no such table"
+        else:
+            yield f"[{name}] {title}"
+            yield from _sentences(table, words)
+
+
+def _sentences(table: Any, words: Words) -> Iterator[str]:
+    for spec in fields(table):
+        value = getattr(table, spec.name)
+        mark = " " if value == _default(spec) else "*"
+        said = _sentence(words[spec.name], value)
+        if value is not None and spec.default is None and value == frozenset():
+            said = "nothing is accepted: the list is empty"  # where no list at all would ask nothing
+        yield f"  {mark} {said}  ({spec.name})"
+
+
+def _sentence(words: tuple[str, str], value: Any) -> str:
+    """A switch picks its words; a value fills them; nothing, none and zero are the words for "without"."""
+    if isinstance(value, bool):
+        return words[0] if value else words[1]
+    empty = value is None or value == 0 or (isinstance(value, (tuple, frozenset)) and not value)
+    return words[1] if empty else words[0].replace("{}", _words(value))
+
+
+def _default(spec: Field[Any]) -> Any:
+    if spec.default_factory is not MISSING:
+        return spec.default_factory()
+    return spec.default
+
+
+def _words(value: Any) -> str:
+    match value:
+        case Root():
+            vendor = "" if is_vendor(value) else ", which is NO hardware vendor's"
+            return f"{value.name!r} ({value.spki_sha256.hex()[:16]}…{vendor})"
+        case bytes():
+            return "zero" if value and not any(value) else value.hex() or "an empty value"
+        case tuple():
+            return " or ".join(map(_words, value)) if not _floors(value) else "; ".join(map(_words, value))
+        case frozenset():
+            return " or ".join(sorted(map(_words, value)))
+        case StrEnum():
+            return str(value)
+    if is_dataclass(value) and type(value).__str__ is object.__str__:
+        set_fields = [
+            (f.name, getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default
+        ]
+        return " ".join(f"{name}={_words(v)}" for name, v in set_fields)
+    return str(value)
+
+
+def _floors(value: tuple[Any, ...]) -> bool:
+    return bool(value) and hasattr(value[0], "tcb")
+
+
+def _read(file: Path) -> EvidencePolicy:
+    try:
+        return read_policy(file)
+    except AttestationError as exc:
+        typer.echo(clean(str(exc)), err=True)
+        raise typer.Exit(exit_code(exc)) from exc
