@@ -39,8 +39,8 @@ def _serial_zero_accepted() -> Iterator[None]:
 def _parse_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     with _serial_zero_accepted():
         certs = tuple(x509.load_pem_x509_certificates(pem))
-    for cert in certs:
-        _touch(cert)
+        for cert in certs:
+            _touch(cert)
     return certs
 
 
@@ -48,7 +48,7 @@ def _parse_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
 def _parse_der(der: bytes) -> x509.Certificate:
     with _serial_zero_accepted():
         cert = x509.load_der_x509_certificate(der)
-    _touch(cert)
+        _touch(cert)
     return cert
 
 
