@@ -17,6 +17,7 @@ from hmac import compare_digest
 from typing import Any
 
 import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.types import Options
 
 from attestation._json import parse_json, parse_json_object
@@ -219,14 +220,15 @@ def _verify_jwt(
     except (jwt.PyJWTError, ValueError, TypeError) as exc:
         raise MalformedError(Check.GPU_TOKEN_FORMAT, f"not a JWT ({exc})") from exc
     key = keys.get(str(header.get("kid")))
-    if header.get("alg") not in issuer.algorithms or key is None:
+    algorithm = header.get("alg")
+    if key is None or algorithm not in issuer.algorithms or not _fits(key, algorithm):
         raise VerificationError(
             Check.GPU_TOKEN_SIGNATURE,
             f"expected {' or '.join(issuer.algorithms)} by one of {sorted(keys)}, "
-            f"found {header.get('alg')!r} by {header.get('kid')!r}",
+            f"found {algorithm!r} by {header.get('kid')!r}",
         )
     try:
-        claims = jwt.decode(token, key.key, algorithms=list(issuer.algorithms), options=_SIGNATURE_ONLY)
+        claims = jwt.decode(token, key.key, algorithms=[algorithm], options=_SIGNATURE_ONLY)
     except jwt.InvalidSignatureError as exc:
         raise VerificationError(
             Check.GPU_TOKEN_SIGNATURE, f"key {header['kid']!r} did not sign this token"
@@ -240,6 +242,11 @@ def _verify_jwt(
         )
     _check_times(claims, now)
     return claims
+
+
+def _fits(key: jwt.PyJWK, algorithm: str) -> bool:
+    kind = ec.EllipticCurvePublicKey if algorithm.startswith("ES") else rsa.RSAPublicKey
+    return isinstance(key.key, kind)
 
 
 def _expiry(claims: Mapping[str, Any]) -> datetime:

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.checks import Check
-from attestation.errors import AttestationError, MalformedError, VerificationError
+from attestation.errors import MalformedError, VerificationError
 from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.nvidia.rim import MAX_RIM_BYTES, Rim, load_rim
 from attestation.simulator.nvidia import SimulatedNvidia
 from attestation.simulator.nvidia_pki import RIM_NAMES, authorities, issue
 from attestation.simulator.nvidia_rim import make_rim
 from attestation.simulator.pki import p384_key
-from tests.attestation.nvidia.conftest import NOW
+from tests.attestation.nvidia.conftest import NOW, is_malformed, outcome
 
 CHAIN = [issue("signer", p384_key(), (A := authorities(p384_key(), RIM_NAMES))[2], ca=False), *A[::-1]]
 VALUE = b"v" * 48
@@ -144,9 +144,7 @@ def test_signature_wrapping() -> None:
 
 def test_comments_do_not_count() -> None:
     """What canonicalization drops, the reader does not see."""
-    commented = GOOD.replace(b'colloquialVersion="1.0"', b'colloquialVersion="1.0"').replace(
-        b"<Payload>", b"<Payload><!-- x -->"
-    )
+    commented = GOOD.replace(b"<Payload>", b"<Payload><!-- x -->")
     assert load_rim(commented).golden == load_rim(GOOD).golden
 
 
@@ -155,22 +153,18 @@ def test_comments_do_not_count() -> None:
 def test_any_changed_byte(position: int, value: int) -> None:
     """A manifest with one byte changed is refused, or says what it said before."""
     changed = GOOD[:position] + bytes([value]) + GOOD[position + 1 :]
-    try:
-        rim = load_rim(changed)
-    except AttestationError as error:
-        assert error.check in {Check.GPU_RIM_FORMAT, Check.GPU_RIM_SIGNATURE}
+    found, same = outcome(load_rim, changed), load_rim(GOOD)
+    if isinstance(found, Rim):
+        assert (found.product, found.version, found.golden) == (same.product, same.version, same.golden)
     else:
-        same = load_rim(GOOD)
-        assert (rim.product, rim.version, rim.golden) == (same.product, same.version, same.golden)
+        assert found.check in {Check.GPU_RIM_FORMAT, Check.GPU_RIM_SIGNATURE}
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_any_bytes(data: bytes) -> None:
     """Any bytes give a manifest or a MalformedError."""
-    try:
-        assert isinstance(load_rim(data), Rim)
-    except MalformedError as error:
-        assert error.check is Check.GPU_RIM_FORMAT
+    found = outcome(load_rim, data)
+    assert isinstance(found, Rim) or is_malformed(found, Check.GPU_RIM_FORMAT)
 
 
 def test_collateral_round_trips(nvidia: SimulatedNvidia) -> None:
@@ -182,8 +176,12 @@ def test_collateral_round_trips(nvidia: SimulatedNvidia) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"[]", b'{"rims": []}', b'{"rims": [], "ocsp": [], "more": 1}', b'{"rims": [1], "ocsp": []}']
-    + [
+    [
+        b"",
+        b"[]",
+        b'{"rims": []}',
+        b'{"rims": [], "ocsp": [], "more": 1}',
+        b'{"rims": [1], "ocsp": []}',
         b'{"rims": {}, "ocsp": []}',
         b'{"rims": ["?"], "ocsp": []}',
         b'{"rims": [], "ocsp": [%s]}' % b",".join([b'""'] * 257),

@@ -180,9 +180,14 @@ def _leaf(oid: str, value: bytes) -> Signer:
     from cryptography import x509
 
     extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value)
-    span = {"not_before": NOW, "not_after": NOW + timedelta(days=1)}
     return issue(
-        name("GH100 A01 GSP FMC LF"), p384_key(), None, ca=None, extensions=[(extension, False)], **span
+        name("GH100 A01 GSP FMC LF"),
+        p384_key(),
+        None,
+        not_before=NOW,
+        not_after=NOW + timedelta(days=1),
+        ca=None,
+        extensions=[(extension, False)],
     )
 
 
