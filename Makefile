@@ -122,8 +122,7 @@ demo: $(PROJECT) model
 
 # Names no index, and no path of the machine that ran it. A pin that still fits stays; `make lock UPGRADE=1` moves all.
 PIP_COMPILE := .venv/bin/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
-	--no-emit-options --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
-	--unsafe-package attested-inference $(if $(UPGRADE),--upgrade)
+	--no-emit-options --unsafe-package attested-inference $(if $(UPGRADE),--upgrade)
 LOCK_HEAD = \# Made by `make lock`; installed with `pip install --require-hashes -r $(1)`.
 
 # $(call compile,lock,pip-compile arguments): pip-compile's own comments are dropped, they name the project's path. Its
@@ -131,7 +130,7 @@ LOCK_HEAD = \# Made by `make lock`; installed with `pip install --require-hashes
 define compile
 	@echo "→ $(1)"
 	@$(PIP_COMPILE) $(2) -o $(1) 2> >(grep -v 'may be rejected by pip install' >&2)
-	@sed -i -e '/^#/d' -e '1i $(LOCK_HEAD)' $(1)
+	@sed -i -e '/^#/d' -e '/^$$/d' -e '1i $(LOCK_HEAD)' $(1)
 endef
 
 ## lock          write the locks anew from pyproject.toml (UPGRADE=1: newest versions); about 1 min
