@@ -18,7 +18,7 @@ from attestation.errors import AttestationError, UnavailableError
 from attestation.roots import is_vendor
 from client_sdk.exits import exit_code
 from client_sdk.files import parse_hex, parse_time
-from client_sdk.judge import Judged, Terms, judge_nitro, judge_snp, judge_tdx, load_terms
+from client_sdk.judge import AmdFiles, Judged, Terms, judge_nitro, judge_snp, judge_tdx, load_terms
 from client_sdk.judge_gpu import judge_nvidia, judge_token
 from client_sdk.present import Line, State, clean, plain, result, show
 
@@ -92,6 +92,9 @@ def snp(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
         Path | None, typer.Option(metavar="PEM", help="Its issuer (ASK or ASVK), then the ARK.")
     ] = None,
     crl: Annotated[Path | None, typer.Option(metavar="DER", help="AMD's revocation list.")] = None,
+    collateral: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="All of these, from `attested collateral fetch`.")
+    ] = None,
     at: At = None,
     root: RootFiles = None,
     policy: PolicyFile = None,
@@ -100,8 +103,11 @@ def snp(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     output: EarFile = None,
 ) -> None:
     """An AMD SEV-SNP attestation report."""
+    if collateral and (vek or chain or crl):
+        raise typer.BadParameter("--collateral stands in place of --vek, --chain and --crl")
+    files = AmdFiles(vek=vek, chain=chain, crl=crl, fetched=collateral)
     out = Output(as_json=as_json, ear=ear, file=output)
-    _run("snp", "AMD SEV-SNP report", at, root, policy, out, lambda t: judge_snp(t, report, vek, chain, crl))
+    _run("snp", "AMD SEV-SNP report", at, root, policy, out, lambda t: judge_snp(t, report, files))
 
 
 @app.command()

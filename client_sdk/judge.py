@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from attestation.errors import AttestationError, PolicyError, UnavailableError, 
 from attestation.roots import Root, Roots
 from attestation.snp.vek import parse_vek
 from client_sdk import chains
+from client_sdk.amd_file import parse_amd
 from client_sdk.evidence_policy import RAW, EvidencePolicy, read_policy
 from client_sdk.files import read_file, read_raw, read_root
 from client_sdk.present import Line, Link, walk
@@ -70,35 +71,52 @@ def judge_tdx(terms: Terms, quote: Path, collateral: Path | None) -> Judged:
     return _judge(chains.TDX, verify, lambda c: _accept("tdx", table, lambda t: t.check(c, terms.now)))
 
 
-def judge_snp(terms: Terms, report: Path, vek: Path | None, chain: Path | None, crl: Path | None) -> Judged:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmdFiles:
+    """Where AMD's certificates and revocation list are: three files, or the one that was fetched."""
+
+    vek: Path | None = None
+    chain: Path | None = None
+    crl: Path | None = None
+    fetched: Path | None = None
+
+    def read(self) -> AmdCollateral:
+        if self.fetched is not None:
+            return parse_amd(read_raw(self.fetched))
+        if self.vek is None:
+            raise _missing(
+                "the chip's VCEK (or the cloud's VLEK) certificate and its issuers", "--vek, --chain"
+            )
+        vek = read_file(self.vek)
+        if self.chain is None:
+            raise _issuers_missing(vek)
+        return AmdCollateral(
+            vek=vek, chain=read_raw(self.chain), crl=read_file(self.crl) if self.crl else b""
+        )
+
+
+def judge_snp(terms: Terms, report: Path, files: AmdFiles) -> Judged:
     def verify() -> snp.SnpClaims:
         data = read_file(report)
-        snp.parse_report(data)
-        return snp.verify(data, _amd_collateral(vek, chain, crl), terms.roots.amd, terms.now)
+        snp.parse_report(data)  # what is no report needs no collateral to be refused
+        return snp.verify(data, files.read(), terms.roots.amd, terms.now)
 
     table = terms.policy.snp
-    return _judge(
-        chains.SNP,
-        verify,
-        lambda c: _accept("snp", table, lambda t: t.check(c, terms.now)),
-        skipped=() if crl else (chains.REVOCATION,),
+    judged = _judge(chains.SNP, verify, lambda c: _accept("snp", table, lambda t: t.check(c, terms.now)))
+    if isinstance(judged.claims, snp.SnpClaims) and judged.claims.revocation_checked:
+        return judged
+    # without proof that the list was read, the link may have been left out
+    return replace(judged, lines=walk(chains.SNP, judged.error, skipped=(chains.REVOCATION,)))
+
+
+def _issuers_missing(vek: bytes) -> UnavailableError:
+    parsed = parse_vek(vek)
+    base = f"https://kdsintf.amd.com/{parsed.kind.lower()}/v1/{parsed.product}"
+    return UnavailableError(
+        Check.COLLATERAL_MISSING,
+        f"the certificates of AMD's {parsed.product} line that issued this {parsed.kind} are not part of this program",
+        advice=f"Fetch {base}/cert_chain (issuer, then ARK) for --chain, and {base}/crl for --crl",
     )
-
-
-def _amd_collateral(vek: Path | None, chain: Path | None, crl: Path | None) -> AmdCollateral:
-    if vek is None:
-        raise _missing("the chip's VCEK (or the cloud's VLEK) certificate", "--vek")
-    data = read_file(vek)
-    if chain is None:
-        parsed = parse_vek(data)
-        kind, name = parsed.kind.lower(), parsed.product
-        raise UnavailableError(
-            Check.COLLATERAL_MISSING,
-            f"the certificates of AMD's {name} line that issued this {parsed.kind} are not part of this program",
-            advice=f"Fetch https://kdsintf.amd.com/{kind}/v1/{name}/cert_chain (issuer, then ARK) for --chain, "
-            f"and https://kdsintf.amd.com/{kind}/v1/{name}/crl for --crl",
-        )
-    return AmdCollateral(vek=data, chain=read_raw(chain), crl=read_file(crl) if crl else b"")
 
 
 def judge_nitro(terms: Terms, document: Path) -> Judged:
@@ -121,19 +139,17 @@ def _judge(
     links: Sequence[Link],
     verify: Callable[[], Any],
     accept: Callable[[Any], Sequence[Violation]],
-    *,
-    skipped: Collection[str] = (),
 ) -> Judged:
     """One piece of evidence: verify it, then hold its claims against the policy."""
     try:
         claims = verify()
     except AttestationError as exc:
-        return Judged(error=exc, lines=walk(links, exc, skipped=skipped))
+        return Judged(error=exc, lines=walk(links, exc))
     violations = accept(claims)
     error = PolicyError(violations) if violations else None
     return Judged(
         error=error,
-        lines=walk(links, error, skipped=skipped),
+        lines=walk(links, error),
         claims=claims,
         roots=(claims.root,),
         expires=claims.collateral_expires,

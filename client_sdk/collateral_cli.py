@@ -1,0 +1,68 @@
+"""`attested collateral fetch EVIDENCE -o FILE`: what a vendor publishes for one piece of evidence, into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attestation.errors import AttestationError
+from attestation.evidence import SnpEvidence, TdxEvidence, parse_evidence
+from attestation.fetch import Fetcher, Sources
+from attestation.snp.report import REPORT_BYTES
+from client_sdk.amd_file import dump_amd
+from client_sdk.exits import ExitCode, exit_code
+from client_sdk.files import read_file
+from client_sdk.present import clean
+
+app = typer.Typer(no_args_is_help=True, help="Get what vendors publish beside evidence.")
+
+
+@app.callback()
+def _group() -> None:
+    """A command of its own keeps its name although it is the only one."""
+
+
+@app.command()
+def fetch(
+    evidence: Path,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the collateral goes.")
+    ],
+    pccs: Annotated[str | None, typer.Option(metavar="URL", help="Ask this PCCS in place of Intel.")] = None,
+    vek: Annotated[
+        Path | None, typer.Option(metavar="CERT", help="The certificate that came with a report.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Remember answers in this folder.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use remembered answers only; open no socket.")
+    ] = False,
+) -> None:
+    """Collateral for a TDX quote, an SEV-SNP report, or the evidence document that holds one. Judges nothing."""
+    sources = Sources.pccs(pccs) if pccs else Sources()
+    fetcher = Fetcher(sources=sources, cache=cache, offline=offline)
+    try:
+        text = _fetch(fetcher, read_file(evidence), read_file(vek) if vek else None)
+    except AttestationError as exc:
+        typer.echo(clean(str(exc)), err=True)
+        raise typer.Exit(exit_code(exc)) from exc
+    try:
+        output.write_bytes(text)
+    except OSError as exc:
+        typer.echo(f"{output}: {exc.strerror}", err=True)
+        raise typer.Exit(ExitCode.UNDECIDED) from exc
+    typer.echo(f"{output}: {len(text)} bytes of collateral, not verified")
+
+
+def _fetch(fetcher: Fetcher, data: bytes, vek: bytes | None) -> bytes:
+    cpu: TdxEvidence | SnpEvidence
+    if data.lstrip()[:1] == b"{":
+        cpu = parse_evidence(data).cpu
+    else:
+        cpu = SnpEvidence(data) if len(data) == REPORT_BYTES else TdxEvidence(data)
+    if isinstance(cpu, SnpEvidence):
+        return dump_amd(fetcher.amd(cpu.report, vek=vek))
+    return fetcher.intel(cpu.quote).to_json()
