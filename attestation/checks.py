@@ -15,6 +15,7 @@ class Check(StrEnum):
     EVIDENCE_FORMAT = "evidence.format"
     EVIDENCE_FETCH = "evidence.fetch"
     COLLATERAL_MISSING = "collateral.missing"
+    COLLATERAL_FETCH = "collateral.fetch"
     STATEMENT_FORMAT = "statement.format"
     STATEMENT_VALIDITY = "statement.validity"
 
