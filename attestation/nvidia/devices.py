@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from attestation._json import parse_json
-from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError
 from attestation.nvidia.evidence import NONCE_BYTES, Arch
@@ -81,13 +80,12 @@ def _device(item: object, what: str) -> GpuDevice:
         raise MalformedError(
             Check.GPU_FORMAT, f"{what}: unknown architecture {arch!r}; known are {', '.join(Arch)}"
         )
-    state = item.get("state")
     return GpuDevice(
         report=_base64(item, "evidence", what),
         chain=_base64(item, "certificate", what),
         arch=Arch(arch.upper()),
         nonce=_nonce(item, what),
-        state=None if state is None else load_table(GpuState, state, f"{what} state", Check.GPU_FORMAT),
+        state=_state(item.get("state"), what),
     )
 
 
@@ -108,3 +106,19 @@ def _nonce(item: Mapping[str, object], what: str) -> bytes | None:
     if len(nonce) != NONCE_BYTES:
         raise MalformedError(Check.GPU_FORMAT, f"{what}: nonce must be {NONCE_BYTES} bytes of hex")
     return nonce
+
+
+def _state(value: object, what: str) -> GpuState | None:
+    match value:
+        case None:
+            return None
+        case {
+            "confidential": bool(confidential),
+            "devtools": bool(devtools),
+            "ready": bool(ready),
+            **rest,
+        } if not rest:
+            return GpuState(confidential=confidential, devtools=devtools, ready=ready)
+    raise MalformedError(
+        Check.GPU_FORMAT, f"{what}: state must say confidential, devtools and ready, and nothing else"
+    )

@@ -206,19 +206,19 @@ def find_rims(
 
 def check_measurements(evidence: GpuEvidence, rims: Sequence[Rim]) -> tuple[int, ...]:
     """Every active golden value is what the chip measured, in full length. Returns the indexes that were compared."""
-    indexes = [index for rim in rims for index in rim.golden]
-    if conflict := sorted({i for i in indexes if indexes.count(i) > 1}):
-        raise VerificationError(
-            Check.GPU_RIM_CONFLICT, f"driver and VBIOS manifests both claim indexes {conflict}"
-        )
+    seen: set[int] = set()
     compared: list[int] = []
     wrong: list[str] = []
     for rim in rims:
+        if conflict := sorted(seen.intersection(rim.golden)):
+            raise VerificationError(
+                Check.GPU_RIM_CONFLICT, f"driver and VBIOS manifests both claim indexes {conflict}"
+            )
+        seen.update(rim.golden)
         for index, accepted in rim.golden.items():
             if index == NVDEC0_INDEX and evidence.nvdec0 is False:
                 continue
-            found = evidence.measurements[index] if index < len(evidence.measurements) else b""
-            if any(compare_digest(found, value) for value in accepted):
+            if index < len(evidence.measurements) and evidence.measurements[index] in accepted:
                 compared.append(index)
             else:
                 wrong.append(str(index))
