@@ -58,9 +58,9 @@ def find_engine(python: Path) -> Installed:
     """Ask the engine's Python which vLLM it has, without importing it."""
     if not python.is_file():
         raise EngineError(f"engine_python: there is no {python}")
-    asked = subprocess.run(
+    asked = subprocess.run(  # noqa: S603 - the operator's own Python
         [python.absolute(), "-I", "-c", _PROBE], capture_output=True, text=True, check=False
-    )  # noqa: S603 - the operator's own Python
+    )
     if asked.returncode != 0:
         raise EngineError(
             f"engine_python: {python} has no vLLM ({asked.stderr.strip().rpartition(chr(10))[2]})"

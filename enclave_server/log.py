@@ -48,8 +48,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 def only_known_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Drop every field that is not on the list, and every value that is not short and plain."""
     kept: dict[str, Any] = {"event": event["event"]}
-    for name in FIELDS & set(event):
-        value = event[name]
+    for name, value in event.items():
+        if name not in FIELDS:
+            continue
         if isinstance(value, str):
             kept[name] = value[:MAX_VALUE]
         elif value is None or isinstance(value, bool | int | float):

@@ -31,6 +31,7 @@ from enclave_server.tee import open_tee
 from enclave_server.upstream import Upstream
 
 MODEL = "fake-model"
+VERSION = "0.0.0+fake"
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Behaviour:
     status: int | None = None  # answer every POST with this status and an error
     no_done: bool = False  # end the stream without [DONE]
     raw_stream: bytes | None = None  # exactly these bytes as the stream
+    healthy: bool = True
+    version: str = VERSION
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class FakeEngine:
 
     async def _listen(self) -> None:
         app = web.Application(client_max_size=2**30)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
@@ -132,6 +137,12 @@ class FakeEngine:
         )
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(status=200 if self.behaviour.healthy else 503)
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": self.behaviour.version})
 
     async def _see(self, request: web.Request) -> dict[str, Any]:
         body = await request.read()
@@ -266,7 +277,7 @@ class LiveGateway:
 
     def start(self) -> None:
         settings = self.settings
-        self.identity = make_identity(settings, engine_version="0.0.0+fake")
+        self.identity = make_identity(settings, engine_version=VERSION)
         bucket = TokenBucket(settings.evidence_per_second, settings.evidence_burst)
         attester = Attester(
             self.identity.statement_bytes, self.tee, bucket, renew_seconds=settings.evidence_renew_seconds
