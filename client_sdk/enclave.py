@@ -1,0 +1,210 @@
+"""One enclave as a transport sees it: attest first, pin the connection, send, check the receipt.
+
+Written once for both worlds (`_worlds`). Two promises: no byte of a request leaves before there is a verdict that is
+valid at that moment, nor on a connection whose peer does not hold the attested TLS key; and no answer is handed out
+that its receipt does not cover.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from attestation._b64 import b64url_encode
+from attestation.checks import Check
+from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
+from attestation.evidence import MAX_DOCUMENT_BYTES, MEDIA_TYPE
+from attestation.receipt import NONCE_HEADER
+from attestation.verdict import Verdict
+from client_sdk._worlds import Clock, Http, TooLongError, World, broken
+from client_sdk.receipts import Attestation, Exchange, PlainCheck, StreamCheck, check_answer
+from client_sdk.session import Session, make_nonce
+from client_sdk.tls import pinned_context, unpinned_context
+
+EVIDENCE_PATH = "/.well-known/attestation"
+EVIDENCE_TIMEOUT = {"connect": 10.0, "read": 30.0, "write": 10.0, "pool": 10.0}  # seconds
+#: The gateway's own routes, which carry no user's data and no receipts (docs/protocol.md §6).
+WITHOUT_RECEIPT = frozenset({EVIDENCE_PATH, "/healthz", "/readyz", "/metrics"})
+
+
+class Enclave:
+    """Everything between one origin and the requests to it. Many threads or tasks may share it."""
+
+    def __init__(
+        self,
+        world: World,
+        origin: str,
+        session: Session,
+        clock: Clock,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._world, self._origin, self._session, self._clock = world, origin, session, clock
+        self._options = options
+        self._attesting = world.lock()
+        self._connections: Connections | None = None
+
+    async def exchange(self, request: Http) -> Http:
+        """Send `request`, once, to an attested enclave; the answer with its receipt checked."""
+        body = await self._world.body(request)
+        verdict = await self._attested(None)
+        try:
+            return await self._send(request, body, verdict)
+        except VerificationError as error:
+            if error.check is not Check.CHANNEL_TLS_KEY:
+                raise
+        # The enclave was restarted. The handshake failed, so nothing was sent: verify it anew, then send.
+        verdict = await self._attested(verdict)
+        return await self._send(request, body, verdict)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await self._world.close(connections.transport)
+
+    async def _attested(self, stale: Verdict | None) -> Verdict:
+        """A verdict that is valid now and is not `stale`; one attestation at a time, and everybody gets its outcome."""
+        verdict = self._session.current(self._clock())
+        if verdict is not None and verdict is not stale:
+            return verdict
+        async with self._attesting:
+            verdict = self._session.current(self._clock())
+            if verdict is None or verdict is stale:
+                verdict = await self._attest()
+                await self._connect(verdict)
+        return verdict
+
+    async def _attest(self) -> Verdict:
+        nonce = self._session.begin()
+        try:
+            document, answered = await self._fetch(nonce)
+        except AttestationError as error:
+            self._session.fail(error, self._clock())
+            raise
+        return self._session.accept(document, answered, self._clock())
+
+    async def _fetch(self, nonce: bytes) -> tuple[bytes, str | None]:
+        """The evidence document, from whoever answers: it proves itself. Nothing of the caller's is sent."""
+        http = self._world.http
+        request = http.Request(
+            "GET",
+            f"{self._origin}{EVIDENCE_PATH}?nonce={b64url_encode(nonce)}",
+            headers={"Accept": MEDIA_TYPE, "Accept-Encoding": "identity", "User-Agent": "attested-inference"},
+            extensions={"timeout": EVIDENCE_TIMEOUT},
+        )
+        transport = self._world.connect(unpinned_context(), self._options)
+        try:
+            answer = await self._world.send(transport, request)
+            document = await self._world.read(answer.stream, MAX_DOCUMENT_BYTES)
+            await self._world.close(answer.stream)
+        except (http.TransportError, *broken(http)) as exc:
+            raise self._unavailable(f"{type(exc).__name__}: {exc}") from exc
+        except TooLongError as exc:
+            raise MalformedError(Check.EVIDENCE_FORMAT, f"the evidence document has {exc}") from exc
+        finally:
+            await self._world.close(transport)
+        if answer.status_code != 200:
+            retry = answer.headers.get("Retry-After")
+            raise self._unavailable(
+                f"status {answer.status_code}" + (f", to be asked again in {retry} s" if retry else "")
+            )
+        return document, answer.headers.get(NONCE_HEADER)
+
+    def _unavailable(self, what: str) -> UnavailableError:
+        return UnavailableError(
+            Check.EVIDENCE_FETCH,
+            f"no evidence from {self._origin}: {what}",
+            advice="See whether the gateway runs there and answers `/readyz`",
+        )
+
+    async def _connect(self, verdict: Verdict) -> None:
+        """Connections to the verdict's TLS key. Those to another key serve their answers to the end, and no request."""
+        pin = verdict.statement.keys.tls_spki_sha256
+        old = self._connections
+        if old is not None and old.pin == pin:
+            return
+        self._connections = Connections(pin, self._world.connect(pinned_context(pin), self._options))
+        if old is not None and old.retire():
+            await self._world.close(old.transport)
+
+    async def _send(self, request: Http, body: bytes, verdict: Verdict) -> Http:
+        connections = self._connections
+        pin = verdict.statement.keys.tls_spki_sha256
+        if connections is None or connections.pin != pin or not connections.enter():
+            raise VerificationError(
+                Check.CHANNEL_TLS_KEY,
+                "the enclave changed its key while this request waited; nothing was sent",
+            )
+        streams = False
+        try:
+            nonce = make_nonce()
+            request.headers[NONCE_HEADER] = b64url_encode(nonce)
+            request.headers["Accept-Encoding"] = "identity"
+            answer = await self._world.send(connections.transport, request)
+            path = request.url.raw_path.decode("ascii")
+            exchange = Exchange(verdict=verdict, nonce=nonce, method=request.method, path=path, body=body)
+            checked = await self._checked(exchange, answer, connections)
+            streams = isinstance(checked.extensions["attestation"].check, StreamCheck)
+            return checked
+        finally:
+            if not streams:
+                await self._left(connections)
+
+    async def _checked(self, exchange: Exchange, answer: Http, connections: Connections) -> Http:
+        """The answer with nothing in it that is unproven: a verified body, or a stream that verifies itself."""
+        check: PlainCheck | StreamCheck | None = None
+        body = answer.stream
+        try:
+            if exchange.path.partition("?")[0] not in WITHOUT_RECEIPT:
+                check = check_answer(exchange, answer.status_code, answer.headers)
+            if isinstance(check, StreamCheck):
+                body = self._world.stream(body, check, self._clock, lambda: self._left(connections))
+            else:
+                data = await self._world.read(body, None)
+                if check is not None:
+                    check.feed(data)
+                    data = check.finish(self._clock())
+                await self._world.close(body)
+                body = self._world.http.ByteStream(data)
+        except BaseException:
+            await self._world.close(answer.stream)
+            raise
+        return self._world.http.Response(
+            answer.status_code,
+            headers=answer.headers,
+            stream=body,
+            extensions={**answer.extensions, "attestation": Attestation(exchange.verdict, check)},
+        )
+
+    async def _left(self, connections: Connections) -> None:
+        if connections.leave():
+            await self._world.close(connections.transport)
+
+
+class Connections:
+    """The connections to one TLS key, and how many answers are still coming over them."""
+
+    def __init__(self, pin: bytes, transport: Http) -> None:
+        self.pin, self.transport = pin, transport
+        self._lock = threading.Lock()
+        self._answers = 0
+        self._retired = False
+
+    def enter(self) -> bool:
+        """One more answer; False when they are retired, and take no request any more."""
+        with self._lock:
+            self._answers += not self._retired
+            return not self._retired
+
+    def leave(self) -> bool:
+        """One answer less; True when it was the last one, and they are to be closed."""
+        with self._lock:
+            self._answers -= 1
+            return self._retired and not self._answers
+
+    def retire(self) -> bool:
+        """No request any more; True when nothing is left on them, and they are to be closed."""
+        with self._lock:
+            self._retired = True
+            return not self._answers

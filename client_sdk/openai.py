@@ -1,0 +1,202 @@
+"""Drop-ins for OpenAI's classes: every resource, one argument more (`policy`), and nothing leaves unverified.
+
+    from client_sdk import OpenAI
+    client = OpenAI(base_url="https://enclave:8443/v1", policy="policy.toml", api_key=...)
+
+They are true subclasses, for openai 2.x (httpx) and 3.x (httpx2). Verification fails with an `AttestationError`, at
+once and as it is: openai's retries and its `APIConnectionError` are for failures of the network. Only HTTP is attested:
+WebSocket connections (Realtime) are refused before they are opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import openai
+
+from attestation.checks import Check
+from attestation.errors import AttestationError, VerificationError
+from client_sdk.session import MAX_AGE
+from client_sdk.transport import Library, PolicyLike, async_attested_transport, attested_transport, check_url
+
+LIBRARY: Library = "httpx2" if int(openai.__version__.partition(".")[0]) >= 3 else "httpx"
+_NO_WEBSOCKETS = "attested-inference:websockets-are-refused"
+_in_request = ContextVar("_in_request", default=False)
+
+
+class _Refused(BaseException):
+    """Carries a refusal through openai 2.x, which retries every `Exception` of its HTTP client and then hides it."""
+
+    def __init__(self, error: AttestationError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _carried(error: AttestationError) -> BaseException:
+    """What an HTTP client raises for `error`: the error itself, unless one of the classes below unpacks it."""
+    return _Refused(error) if _in_request.get() else error
+
+
+class AttestedClient(openai.DefaultHttpxClient):
+    """The HTTP client of `OpenAI`, for those who want to set more of it; takes what openai's `DefaultHttpxClient` does.
+
+    `transport_options` are those of the library's HTTPTransport: `proxy`, `limits`, `local_address` …
+    """
+
+    def __init__(
+        self,
+        policy: PolicyLike,
+        *,
+        max_age: timedelta = MAX_AGE,
+        transport_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        _refuse_other_ways(options)
+        inner = {"limits": openai.DEFAULT_CONNECTION_LIMITS, **(transport_options or {})}
+        transport: Any = attested_transport(policy, LIBRARY, max_age=max_age, **inner)
+        super().__init__(transport=transport, **options)
+
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().send(*args, **kwargs)
+        except AttestationError as error:
+            raise _carried(error) from error.__cause__
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # as openai's own does: the interpreter may be half gone
+            self.close()
+
+
+class AsyncAttestedClient(openai.DefaultAsyncHttpxClient):
+    """The HTTP client of `AsyncOpenAI`; otherwise as `AttestedClient`."""
+
+    def __init__(
+        self,
+        policy: PolicyLike,
+        *,
+        max_age: timedelta = MAX_AGE,
+        transport_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        _refuse_other_ways(options)
+        inner = {"limits": openai.DEFAULT_CONNECTION_LIMITS, **(transport_options or {})}
+        transport: Any = async_attested_transport(policy, LIBRARY, max_age=max_age, **inner)
+        super().__init__(transport=transport, **options)
+
+    async def send(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().send(*args, **kwargs)
+        except AttestationError as error:
+            raise _carried(error) from error.__cause__
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            if not self.is_closed:
+                asyncio.get_running_loop().create_task(self.aclose())
+
+
+def _refuse_other_ways(options: dict[str, Any]) -> None:
+    if taken := {"transport", "mounts", "proxy", "verify", "cert", "app"} & options.keys():
+        raise TypeError(
+            f"{', '.join(sorted(taken))}: every request goes through the attested transport; see transport_options"
+        )
+
+
+class _Attested:
+    """What both drop-ins share: they have no way to the network but an attested client."""
+
+    if not TYPE_CHECKING:  # to a type checker these are openai's own
+
+        @property
+        def websocket_base_url(self):
+            raise VerificationError(
+                Check.CHANNEL_UNPROTECTED,
+                "WebSocket connections are not attested, so none is opened",
+                advice="Use the HTTP resources (chat, completions, responses, models)",
+            )
+
+        @websocket_base_url.setter
+        def websocket_base_url(self, url):
+            if url not in {None, _NO_WEBSOCKETS}:
+                raise VerificationError(Check.CHANNEL_UNPROTECTED, "WebSocket connections are not attested")
+
+        def copy(self, **changes):
+            """A new client with some options changed, over the same attested connections."""
+            return super().copy(**{"websocket_base_url": _NO_WEBSOCKETS, **changes})
+
+        with_options = copy
+
+
+class OpenAI(_Attested, openai.OpenAI):
+    """`openai.OpenAI`, for an enclave that `policy` accepts: a path, TOML text or a `Policy`."""
+
+    def __init__(
+        self,
+        *,
+        policy: PolicyLike | None = None,
+        max_age: timedelta = MAX_AGE,
+        http_client: AttestedClient | None = None,
+        **options: Any,
+    ) -> None:
+        _check_source(policy, http_client, AttestedClient)
+        if policy is not None:
+            http_client = AttestedClient(policy, max_age=max_age)
+        super().__init__(http_client=http_client, **options)
+        check_url(self.base_url)
+
+    if not TYPE_CHECKING:
+
+        def request(self, *args, **kwargs):
+            token = _in_request.set(True)
+            try:
+                return super().request(*args, **kwargs)
+            except _Refused as refused:
+                error = refused.error
+            finally:
+                _in_request.reset(token)
+            raise error
+
+
+class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
+    """`openai.AsyncOpenAI`, for an enclave that `policy` accepts: a path, TOML text or a `Policy`."""
+
+    def __init__(
+        self,
+        *,
+        policy: PolicyLike | None = None,
+        max_age: timedelta = MAX_AGE,
+        http_client: AsyncAttestedClient | None = None,
+        **options: Any,
+    ) -> None:
+        _check_source(policy, http_client, AsyncAttestedClient)
+        if policy is not None:
+            http_client = AsyncAttestedClient(policy, max_age=max_age)
+        super().__init__(http_client=http_client, **options)
+        check_url(self.base_url)
+
+    if not TYPE_CHECKING:
+
+        async def request(self, *args, **kwargs):
+            token = _in_request.set(True)
+            try:
+                return await super().request(*args, **kwargs)
+            except _Refused as refused:
+                error = refused.error
+            finally:
+                _in_request.reset(token)
+            raise error
+
+
+def _check_source(policy: PolicyLike | None, http_client: object, kind: type) -> None:
+    if (policy is None) == (http_client is None):
+        raise TypeError(f"give policy=, or an http_client= that has one ({kind.__name__}), and not both")
+    if http_client is not None and not isinstance(http_client, kind):
+        raise VerificationError(
+            Check.CHANNEL_UNPROTECTED,
+            f"expected an {kind.__name__} as http_client, found {type(http_client).__name__}",
+            advice=f"{kind.__name__}(policy, …) takes the same options and verifies whom it talks to",
+        )

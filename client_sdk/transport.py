@@ -1,0 +1,186 @@
+"""A transport for `httpx` and `httpx2`, blocking and async, that talks to attested enclaves and to nothing else.
+
+    client = httpx.Client(transport=attested_transport("policy.toml"))
+    answer = client.post("https://enclave:8443/v1/chat/completions", json=...)
+    answer.extensions["attestation"].verdict, answer.extensions["attestation"].receipt
+
+Every origin is verified against the policy before anything is sent to it. Errors of verification are
+`AttestationError`s, which derive from neither library's errors; other failures stay the library's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from datetime import UTC, datetime, timedelta
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from attestation.checks import Check
+from attestation.errors import MalformedError, VerificationError
+from attestation.policy import Policy, parse_policy
+from client_sdk._worlds import Async, Blocking, Clock, Http, World, run
+from client_sdk.enclave import Enclave
+from client_sdk.session import MAX_AGE, Session
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+Library = Literal["httpx", "httpx2"]
+PolicyLike = Policy | PathLike[str] | str
+
+
+def load_policy(policy: PolicyLike) -> Policy:
+    """A policy as it is, from a file, or from TOML text: text has a line break, a `[` or a `=`, a file's name has not."""
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, str) and any(c in policy for c in "\n[="):
+        return parse_policy(policy)
+    try:
+        return parse_policy(Path(policy).read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise MalformedError(Check.POLICY_FORMAT, f"cannot read {policy}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise MalformedError(Check.POLICY_FORMAT, f"{policy} is not UTF-8 text") from exc
+
+
+def check_url(url: Any) -> str:
+    """The origin of a URL of either library. Only https:// leads to an enclave."""
+    if url.scheme != "https":
+        raise VerificationError(
+            Check.CHANNEL_UNPROTECTED,
+            f"expected a base URL that begins with https://, found {url.scheme or 'no scheme'}",
+            advice="The gateway speaks TLS with a key that is part of its evidence; there is no way around it",
+        )
+    return f"https://{url.netloc.decode('ascii')}"
+
+
+class _Enclaves:
+    """The enclaves behind one transport, by origin."""
+
+    def __init__(
+        self, world: World, policy: PolicyLike, max_age: timedelta, clock: Clock, options: dict[str, Any]
+    ) -> None:
+        self._world, self._policy, self._max_age = world, load_policy(policy), max_age
+        self._clock, self._options = clock, options
+        self._enclaves: dict[str, Enclave] = {}
+
+    def at(self, request: Http) -> Enclave:
+        origin = check_url(request.url)
+        known = self._enclaves.get(origin)
+        if known is not None:
+            return known
+        session = Session(self._policy, max_age=self._max_age)
+        made = Enclave(self._world, origin, session, self._clock, self._options)
+        return self._enclaves.setdefault(origin, made)  # atomic: threads that race share the first one
+
+    async def close(self) -> None:
+        for enclave in list(self._enclaves.values()):
+            await enclave.close()
+
+
+class _BlockingTransport:
+    def __init__(self, enclaves: _Enclaves) -> None:
+        self._enclaves = enclaves
+
+    def handle_request(self, request: Http) -> Http:
+        return run(self._enclaves.at(request).exchange(request))
+
+    def close(self) -> None:
+        run(self._enclaves.close())
+
+
+class _AsyncTransport:
+    def __init__(self, enclaves: _Enclaves) -> None:
+        self._enclaves = enclaves
+
+    async def handle_async_request(self, request: Http) -> Http:
+        return await self._enclaves.at(request).exchange(request)
+
+    async def aclose(self) -> None:
+        await self._enclaves.close()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@overload
+def attested_transport(
+    policy: PolicyLike,
+    library: Literal["httpx"] = "httpx",
+    *,
+    max_age: timedelta = ...,
+    clock: Clock = ...,
+    **options: Any,
+) -> httpx.BaseTransport: ...
+@overload
+def attested_transport(
+    policy: PolicyLike,
+    library: Literal["httpx2"],
+    *,
+    max_age: timedelta = ...,
+    clock: Clock = ...,
+    **options: Any,
+) -> httpx2.BaseTransport: ...
+def attested_transport(
+    policy: PolicyLike,
+    library: Library = "httpx",
+    *,
+    max_age: timedelta = MAX_AGE,
+    clock: Clock = _now,
+    **options: Any,
+) -> Any:
+    """A transport for `httpx.Client` or `httpx2.Client`. `options` are those of the library's own HTTPTransport."""
+    http = importlib.import_module(library)
+    return _make(_BlockingTransport, http.BaseTransport, Blocking(http), policy, max_age, clock, options)
+
+
+@overload
+def async_attested_transport(
+    policy: PolicyLike,
+    library: Literal["httpx"] = "httpx",
+    *,
+    max_age: timedelta = ...,
+    clock: Clock = ...,
+    **options: Any,
+) -> httpx.AsyncBaseTransport: ...
+@overload
+def async_attested_transport(
+    policy: PolicyLike,
+    library: Literal["httpx2"],
+    *,
+    max_age: timedelta = ...,
+    clock: Clock = ...,
+    **options: Any,
+) -> httpx2.AsyncBaseTransport: ...
+def async_attested_transport(
+    policy: PolicyLike,
+    library: Library = "httpx",
+    *,
+    max_age: timedelta = MAX_AGE,
+    clock: Clock = _now,
+    **options: Any,
+) -> Any:
+    """A transport for `httpx.AsyncClient` or `httpx2.AsyncClient`; otherwise as `attested_transport`."""
+    http = importlib.import_module(library)
+    return _make(_AsyncTransport, http.AsyncBaseTransport, Async(http), policy, max_age, clock, options)
+
+
+def _make(
+    kind: type,
+    base: type,
+    world: World,
+    policy: PolicyLike,
+    max_age: timedelta,
+    clock: Clock,
+    options: dict[str, Any],
+) -> Any:
+    if taken := {"verify", "cert", "trust_env"} & options.keys():
+        raise TypeError(
+            f"{', '.join(sorted(taken))} cannot be set: the attested TLS key decides whom to talk to"
+        )
+    name = kind.__name__.lstrip("_").replace("BlockingT", "T")
+    transport = type(f"Attested{name}", (kind, base), {})
+    return transport(_Enclaves(world, policy, max_age, clock, options))
