@@ -100,14 +100,12 @@ def parse_tcb_info(text: str) -> TcbInfo:
     table = _Table(
         parse_json_object(text, Check.TDX_COLLATERAL_FORMAT, "TCB info", limit=MAX_JSON_BYTES), "TCB info"
     )
-    modules = tuple(_module(t, with_levels=True) for t in table.tables("tdxModuleIdentities", optional=True))
-    if table.has("tdxModule"):
-        modules = (_module(table.table("tdxModule"), with_levels=False), *modules)
-    levels = [_tcb_level(t) for t in table.tables("tcbLevels")]
-    levels.sort(key=lambda v: (v.sgx_components, v.pce_svn, v.tdx_components), reverse=True)
+    kind, version = table.text("id"), table.uint("version")
+    # another technology's or version's levels have another shape; the verifier refuses them by their kind
+    modules, levels = _tdx_levels(table) if (kind, version) == ("TDX", 3) else ((), ())
     return TcbInfo(
-        id=table.text("id"),
-        version=table.uint("version"),
+        id=kind,
+        version=version,
         issued=table.date("issueDate"),
         next_update=table.date("nextUpdate"),
         fmspc=table.hex("fmspc", 6),
@@ -115,7 +113,7 @@ def parse_tcb_info(text: str) -> TcbInfo:
         tcb_type=table.uint("tcbType"),
         evaluation_number=table.uint("tcbEvaluationDataNumber"),
         modules=modules,
-        levels=tuple(levels),
+        levels=levels,
     )
 
 
@@ -220,6 +218,15 @@ class _Table:
         if len(svns) != COMPONENTS or max(svns) > 0xFF:
             raise self.error(f"{key} must be {COMPONENTS} numbers below 256, found {len(svns)}")
         return svns
+
+
+def _tdx_levels(table: _Table) -> tuple[tuple[ModuleIdentity, ...], tuple[TcbLevel, ...]]:
+    modules = [_module(t, with_levels=True) for t in table.tables("tdxModuleIdentities", optional=True)]
+    if table.has("tdxModule"):
+        modules.insert(0, _module(table.table("tdxModule"), with_levels=False))
+    levels = [_tcb_level(t) for t in table.tables("tcbLevels")]
+    levels.sort(key=lambda v: (v.sgx_components, v.pce_svn, v.tdx_components), reverse=True)
+    return tuple(modules), tuple(levels)
 
 
 def _tcb_level(table: _Table) -> TcbLevel:

@@ -19,7 +19,7 @@ from attestation.checks import Check
 from attestation.errors import MalformedError
 
 MAX_QUOTE_BYTES = 64 * 1024
-MAX_AUTH_BYTES = 1024  # Intel's QE puts 32 bytes here
+QE_AUTH_BYTES = 32  # any length could be bound to the key; Intel's QE writes this one
 
 HEADER_BYTES = 48
 ECDSA_P256 = 2
@@ -127,10 +127,8 @@ def parse_quote(data: bytes, *, padding: bool = False) -> Quote:
     qe_report = _qe_report(certification.take(384, "QE report"))
     qe_report_signature = certification.take(64, "QE report signature")
     auth_size = certification.uint(2, "QE authentication data length")
-    if auth_size > MAX_AUTH_BYTES:
-        raise certification.error(
-            f"{auth_size} bytes of QE authentication data, the limit is {MAX_AUTH_BYTES}"
-        )
+    if auth_size != QE_AUTH_BYTES:
+        raise certification.error(f"{auth_size} bytes of QE authentication data, expected {QE_AUTH_BYTES}")
     auth_data = certification.take(auth_size, "QE authentication data")
     chain = _certification_data(certification, _PCK_CHAIN, "PCK certification data")
     return Quote(

@@ -59,7 +59,9 @@ def check_tcb(td: TdReport, platform: Platform, info: TcbInfo, qe: SvnLevel) -> 
     running = launched if td.tee_tcb_svn2 is None else _standing(td.tee_tcb_svn2, platform, info)
     for part in (*launched, *running, qe):
         if part.status is TcbStatus.REVOKED:
-            raise VerificationError(Check.TDX_TCB_REVOKED, f"Intel lists this TCB as Revoked (level of {part.date:%Y-%m-%d})")
+            raise VerificationError(
+                Check.TDX_TCB_REVOKED, f"Intel lists this TCB as Revoked (level of {part.date:%Y-%m-%d})"
+            )
     parts: list[TcbLevel | SvnLevel] = [*launched, qe]
     status = converge(part.status for part in parts)
     after_restart = converge(part.status for part in (*running, qe))

@@ -128,7 +128,7 @@ def test_size_is_bounded() -> None:
         (702, b"\xff\xff\xff\x7f", Check.TDX_FORMAT, "only"),
         (834, b"\x05\x00", Check.TDX_KIND, "type 5, expected 6"),
         (836, b"\x00\x00", Check.TDX_FORMAT, "unexpected"),
-        (1288, b"\xff\xff", Check.TDX_FORMAT, "limit"),
+        (1288, b"\xff\xff", Check.TDX_FORMAT, "expected 32"),
         (1322, b"\x01\x00", Check.TDX_KIND, "type 1, expected 5"),
         (1324, b"\x00\x00", Check.TDX_FORMAT, "unexpected"),
     ],
