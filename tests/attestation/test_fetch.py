@@ -17,6 +17,8 @@ from urllib.parse import quote as url_quote
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation import snp, tdx
 from attestation._download import Patience
@@ -481,3 +483,31 @@ def test_fetch_errors_are_of_our_tree() -> None:
     """No HTTP library's error comes out: those would be retried or reported as something else."""
     assert issubclass(UnavailableError, AttestationError)
     assert not issubclass(UnavailableError, httpx.HTTPError)
+
+
+def test_an_unknown_issuer_of_platform_certificates_is_malformed(
+    vendor: Vendor, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which revocation list to ask for is told by the issuer's name, or not asked."""
+    monkeypatch.setattr("attestation.fetch._CA_OF", {})
+    with pytest.raises(MalformedError) as caught:
+        fetcher.intel(_intel()[1])
+    assert caught.value.check is Check.TDX_PCK_ROLE
+    assert vendor.asked == []
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    return bytes((tag, *((0x81, size) if size < 256 else (0x82, size >> 8, size & 0xFF)))) + content
+
+
+def test_a_revocation_list_without_an_end_is_refused(vendor: Vendor, fetcher: Fetcher) -> None:
+    """A CRL that never ends (nextUpdate left out) is no CRL to rely on, or to keep."""
+    crl = x509.load_der_x509_crl(_amd().collateral(NOW).crl)
+    signed = crl.tbs_certlist_bytes
+    body = signed[4:] if signed[1] == 0x82 else signed[3:]
+    end = f"{crl.next_update_utc:%y%m%d%H%M%SZ}".encode()
+    endless = _der(0x30, body.replace(b"\x17\x0d" + end, b"", 1))
+    rest = crl.public_bytes(Encoding.DER).partition(signed)[2]
+    vendor.pages["/vcek/v1/Genoa/crl"] = (200, {}, _der(0x30, endless + rest))
+    assert "no nextUpdate" in str(_unavailable(lambda: fetcher.amd(_amd().report(DATA))))
