@@ -162,6 +162,7 @@ class Check(StrEnum):
     SNP_MITIGATIONS = "snp.mitigations"
 
     # NVIDIA GPUs
+    GPU_COLLECT = "gpu.collect"
     GPU_FORMAT = "gpu.format"
     GPU_CHAIN = "gpu.chain"
     GPU_CHAIN_VALIDITY = "gpu.chain_validity"

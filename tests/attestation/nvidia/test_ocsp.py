@@ -18,8 +18,9 @@ from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.nvidia.ocsp import Answer, check_revocation, parse_answer
 from attestation.nvidia.verify import verify_all
 from attestation.roots import VENDOR
+from attestation.simulator import pki
 from attestation.simulator.nvidia import SimulatedNvidia
-from attestation.simulator.nvidia_pki import DEVICE_NAMES, answer, authorities, derive, issue
+from attestation.simulator.nvidia_pki import DEVICE_NAMES, FROM, TO, answer, authorities, derive, issue
 from attestation.simulator.pki import Signer, p256_key, p384_key
 from tests.attestation.nvidia.conftest import NONCE, NOW, is_malformed, outcome
 
@@ -150,6 +151,15 @@ def test_any_bytes(noise: bytes, start: int) -> None:
     for data in (noise, GOOD[:start] + noise + GOOD[start + len(noise) :]):
         found = outcome(parse_answer, data)
         assert isinstance(found, Answer) or is_malformed(found, Check.GPU_OCSP)
+
+
+def test_issuers_of_other_kinds() -> None:
+    """NVIDIA's keys are EC keys: an answer about a certificate of an RSA issuer covers nothing."""
+    issuer = issue("RSA", derive(FAMILY.key, "x"), None, ca=True)
+    rsa = pki.issue(pki.name("RSA"), pki.rsa_key(2048), None, not_before=FROM, not_after=TO, ca=True)
+    der = answer(PROVISIONER.cert, issuer, NOW, defect=None, nonce=None)
+    chains = [[PROVISIONER.cert, rsa.cert]]
+    assert check_revocation(chains, NvidiaCollateral(ocsp=(der,)), NOW)[0] == ("Provisioner ICA",)
 
 
 def test_other_curves_and_hashes() -> None:

@@ -15,10 +15,11 @@ from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.nvidia.devices import dump_list, parse_list
 from attestation.nvidia.evidence import Arch, parse_evidence
 from attestation.nvidia.identity import read_identity
+from attestation.nvidia.verify import verify_signature
 from attestation.roots import VENDOR, Roots
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.nvidia_report import dice_extension
-from attestation.simulator.pki import Signer, issue, name, p384_key
+from attestation.simulator.pki import Signer, issue, name, p256_key, p384_key
 from tests.attestation.nvidia.conftest import NONCE, NOW, ask
 
 
@@ -126,6 +127,15 @@ def test_a_stranger_in_the_signatures_shape(nvidia: SimulatedNvidia) -> None:
                 NOW,
             )
         assert error.value.check is Check.GPU_SIGNATURE
+
+
+def test_signatures_are_of_p384() -> None:
+    """A leaf with a key on another curve has signed no report."""
+    evidence = parse_evidence(SimulatedNvidia.create().devices(NONCE)[0].report)
+    leaf = issue(name("leaf"), p256_key(), None, not_before=NOW, not_after=NOW + timedelta(days=1), ca=False)
+    with pytest.raises(VerificationError) as error:
+        verify_signature(evidence, leaf.cert)
+    assert error.value.check is Check.GPU_SIGNATURE
 
 
 @pytest.mark.slow
