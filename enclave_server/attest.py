@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from attestation.binding import NONCE_BYTES, report_data
+from attestation.binding import NONCE_BYTES, gpu_nonce, report_data
 from attestation.evidence import Evidence, dump_evidence
 from enclave_server.errors import ApiError
 from enclave_server.log import log
@@ -96,10 +96,12 @@ class Attester:
         return Document(nonce, await asyncio.to_thread(self._document, nonce))
 
     def _document(self, nonce: bytes) -> bytes:
+        gpu = self._tee.gpus(gpu_nonce(nonce, self._statement))
         return dump_evidence(
             Evidence(
                 statement=self._statement,
-                cpu=self._tee.evidence(report_data(nonce, self._statement)),
+                cpu=self._tee.evidence(report_data(nonce, self._statement, gpu)),
+                gpu=gpu,
                 collateral=self._tee.collateral(),
             )
         )

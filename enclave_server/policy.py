@@ -13,8 +13,8 @@ from attestation.tdx.quote import parse_quote
 from enclave_server.settings import Settings
 from enclave_server.tee import Tee
 
-_SIMULATED = """\
-# A SIMULATED TEE: this proves nothing about hardware. For development only.
+_WARNING = "# A SIMULATED TEE: this proves nothing about hardware. For development only.\n"
+_ROOT = """\
 [[roots.{vendor}]]
 name = "{name}"
 spki_sha256 = "{pin}"
@@ -24,10 +24,11 @@ spki_sha256 = "{pin}"
 def policy_text(settings: Settings, tee: Tee) -> str:
     """TOML for `attestation.policy.parse_policy`."""
     parts = [_cpu(tee)]
-    if root := tee.simulated_root:
-        vendor = "intel" if settings.tee.endswith("tdx") else "amd"
-        parts.insert(0, _SIMULATED.format(vendor=vendor, name=root.name, pin=root.spki_sha256.hex()))
-    parts.append("[gpu]\nrequired = false\n")
+    if roots := tee.simulated_roots:
+        named = [_ROOT.format(vendor=v, name=r.name, pin=r.spki_sha256.hex()) for v, r in roots.items()]
+        parts = [_WARNING + "\n".join(named), *parts]
+    gpus = settings.simulated_gpus
+    parts.append(f"[gpu]\ncount = {gpus}\n" if gpus else "[gpu]\nrequired = false\n")
     parts.append(
         f'[statement]\nmodel_digests = ["{settings.model_digest}"]\nconfig_digests = ["{settings.digest().hex()}"]\n'
     )

@@ -7,6 +7,7 @@ policy can name exactly one configuration. There are no secrets here: keys are m
 from __future__ import annotations
 
 import os
+import tomllib
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
@@ -14,12 +15,7 @@ from typing import Annotated, Any
 
 import rfc8785
 from pydantic import Field, StringConstraints, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from enclave_server.engine_flags import check_environment, check_extra_flags
 
@@ -62,6 +58,7 @@ class Settings(BaseSettings):
     # who the enclave is
     tee: TeeKind
     simulator_dir: Path | None = None
+    simulated_gpus: int = Field(default=0, ge=0, le=8)
     identity_hours: int = Field(
         default=168, ge=1, le=8760
     )  # then the statement ends, and a restart makes a new one
@@ -102,23 +99,8 @@ class Settings(BaseSettings):
     def load(cls, file: Path | None = None, **changes: Any) -> Settings:
         """Settings from `file`, overridden by ENCLAVE_* variables, overridden by `changes`."""
         _refuse_unknown_variables(set(cls.model_fields))
-        if file is not None and not file.is_file():
-            raise FileNotFoundError(f"no configuration file {file}")
-
-        class FromFile(cls):  # type: ignore[valid-type, misc]  # pydantic-settings takes the file per class
-            @classmethod
-            def settings_customise_sources(
-                cls,
-                settings_cls: type[BaseSettings],
-                init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource,
-                **_others: PydanticBaseSettingsSource,
-            ) -> tuple[PydanticBaseSettingsSource, ...]:
-                toml = (TomlConfigSettingsSource(settings_cls, file),) if file is not None else ()
-                return (init_settings, env_settings, *toml)
-
-        loaded: Settings = FromFile(**changes)
-        return loaded
+        values = tomllib.loads(file.read_text()) if file is not None else {}
+        return cls(**{**values, **EnvSettingsSource(cls)(), **changes})
 
     @field_validator("engine_flags")
     @classmethod

@@ -1,0 +1,91 @@
+"""The model digest covers every file's path, size and bytes, and nothing but plain files of safe kinds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from enclave_server.model import REFUSED_SUFFIXES, ModelError, check_model, read_manifest
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights" * 1000)
+    (folder / "config.json").write_text("{}")
+    (folder / "sub" / "a.txt").write_text("a")
+    return folder
+
+
+def test_digest_is_that_of_the_protocol(model: Path) -> None:
+    """The digest can be computed by hand from docs/protocol.md §5."""
+    names = ["config.json", "model.safetensors", "sub/a.txt"]
+    files = []
+    for name in names:
+        data = (model / name).read_bytes()
+        files.append({"path": name, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)})
+    text = json.dumps({"files": files, "v": 1}, separators=(",", ":"))
+    assert read_manifest(model).digest() == hashlib.sha256(text.encode()).digest()
+
+
+def test_threads_do_not_matter(model: Path) -> None:
+    """The manifest is the same however many files are hashed at a time."""
+    assert read_manifest(model, threads=1) == read_manifest(model, threads=7)
+
+
+@pytest.mark.parametrize("change", ["byte", "added", "removed", "renamed"])
+def test_any_change_is_seen(model: Path, change: str) -> None:
+    """A changed, added, removed or renamed file gives another digest, and the model is refused."""
+    before = read_manifest(model).digest().hex()
+    assert check_model(model, before).digest().hex() == before
+    config = model / "config.json"
+    match change:
+        case "byte":
+            config.write_text("{ ")
+        case "added":
+            (model / "b.txt").touch()
+        case "removed":
+            config.unlink()
+        case "renamed":
+            config.rename(model / "config2.json")
+    with pytest.raises(ModelError, match="the settings demand"):
+        check_model(model, before)
+
+
+@pytest.mark.parametrize("suffix", sorted(REFUSED_SUFFIXES))
+def test_code_is_refused(model: Path, suffix: str) -> None:
+    """Pickles and other files that run code when loaded are refused, in any case of letters."""
+    (model / f"weights{suffix.upper()}").touch()
+    with pytest.raises(ModelError, match="run code"):
+        read_manifest(model)
+
+
+def test_links(model: Path, tmp_path: Path) -> None:
+    """Links to files inside are followed; those that leave the directory, or lead to directories, are refused."""
+    (model / "inside.json").symlink_to(model / "config.json")
+    assert len(read_manifest(model).files) == 4
+    (tmp_path / "outside").touch()
+    (model / "out").symlink_to(tmp_path / "outside")
+    with pytest.raises(ModelError, match="leaves"):
+        read_manifest(model)
+    (model / "out").unlink()
+    (model / "loop").symlink_to(model / "sub")
+    with pytest.raises(ModelError, match="link to a directory"):
+        read_manifest(model)
+
+
+def test_not_a_model(model: Path, tmp_path: Path) -> None:
+    """A missing or empty directory, or one with a pipe in it, is no model."""
+    with pytest.raises(ModelError, match="there is no"):
+        read_manifest(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="0 files"):
+        read_manifest(tmp_path / "empty")
+    os.mkfifo(model / "pipe")
+    with pytest.raises(ModelError, match="regular"):
+        read_manifest(model)

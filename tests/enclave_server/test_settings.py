@@ -1,0 +1,102 @@
+"""Settings: one frozen object, unknown names refused, one digest for one meaning."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from enclave_server.__main__ import cli
+from enclave_server.settings import Settings
+from enclave_server.tee import open_tee
+
+NEEDED = f"""
+model_dir = "/model"
+model_name = "m"
+model_digest = "{"ab" * 32}"
+tee = "simulated-tdx"
+engine_python = "/python"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "enclave.toml"
+    path.write_text(NEEDED)
+    return path
+
+
+def test_file_then_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable goes before the file, and the file before the default."""
+    file.write_text(NEEDED + "port = 1234\nmax_headers = 50\n")
+    monkeypatch.setenv("ENCLAVE_PORT", "4321")
+    settings = Settings.load(file)
+    assert (settings.port, settings.max_headers, settings.host) == (4321, 50, "127.0.0.1")
+
+
+def test_unknown_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt key or variable is an error, not a silent default."""
+    file.write_text(NEEDED + "prot = 1\n")
+    with pytest.raises(ValidationError, match="prot"):
+        Settings.load(file)
+    file.write_text(NEEDED)
+    monkeypatch.setenv("ENCLAVE_PROT", "1")
+    with pytest.raises(ValueError, match="ENCLAVE_PROT"):
+        Settings.load(file)
+
+
+@pytest.mark.parametrize("missing", ["model_dir", "model_name", "model_digest", "tee", "engine_python"])
+def test_required(file: Path, missing: str) -> None:
+    """What has no safe default must be said."""
+    file.write_text("\n".join(line for line in NEEDED.splitlines() if not line.startswith(missing)))
+    with pytest.raises(ValidationError, match=missing):
+        Settings.load(file)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    """A configuration file that is not there is an error."""
+    with pytest.raises(FileNotFoundError):
+        Settings.load(tmp_path / "nothing.toml")
+
+
+def test_frozen(file: Path) -> None:
+    """Settings do not change while the gateway runs."""
+    with pytest.raises(ValidationError):
+        Settings.load(file).port = 1
+
+
+def test_digest(file: Path) -> None:
+    """The digest is the same for the same meaning, however it is written, and another for any other value."""
+    first = Settings.load(file).digest()
+    file.write_text("# a comment\n" + NEEDED + "port = 8443\n")
+    assert Settings.load(file).digest() == first
+    file.write_text(NEEDED + "port = 8444\n")
+    assert Settings.load(file).digest() != first
+
+
+def test_real_hardware_is_named(file: Path) -> None:
+    """Evidence from real hardware is not collected yet, and the error says so."""
+    with pytest.raises(NotImplementedError, match="real hardware"):
+        open_tee(Settings.load(file, tee="tdx"))
+
+
+def test_simulator_needs_a_place(file: Path) -> None:
+    """A simulated TEE without a directory for its keys is an error."""
+    with pytest.raises(ValueError, match="simulator_dir"):
+        open_tee(Settings.load(file))
+
+
+def test_config_command(file: Path) -> None:
+    """`enclave-server config` prints TOML that gives the same settings again, and the digest."""
+    file.write_text(
+        NEEDED + 'engine_environment = {OMP_NUM_THREADS = "1"}\nengine_flags = ["--stream-interval=2"]\n'
+    )
+    printed = CliRunner().invoke(cli, ["config", "--config", str(file)]).stdout
+    assert f"# digest: {Settings.load(file).digest().hex()}" in printed
+    tomllib.loads(printed)
+    again = file.with_name("again.toml")
+    again.write_text(printed)
+    assert Settings.load(again) == Settings.load(file)
