@@ -69,6 +69,15 @@ quickstart-model: $(ENGINE_ENV)
 tiny-model: $(ENGINE_ENV)
 	@$(ENGINE) -m tools.tiny_model
 
+## wheels        what Dockerfile.enclave installs, each file held to its hash (build/wheels, 0.6 GB)
+.PHONY: wheels
+wheels: $(DEV)
+	@rm -rf build/wheels
+	@echo "→ wheels of the gateway and the engine: about 1 min"
+	@for lock in requirements-server.lock requirements-engine-cpu.lock; do \
+		$(PY) -m pip download $(PIP_FLAGS) --no-deps --only-binary :all: --require-hashes -d build/wheels -r $$lock; done
+	@$(PY) -m pip wheel $(PIP_FLAGS) --no-deps --no-build-isolation -w build/wheels .
+
 # ------------------------------------------------------------------------------------------------------------ checks
 
 ## fix           format the code and mend what ruff can mend
@@ -113,6 +122,18 @@ test-fast: setup
 test-slow: setup model
 	@$(PY) -m pytest -m "slow and not hardware"
 
+## bench-verify  how long verification takes, beside the cryptography it rests on; about 30 s
+.PHONY: bench-verify
+bench-verify: $(PROJECT)
+	@$(PY) -m benchmarks.verify
+
+## fuzz          made-up bytes for every reader, for SECONDS=60; with atheris, or hypothesis where that cannot be had
+.PHONY: fuzz
+fuzz: $(PROJECT)
+	@[ -d .cache/fuzz/lib ] || $(PY) -m pip install $(PIP_FLAGS) --require-hashes --no-deps --target .cache/fuzz/lib \
+		-r requirements-fuzz.lock || echo "→ atheris cannot be installed here"
+	@PYTHONPATH=.cache/fuzz/lib $(PY) -m tools.fuzz --seconds $(or $(SECONDS),60)
+
 ## demo          a verified chat with a real model in a simulated TEE, step by step
 .PHONY: demo
 demo: $(PROJECT) model
@@ -143,6 +164,8 @@ lock: $(DEV)
 	$(call compile,requirements-server.lock,--extra server pyproject.toml)
 	@echo 'openai>=2.25,<3' > .venv/openai2.in
 	$(call compile,requirements-openai2.lock,pyproject.toml .venv/openai2.in)
+	@echo 'atheris>=3' > .venv/fuzz.in
+	$(call compile,requirements-fuzz.lock,.venv/fuzz.in)
 	@echo "→ requirements-engine-cpu.lock"
 	@$(PY) -m tools.hash_pins requirements-engine-cpu.lock
 

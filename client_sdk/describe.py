@@ -18,7 +18,7 @@ from attestation._x509 import common_name, parse_certificate, parse_crl
 from attestation.binding import parse_statement
 from attestation.checks import Check
 from attestation.collateral import MAX_COLLATERAL_BYTES, IntelCollateral
-from attestation.errors import MalformedError
+from attestation.errors import MalformedError, VerificationError
 from attestation.evidence import MAX_DOCUMENT_BYTES, SnpEvidence, TdxEvidence, parse_evidence
 from attestation.measure.dstack import parse_dstack_log
 from attestation.measure.eventlog import parse_log
@@ -176,7 +176,10 @@ def _event_text(data: bytes) -> str:
 
 
 def _manifest(data: bytes) -> Described:
-    rim = load_rim(data)
+    try:
+        rim = load_rim(data)
+    except VerificationError as exc:  # nothing of a manifest is read but what its signature covers
+        raise MalformedError(exc.check, exc.detail) from exc
     content = {
         "product": rim.product,
         "version": rim.version,
