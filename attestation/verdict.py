@@ -26,8 +26,9 @@ class Verdict:
 
     @property
     def roots(self) -> tuple[Root, ...]:
-        """Every trust anchor this verdict rests on."""
-        return (self.cpu.root, *(g.root for g in self.gpus))
+        """Every trust anchor this verdict rests on, once."""
+        gpus = [root for gpu in self.gpus for root in (gpu.root, gpu.rim_root) if root is not None]
+        return tuple(dict.fromkeys((self.cpu.root, *gpus)))
 
     @property
     def simulated(self) -> bool:
