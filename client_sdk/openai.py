@@ -23,6 +23,7 @@ from attestation.errors import AttestationError, VerificationError
 from client_sdk.session import MAX_AGE
 from client_sdk.transport import Library, PolicyLike, async_attested_transport, attested_transport, check_url
 
+OpenAIError = openai.OpenAIError
 LIBRARY: Library = "httpx2" if int(openai.__version__.partition(".")[0]) >= 3 else "httpx"
 _NO_WEBSOCKETS = "attested-inference:websockets-are-refused"
 _in_request = ContextVar("_in_request", default=False)
