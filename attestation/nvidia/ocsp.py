@@ -8,7 +8,7 @@ verified once per process and remembered by content; dates are judged on every c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -110,7 +110,7 @@ def check_revocation(
 
     Returns the names of those that no answer calls good, and the times until which the answers count.
     """
-    answers = [parse_answer(der) for der in collateral.ocsp]
+    answers = _by_serial([parse_answer(der) for der in collateral.ocsp])
     unknown, until = [], []
     for cert, issuer in dict.fromkeys(pair for chain in chains for pair in pairwise(chain)):
         good = False
@@ -141,16 +141,22 @@ def verify_answer(
         raise VerificationError(Check.GPU_OCSP_NONCE, f"expected OCSP nonce {nonce.hex()}, found {found}")
 
 
-def _about(
-    cert: x509.Certificate, issuer: x509.Certificate, answers: Sequence[Answer]
-) -> Iterator[tuple[Answer, Single]]:
+def _by_serial(answers: Sequence[Answer]) -> dict[int, list[tuple[Answer, Single]]]:
+    found: dict[int, list[tuple[Answer, Single]]] = {}
     for answer in answers:
         for single in answer.singles:
-            if single.serial == cert.serial_number and (
-                single.issuer_name_hash,
-                single.issuer_key_hash,
-            ) == _issuer_hashes(issuer, single.hash_name):
-                yield answer, single
+            found.setdefault(single.serial, []).append((answer, single))
+    return found
+
+
+def _about(
+    cert: x509.Certificate, issuer: x509.Certificate, answers: Mapping[int, Sequence[tuple[Answer, Single]]]
+) -> Iterator[tuple[Answer, Single]]:
+    """Serial numbers repeat between issuers, so the issuer must be the one that the answer means."""
+    for answer, single in answers.get(cert.serial_number, ()):
+        named = single.issuer_name_hash, single.issuer_key_hash
+        if named == _issuer_hashes(issuer, single.hash_name):
+            yield answer, single
 
 
 @lru_cache(maxsize=_CACHE)

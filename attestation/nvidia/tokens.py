@@ -61,6 +61,8 @@ _SWITCH_REQUIRED = (
     "bios-rim-version-match",
     "bios-rim-measurements-available",
 )
+_GPU_CHAINS = ("attestation-report", "driver-rim", "vbios-rim")
+_SWITCH_CHAINS = ("attestation-report", "bios-rim")
 # Intel Trust Authority passes on the older claims of NVIDIA's service
 _ITA_REQUIRED = (
     "x-nvidia-gpu-arch-check",
@@ -301,16 +303,18 @@ def _check_digests(submods: object, tokens: Mapping[str, str]) -> None:
 
 def _check_device(name: str, claims: Mapping[str, Any]) -> TokenDevice:
     kind = "switch" if name.upper().startswith("SWITCH") else "gpu"
-    for short in _SWITCH_REQUIRED if kind == "switch" else _GPU_REQUIRED:
-        claim = f"x-nvidia-{kind}-{short}"
-        if kind == "switch" or short != "vbios-index-no-conflict" or claim in claims:
-            _require(claims.get(claim) is True, f"{name}: {claim} is {claims.get(claim)!r}")
+    required, chains = (
+        (_SWITCH_REQUIRED, _SWITCH_CHAINS) if kind == "switch" else (_GPU_REQUIRED, _GPU_CHAINS)
+    )
+    for claim in (f"x-nvidia-{kind}-{short}" for short in required):
+        _require(claims.get(claim) is True, f"{name}: {claim} is {claims.get(claim)!r}")
+    for claim in (f"x-nvidia-{kind}-{short}-cert-chain" for short in chains):
+        chain = claims[claim] if isinstance(claims.get(claim), dict) else {}
+        found = chain.get("x-nvidia-cert-status"), chain.get("x-nvidia-cert-ocsp-status")
+        _require(found == ("valid", "good"), f"{name}: {claim} is {found}")
+        _check_all_true(f"{name}: {claim}", chain)
     _check_verdicts(name, claims, measres={"success"})
     _check_all_true(name, claims)
-    for claim in (c for c in claims if c.endswith("-cert-chain")):
-        status = claims[claim] if isinstance(claims[claim], dict) else {}
-        found = status.get("x-nvidia-cert-status"), status.get("x-nvidia-cert-ocsp-status")
-        _require(found == ("valid", "good"), f"{name}: {claim} is {found}")
     return _device(name, claims, kind)
 
 

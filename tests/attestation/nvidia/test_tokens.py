@@ -174,6 +174,8 @@ def test_the_overall_result(value: object) -> None:
             }
         },
         {"x-nvidia-gpu-attestation-report-cert-chain": "valid"},
+        {"x-nvidia-gpu-vbios-rim-cert-chain": ...},
+        {"x-nvidia-gpu-vbios-rim-cert-chain": {**GOOD_CHAIN, "x-nvidia-cert-ocsp-nonce-matches": False}},
     ],
     ids=lambda change: "-".join(map(str, change.items()))[:60],
 )

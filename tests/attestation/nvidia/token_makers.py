@@ -88,7 +88,8 @@ def gpu_claims() -> dict[str, Any]:
 def switch_claims() -> dict[str, Any]:
     base = {k: v for k, v in gpu_claims().items() if not k.startswith("x-nvidia-gpu-")}
     claims = {f"x-nvidia-switch-{name}": True for name in (*_TRUE, *_SWITCH)}
-    return {**base, **claims, "hwmodel": "LS_10 A01 FSP BROM"}
+    chains = {f"x-nvidia-switch-{name}-cert-chain": GOOD_CHAIN for name in ("attestation-report", "bios-rim")}
+    return {**base, **claims, **chains, "hwmodel": "LS_10 A01 FSP BROM"}
 
 
 def sign(
