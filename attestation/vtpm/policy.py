@@ -1,0 +1,98 @@
+"""What an Azure confidential VM must be to be accepted. Strict unless said: every loosening is named allow_… or any_…."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from attestation.checks import Check
+from attestation.errors import Violation
+from attestation.measure import EventLogPolicy
+from attestation.snp import SnpClaims, SnpPolicy
+from attestation.tdx import TdxPolicy
+from attestation.vtpm.verify import VtpmClaims
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PcrPolicy:
+    """The values that one PCR (SHA-256) may have."""
+
+    index: int
+    values: frozenset[bytes] = field(metadata={"size": 32})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VtpmPolicy:
+    """The hardware, by its own table, and the vTPM. Hardware without a table is refused.
+
+    The image is in the PCRs: name PCR values, or an event log to judge, or say `any_pcrs`.
+    """
+
+    snp: SnpPolicy | None = None
+    tdx: TdxPolicy | None = None
+    pcrs: tuple[PcrPolicy, ...] = ()
+    event_log: EventLogPolicy | None = None
+    any_pcrs: bool = False
+    allow_no_secure_boot: bool = False
+    allow_console: bool = False  # the cloud's serial console reaches into the VM
+    user_data: bytes | None = None  # None wants none, or zeros
+    any_user_data: bool = False
+
+    def check(self, claims: VtpmClaims, now: datetime) -> list[Violation]:
+        """Every reason not to accept `claims` at `now`; an empty list when there is none."""
+        return [
+            *self._check_hardware(claims, now),
+            *self._check_pcrs(claims),
+            *self._check_event_log(claims),
+            *self._check_vm(claims),
+        ]
+
+    def _check_hardware(self, claims: VtpmClaims, now: datetime) -> list[Violation]:
+        if isinstance(claims.hardware, SnpClaims):
+            if self.snp is not None:
+                return self.snp.check(claims.hardware, now)
+        elif self.tdx is not None:
+            return self.tdx.check(claims.hardware, now)
+        named = [name for name, table in (("snp", self.snp), ("tdx", self.tdx)) if table is not None]
+        found = "snp" if isinstance(claims.hardware, SnpClaims) else "tdx"
+        return [
+            Violation(
+                Check.POLICY_PLATFORM, " or ".join(named) or "nothing: the policy names no hardware", found
+            )
+        ]
+
+    def _check_pcrs(self, claims: VtpmClaims) -> Iterator[Violation]:
+        if not self.pcrs and self.event_log is None and not self.any_pcrs:
+            yield Violation(Check.VTPM_PCR, "nothing: the policy names no PCR", f"PCRs {list(claims.pcrs)}")
+        for pcr in self.pcrs:
+            found = claims.pcrs.get(pcr.index)
+            if found not in pcr.values:
+                accepted = " or ".join(sorted(v.hex() for v in pcr.values)) or "no value: none is listed"
+                yield Violation(
+                    Check.VTPM_PCR, f"PCR{pcr.index} {accepted}", found.hex() if found else "not in the quote"
+                )
+
+    def _check_event_log(self, claims: VtpmClaims) -> list[Violation]:
+        if self.event_log is None:
+            return []
+        if claims.event_log is None:
+            return [Violation(Check.EVENTLOG_MISSING, "an event log", "none in the evidence")]
+        return self.event_log.check(claims.event_log)
+
+    def _check_vm(self, claims: VtpmClaims) -> Iterator[Violation]:
+        vm = claims.configuration
+        if vm.secure_boot is not True and not self.allow_no_secure_boot:
+            yield Violation(Check.VTPM_SECURE_BOOT, "secure-boot true", _show(vm.secure_boot))
+        if vm.console_enabled is not False and not self.allow_console:
+            yield Violation(Check.VTPM_CONSOLE, "console-enabled false", _show(vm.console_enabled))
+        accepted = (
+            claims.user_data == self.user_data if self.user_data is not None else not any(claims.user_data)
+        )
+        if not accepted and not self.any_user_data:
+            wanted = "none" if self.user_data is None else self.user_data.hex()
+            yield Violation(Check.VTPM_USER_DATA, wanted, claims.user_data.hex() or "none")
+
+
+def _show(value: bool | None) -> str:
+    return "nothing said" if value is None else str(value).lower()
