@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from attestation.checks import Check
 from attestation.errors import MalformedError
 
 MAX_DEPTH = 32
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_PLAIN = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -22,26 +26,18 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _nesting(text: str) -> int:
-    """Depth counted before parsing, so that the parser never recurses further than MAX_DEPTH."""
-    depth = deepest = 0
-    in_string = escaped = False
-    for char in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in "]}":
-            depth -= 1
-    return deepest
+def _check_depth(text: str) -> None:
+    """Judged before parsing, so that the parser never recurses further than MAX_DEPTH."""
+    data = text.encode("utf-8", "surrogatepass")
+    if b"\\" in data:  # outside of strings there is no backslash in JSON
+        data = _ESCAPED.sub(b"", data)
+    brackets = b"".join(
+        data.translate(_ONE_KIND, _PLAIN).split(b'"')[::2]
+    )  # every other piece is inside a string
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")  # takes the innermost level off
+    if brackets:
+        raise ValueError(f"unbalanced, or nested deeper than {MAX_DEPTH}")
 
 
 def parse_json(data: bytes | str, check: Check, what: str, *, limit: int) -> Any:
@@ -49,9 +45,8 @@ def parse_json(data: bytes | str, check: Check, what: str, *, limit: int) -> Any
         raise MalformedError(check, f"{what}: {len(data)} bytes, the limit is {limit}")
     try:
         text = data.decode() if isinstance(data, bytes) else data
-        # only deep documents pay for the exact count
-        if text.count("{") + text.count("[") > MAX_DEPTH and _nesting(text) > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        if text.count("{") + text.count("[") > MAX_DEPTH:  # only these can be deep
+            _check_depth(text)
         return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:
         raise MalformedError(check, f"{what}: not acceptable JSON ({exc})") from exc
