@@ -86,7 +86,10 @@ def _verify_chain(chain: Sequence[x509.Certificate]) -> None:
 
 @lru_cache(maxsize=512)
 def _wrong_role(cert: x509.Certificate, cas_below: int | None) -> str:
-    """Empty when the extensions allow the certificate's place: a CA with so many CAs below it, or the end (None)."""
+    """Empty when the extensions allow the certificate's place: so many CAs below it, or the end (None).
+
+    That an issuer is a CA and may sign certificates was part of `verify_issued_by`.
+    """
     unknown = [e.oid.dotted_string for e in cert.extensions if e.critical and e.oid not in _UNDERSTOOD]
     if unknown:
         return f"critical extensions {unknown} are not understood"
@@ -97,8 +100,6 @@ def _wrong_role(cert: x509.Certificate, cas_below: int | None) -> str:
         return str(exc)
     if cas_below is None:
         return "expected an end entity that may sign" if basic.ca or not usage.digital_signature else ""
-    if not basic.ca or not usage.key_cert_sign:
-        return "expected a CA that may sign certificates"
     if basic.path_length is not None and basic.path_length < cas_below:
         return f"its path length is {basic.path_length}, and {cas_below} CAs follow"
     return ""
