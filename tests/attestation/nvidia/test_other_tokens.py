@@ -9,10 +9,11 @@ import pytest
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
-from attestation.nvidia.tokens import ITA, NRAS, TokenClaims, verify_ita, verify_maa
+from attestation.nvidia.jws import ITA, NRAS
+from attestation.nvidia.tokens import TokenClaims, verify_ita, verify_maa, verify_token
 from attestation.simulator.pki import p384_key
 from tests.attestation.nvidia.conftest import NONCE, NOW
-from tests.attestation.nvidia.token_makers import JWKS, MAA, azure, ita
+from tests.attestation.nvidia.token_makers import JWKS, MAA, azure, ita, nras
 
 
 def _maa(data: bytes) -> TokenClaims:
@@ -68,3 +69,14 @@ def test_issuers_do_not_mix() -> None:
     with pytest.raises(VerificationError):
         verify_ita(azure(), JWKS, NONCE, NOW)
     assert set(NRAS.algorithms).isdisjoint(ITA.algorithms)
+
+
+def test_any_service() -> None:
+    """One function takes each service's token by its form; an instance of Azure's has to be named."""
+    instance = "https://sharedeus.eus.attest.azure.net"
+    assert len(verify_token(nras(), JWKS, NONCE, NOW).devices) == 2
+    assert len(verify_token(ita(), JWKS, NONCE, NOW).devices) == 1
+    assert verify_token(azure(), JWKS, NONCE, NOW, azure=instance).issuer == instance
+    with pytest.raises(VerificationError) as error:
+        verify_token(azure(), JWKS, NONCE, NOW)
+    assert error.value.check is Check.GPU_TOKEN_ISSUER

@@ -16,11 +16,8 @@ from jwt.algorithms import ECAlgorithm
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, VerificationError
-from attestation.nvidia.tokens import (
-    TokenIssuer,
-    verify_ita,
-    verify_nras,
-)
+from attestation.nvidia.jws import TokenIssuer
+from attestation.nvidia.tokens import verify_ita, verify_nras
 from tests.attestation.nvidia.conftest import NONCE, NOW
 from tests.attestation.nvidia.token_makers import (
     EC,

@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from attestation.nvidia.tokens import maa
+from attestation.nvidia.jws import maa
 from attestation.simulator.pki import p384_key, rsa_key
 from tests.attestation.nvidia.conftest import NONCE, NOW
 
