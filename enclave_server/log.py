@@ -82,7 +82,9 @@ def configure() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(handlers=[Reduced()], level=logging.WARNING, force=True)
+    root = logging.getLogger()
+    root.handlers[:] = [Reduced()]
+    root.setLevel(logging.WARNING)

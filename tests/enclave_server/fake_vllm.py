@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ def _main(folder: Path, arguments: list[str]) -> None:
             sys.exit("ModuleNotFoundError: No module named 'vllm'")
         sys.stdout.write(f"0.0.0+fake\n{Path(__file__).parent}\n")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     worker = subprocess.Popen(["sleep", "600"])
     with (folder / "starts.jsonl").open("a") as trace:
         seen = {

@@ -1,0 +1,116 @@
+"""The installed command, `enclave-server serve`, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from enclave_server.settings import Settings
+from tests.enclave_server.caller import untrusting
+from tests.enclave_server.processes import until
+from tests.servers import free_port
+
+COMMAND = [sys.executable, "-m", "enclave_server"]
+
+
+class Served:
+    """One gateway process. Everything it writes goes to `log`."""
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        self.folder = folder
+        self.config = folder / "enclave.toml"
+        values = {
+            "port": free_port(),
+            "tee": "simulated-tdx",
+            "simulator_dir": str(folder / "simulator"),
+            **values,
+        }
+        self.config.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in values.items()))
+        self.origin = f"https://127.0.0.1:{values['port']}"
+        self.log_file = folder / "log"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+
+    def run(self, *arguments: str) -> str:
+        """Another command of `enclave-server` with the same configuration."""
+        command = [*COMMAND, *arguments, "--config", str(self.config)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    def start(self) -> None:
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "serve", "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def engine_pid(self) -> int:
+        """The engine's first process, as seen from here: inside its namespace it is process 1."""
+        starts = [json.loads(line) for line in self.log.splitlines() if '"event": "engine starts"' in line]
+        pid: int = starts[-1]["pid"]
+        assert pid > 1
+        return pid
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, f"the gateway ended: {self.log[-3000:]}"
+        try:
+            return httpx.get(f"{self.origin}/readyz", verify=untrusting(), trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def until_ready(self, seconds: float) -> None:
+        until(self.ready, seconds)
+
+    def terminate(self, seconds: float = 30) -> int:
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def served(folder: Path, *, seconds: float = 30, **values: Any) -> Iterator[Served]:
+    """A gateway that is ready; it is killed at the end if it still runs."""
+    gateway = Served(folder, values)
+    gateway.start()
+    try:
+        gateway.until_ready(seconds)
+        yield gateway
+    finally:
+        if gateway.process.poll() is None:
+            gateway.process.kill()
+            gateway.process.wait(10)
+
+
+def model_settings(folder: Path, name: str) -> dict[str, str]:
+    """The three settings that name a model, its digest as the command prints it."""
+    command = [*COMMAND, "model", "digest", str(folder)]
+    digest = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+    return {"model_dir": str(folder), "model_name": name, "model_digest": digest}
+
+
+def everything_written(*folders: Path) -> bytes:
+    """The contents and names of all files below the folders."""
+    found = []
+    for folder in folders:
+        for place, names, files in os.walk(folder):
+            found += [name.encode() for name in names + files]
+            found += [Path(place, name).read_bytes() for name in files if Path(place, name).is_file()]
+    return b"\n".join(found)
+
+
+def _toml(value: Any) -> str:
+    settings = Settings.model_fields  # only to fail early, here, when a test names a setting that is gone
+    assert settings
+    return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'

@@ -1,0 +1,155 @@
+"""`enclave-server` as operators run it, with a stand-in for the engine; and the canary: no prompt is ever written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestation.receipt import Outcome
+from tests.enclave_server.caller import Caller, untrusting
+from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
+from tests.enclave_server.processes import running_with, until
+from tests.enclave_server.served import COMMAND, Served, everything_written, model_settings, served
+
+CANARY = "Canary7f3a9eXyzzyError"  # looks like the name of an exception, which a log could take for harmless
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "gateway").mkdir()
+    python = fake_python(tmp_path / "python", behaviour={"delay": 0.02, "chunks": 10})
+    return {**model_settings(model, "fake-model"), "engine_python": str(python), "drain_seconds": 1}
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, values: dict[str, Any]) -> Iterator[Served]:
+    with served(tmp_path / "gateway", **values) as running:
+        yield running
+
+
+def test_policy_and_sigterm(gateway: Served, tmp_path: Path) -> None:
+    """The printed policy accepts the running gateway, which ends cleanly when told to."""
+    with Caller(gateway.origin, gateway.run("policy")) as caller:
+        assert caller.chat("hello").outcome is Outcome.COMPLETE
+        assert caller.verdict.statement.config.hex() in gateway.run("config")
+        assert gateway.terminate() == 0
+    assert not running_with(str(tmp_path / "python"))
+    assert '"event": "gateway stopped"' in gateway.log
+
+
+def test_gateway_killed(gateway: Served, tmp_path: Path) -> None:
+    """After kill -9 of the gateway no process, socket or directory of the engine is left."""
+    private = Path(starts(tmp_path / "python")[0]["environment"]["HOME"])
+    assert (private / "vllm.sock").exists()
+    gateway.process.kill()
+    until(lambda: not running_with(str(tmp_path / "python")))
+    until(lambda: not private.exists())
+
+
+def test_crash_loop_ends_the_gateway(gateway: Served, tmp_path: Path) -> None:
+    """An engine that cannot be kept alive ends the gateway with status 1 and a reason."""
+    set_plan(tmp_path / "python", exit=1)
+    gateway.terminate()
+    gateway.start()
+    assert gateway.process.wait(30) == 1
+    assert '"event": "engine gave up"' in gateway.log
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("model_digest", "00" * 32, "the settings demand"),
+        ("tee", "tdx", "real hardware"),
+        ("engine_python", "/nonexistent", "there is no /nonexistent"),
+        ("prot", "1", "prot"),
+    ],
+)
+def test_refused_configuration(
+    tmp_path: Path, values: dict[str, Any], name: str, value: str, words: str
+) -> None:
+    """What an operator can mend is one clear message and status 1, before anything is served."""
+    gateway = Served(tmp_path / "gateway", {**values, name: value})
+    gateway.start()
+    assert gateway.process.wait(30) == 1
+    assert words in gateway.log
+    assert "Traceback" not in gateway.log
+    assert not starts(tmp_path / "python")
+
+
+def test_port_in_use(tmp_path: Path, values: dict[str, Any]) -> None:
+    """A port that is taken is said before the engine is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        gateway = Served(tmp_path / "gateway", {**values, "port": taken.getsockname()[1]})
+        gateway.start()
+        assert gateway.process.wait(30) == 1
+    assert "Address already in use" in gateway.log
+    assert not starts(tmp_path / "python")
+
+
+def test_canary(gateway: Served, tmp_path: Path) -> None:
+    """A marked prompt through every route and failure appears in nothing that was written, though the engine prints it."""
+    seen = starts(tmp_path / "python")[0]
+    with Caller(gateway.origin, gateway.run("policy")) as caller:
+        chat, stream = caller.chat(CANARY), caller.chat(CANARY, stream=True)
+        assert CANARY.encode() in chat.body
+        assert stream.outcome is Outcome.COMPLETE
+        caller.post("/v1/completions", {"model": "fake-model", "prompt": CANARY})
+        caller.get(f"/v1/models?{CANARY}")
+        caller.call("GET", "/v1/models", headers={"Authorization": CANARY, "User-Agent": CANARY, CANARY: "1"})
+        caller.get(f"/v1/{CANARY}")
+        caller.http.get(f"/{CANARY}")
+        caller.http.get("/.well-known/attestation", params={"nonce": CANARY})
+        caller.http.get("/v1/models", headers={"Attested-Nonce": CANARY})
+        caller.post("/v1/chat/completions", f'{{"{CANARY}'.encode())
+        caller.post("/v1/chat/completions", {"temperature": CANARY, CANARY: CANARY})
+        caller.post(
+            "/v1/chat/completions", {"model": CANARY}
+        )  # the stand-in fails on this one, with a traceback
+        bytes_that_are_not_http(gateway)
+        pieces = caller.stream(
+            "/v1/chat/completions", {"model": "m", "messages": [{"content": CANARY * 99}], "stream": True}
+        )
+        next(pieces)
+        os.kill(gateway.engine_pid(), signal.SIGKILL)  # the stream's engine dies with the prompt in its hands
+        assert b"engine_aborted" in b"".join(pieces)
+        until(lambda: len(starts(tmp_path / "python")) == 2)
+    gateway.until_ready(20)
+    private = Path(seen["environment"]["HOME"])
+    gateway.process.send_signal(signal.SIGTERM)
+    gateway.process.wait(30)
+    assert CANARY.encode() not in everything_written(tmp_path / "gateway", private)
+    assert '"error": "EngineDeadError"' in gateway.log  # what the filter does let through
+    for line in gateway.log.splitlines():
+        json.loads(line)
+
+
+def bytes_that_are_not_http(gateway: Served) -> None:
+    port = int(gateway.origin.rpartition(":")[2])
+    for words in (
+        f"{CANARY}\r\n\r\n",
+        f"GET /v1/{CANARY}\xff HTTP/1.1\r\n\r\n",
+        f"GET / HTTP/1.1\r\n{CANARY}\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as plain, untrusting().wrap_socket(plain) as tls:
+            tls.sendall(words.encode("latin-1"))
+            assert tls.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_help() -> None:
+    """The commands that operators need are listed."""
+    words = subprocess.run(
+        [*COMMAND, "--help"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    for command in ("serve", "policy", "config", "model"):
+        assert command in words
