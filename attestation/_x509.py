@@ -38,30 +38,26 @@ def _serial_zero_accepted() -> Iterator[None]:
 @lru_cache(maxsize=_CACHE)
 def _parse_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     with _serial_zero_accepted():
-        certs = tuple(x509.load_pem_x509_certificates(pem))
-        for cert in certs:
-            _touch(cert)
-    return certs
+        return tuple(map(_touched, x509.load_pem_x509_certificates(pem)))
 
 
 @lru_cache(maxsize=_CACHE)
 def _parse_der(der: bytes) -> x509.Certificate:
     with _serial_zero_accepted():
-        cert = x509.load_der_x509_certificate(der)
-        _touch(cert)
-    return cert
+        return _touched(x509.load_der_x509_certificate(der))
 
 
 @lru_cache(maxsize=_CACHE)
 def _parse_crl(der: bytes) -> x509.CertificateRevocationList:
     crl = x509.load_der_x509_crl(der)
-    # a CRL that is parsed lazily would fail later, outside the caller's guard
+    # what is parsed lazily would fail later, outside the caller's guard
     _ = (crl.extensions, crl.last_update_utc, crl.next_update_utc, crl.issuer)
     return crl
 
 
-def _touch(cert: x509.Certificate) -> None:
-    """Parse what is parsed lazily, so that a bad field fails here and not inside a decision."""
+@lru_cache(maxsize=_CACHE)
+def _touched(cert: x509.Certificate) -> x509.Certificate:
+    """`cert`, or the equal one seen before. Parses what is parsed lazily, so that a bad field fails here."""
     _ = (
         cert.extensions,
         cert.subject,
@@ -69,6 +65,7 @@ def _touch(cert: x509.Certificate) -> None:
         cert.not_valid_before_utc,
         cert.not_valid_after_utc,
     )
+    return cert
 
 
 def parse_chain(pem: bytes, check: Check, what: str, *, length: int) -> tuple[x509.Certificate, ...]:

@@ -138,6 +138,13 @@ def parse_qe_identity(text: str) -> QeIdentity:
     )
 
 
+@lru_cache(maxsize=_CACHE)
+def _date(text: str) -> datetime:
+    if not _DATE.fullmatch(text):
+        raise ValueError
+    return datetime.fromisoformat(text)
+
+
 class _Table:
     """A JSON object whose fields are asked for by name and type."""
 
@@ -181,9 +188,7 @@ class _Table:
     def date(self, key: str) -> datetime:
         text = self.text(key)
         try:
-            if not _DATE.fullmatch(text):
-                raise ValueError
-            return datetime.fromisoformat(text)
+            return _date(text)
         except ValueError:
             raise self.error(
                 f"{key} must be a UTC date like 2026-01-31T00:00:00Z, found {text[:80]!r}"
@@ -214,10 +219,10 @@ class _Table:
         return tuple(items)
 
     def svns(self, key: str) -> tuple[int, ...]:
-        svns = tuple(t.uint("svn") for t in self.tables(key))
-        if len(svns) != COMPONENTS or max(svns) > 0xFF:
-            raise self.error(f"{key} must be {COMPONENTS} numbers below 256, found {len(svns)}")
-        return svns
+        svns: list[Any] = [item.get("svn") if type(item) is dict else None for item in self._get(key, list)]
+        if len(svns) != COMPONENTS or set(map(type, svns)) != {int} or min(svns) < 0 or max(svns) > 0xFF:
+            raise self.error(f"{key} must be {COMPONENTS} numbers below 256, found {len(svns)} entries")
+        return tuple(svns)
 
 
 def _tdx_levels(table: _Table) -> tuple[tuple[ModuleIdentity, ...], tuple[TcbLevel, ...]]:
