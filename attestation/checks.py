@@ -28,7 +28,6 @@ class Check(StrEnum):
     POLICY_PLATFORM = "policy.platform"
     POLICY_MODEL = "policy.model"
     POLICY_CONFIG = "policy.config"
-    POLICY_MEASUREMENT = "policy.measurement"
     POLICY_GPU = "policy.gpu"
 
     # the channel to the enclave
