@@ -25,6 +25,7 @@ from attestation.roots import Root
 MAX_CERTIFICATE_BYTES = 16 * 1024
 MAX_CRL_BYTES = 4 * 1024 * 1024  # Intel's processor CRL is the largest seen, about 100 KiB
 _CACHE = 512
+_UNDERSTOOD = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 
 
 @contextmanager
@@ -143,6 +144,8 @@ def _signed_by(cert: x509.Certificate, issuer: x509.Certificate) -> str:
         usage = None
     if usage is not None and not usage.key_cert_sign:
         return "its issuer may not sign certificates (KeyUsage)"
+    if unknown := _not_understood(cert.extensions, _UNDERSTOOD):
+        return f"it has a critical extension that is not understood ({unknown})"
     try:
         cert.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError) as exc:
@@ -166,6 +169,13 @@ def check_validity(cert: x509.Certificate, now: datetime, check: Check) -> None:
             f"{common_name(cert.subject)!r} is valid from {cert.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ} "
             f"to {cert.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}, asked at {now:%Y-%m-%dT%H:%M:%SZ}",
         )
+
+
+def _not_understood(extensions: x509.Extensions, known: tuple[type[x509.ExtensionType], ...]) -> str:
+    """The first critical extension outside `known` (RFC 5280, 4.2 and 5.2: such a document must be refused)."""
+    return next(
+        (e.oid.dotted_string for e in extensions if e.critical and not isinstance(e.value, known)), ""
+    )
 
 
 class _ById:
@@ -194,6 +204,8 @@ def _crl_signed_by(key: _ById, issuer: x509.Certificate) -> str:
         usage = None
     if usage is not None and not usage.crl_sign:
         return "that certificate may not sign CRLs (KeyUsage)"
+    if unknown := _not_understood(crl.extensions, ()):  # a delta, or a list of some certificates only
+        return f"it has a critical extension that is not understood ({unknown})"
     try:
         valid = crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # RSA and EC only, as parsed
     except (TypeError, ValueError) as exc:

@@ -129,6 +129,7 @@ def crl(
     next_update: datetime,
     revoked: Sequence[int] = (),
     number: int = 1,
+    extensions: Sequence[Extension] = (),
 ) -> bytes:
     """DER of the issuer's revocation list over the serial numbers `revoked`."""
     builder = (
@@ -141,6 +142,8 @@ def crl(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False
         )
     )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
     for serial in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(this_update).build()
         builder = builder.add_revoked_certificate(entry)

@@ -23,6 +23,7 @@ class TdxDefect(StrEnum):
     PCK_OF_OTHER_ROLE = "pck-of-other-role"
     PCK_EXPIRED = "pck-expired"
     PCK_NOT_YET_VALID = "pck-not-yet-valid"
+    PCK_UNKNOWN_CRITICAL = "pck-unknown-critical"
     PCK_WITHOUT_EXTENSION = "pck-without-extension"
     PCK_EXTENSION_SHORT = "pck-extension-short"
     # revocation lists
@@ -31,6 +32,7 @@ class TdxDefect(StrEnum):
     ROOT_CRL_NOT_YET_VALID = "root-crl-not-yet-valid"
     PCK_CRL_OF_OTHER_CA = "pck-crl-of-other-ca"
     PCK_CRL_IS_ROOT_CRL = "pck-crl-is-root-crl"
+    PCK_CRL_IS_A_DELTA = "pck-crl-is-a-delta"
     PCK_CRL_EXPIRED = "pck-crl-expired"
     PCK_CRL_NOT_YET_VALID = "pck-crl-not-yet-valid"
     CA_REVOKED = "ca-revoked"

@@ -17,6 +17,7 @@ from attestation.simulator.tdx_defects import TdxDefect as D
 
 ROLES = ("root", "platform-ca", "processor-ca", "pck", "tcb-signing", "attestation", "stranger")
 _SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
+_UNKNOWN_EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.99999.1")
 _CRL_URL = "https://simulated.invalid/intel.crl"
 _BORN, _DIES = datetime(2025, 1, 1, tzinfo=UTC), datetime(2049, 12, 31, tzinfo=UTC)
 _FAR = datetime(2048, 1, 1, tzinfo=UTC)
@@ -106,6 +107,7 @@ class IntelPki:
             revoked=self.pck if defect is D.PCK_REVOKED else None,
             expired=defect is D.PCK_CRL_EXPIRED,
             future=defect is D.PCK_CRL_NOT_YET_VALID,
+            delta=defect is D.PCK_CRL_IS_A_DELTA,
         )
 
     def _pck(
@@ -114,11 +116,14 @@ class IntelPki:
         *,
         common_name: str = "Intel SGX PCK Certificate",
         extension: bytes | None = None,
+        unknown_critical: bool = False,
         born: datetime = _BORN,
         dies: datetime = _DIES,
     ) -> Signer:
         der = sgx_extension() if extension is None else extension
         extra: list[Extension] = [(x509.UnrecognizedExtension(_SGX_EXTENSION, der), False)] if der else []
+        if unknown_critical:
+            extra.append((x509.UnrecognizedExtension(_UNKNOWN_EXTENSION, b"\x05\x00"), True))
         return self._issue("pck", common_name, issuer, born=born, dies=dies, extra=extra)
 
     def _issue(
@@ -158,7 +163,14 @@ class IntelPki:
 
 
 def _crl(
-    signer: Signer, now: datetime, *, lifetime: timedelta, revoked: Signer | None, expired: bool, future: bool
+    signer: Signer,
+    now: datetime,
+    *,
+    lifetime: timedelta,
+    revoked: Signer | None,
+    expired: bool,
+    future: bool,
+    delta: bool = False,
 ) -> bytes:
     start = now - lifetime - _DAY if expired else now + _DAY if future else now - _DAY
     return crl(
@@ -166,6 +178,7 @@ def _crl(
         this_update=start,
         next_update=start + lifetime,
         revoked=() if revoked is None else (revoked.cert.serial_number,),
+        extensions=((x509.DeltaCRLIndicator(1), True),) if delta else (),
     )
 
 
@@ -210,6 +223,7 @@ _PCK_EDITS: dict[D | None, dict[str, Any]] = {
     D.PCK_OF_OTHER_ROLE: {"common_name": "Intel SGX TCB Signing"},
     D.PCK_EXPIRED: {"dies": _BORN + _DAY},
     D.PCK_NOT_YET_VALID: {"born": _FAR},
+    D.PCK_UNKNOWN_CRITICAL: {"unknown_critical": True},
     D.PCK_WITHOUT_EXTENSION: {"extension": b""},
     D.PCK_EXTENSION_SHORT: {"extension": sgx_extension(intel.SGX_COMPONENTS[:15])},
 }

@@ -17,6 +17,7 @@ from attestation.errors import AttestationError, MalformedError
 from attestation.simulator import DEFAULT_TD, DEFAULT_TD15, SimulatedTdx
 from attestation.tdx import TdxClaims, parse_quote, verify
 from attestation.tdx.quote import MAX_QUOTE_BYTES, TD15EX, ServiceTdHistory
+from tests.attestation.tdx.second_opinion import ask
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 HISTORY = ServiceTdHistory(
@@ -75,7 +76,7 @@ def refused_by(quote: bytes) -> Check | None:
 
 @pytest.mark.parametrize("kind", BODIES)
 def test_every_field_comes_back(kind: str) -> None:
-    """Parsing gives what the simulator wrote, for each version and body type."""
+    """Parsing gives what the simulator wrote, for each version and body type, and the second opinion reads it too."""
     td, version = BODIES[kind]
     quote = parse_quote(good(kind))
     assert quote.td == replace(td, report_data=bytes(range(64)))
@@ -83,6 +84,7 @@ def test_every_field_comes_back(kind: str) -> None:
     assert quote.user_data.startswith(b"SIMULATED")
     assert quote.padding == 0
     assert refused_by(good(kind)) is None
+    assert ask(good(kind), collateral(), NOW, simulator().root_der) == ("UpToDate", ())
 
 
 @pytest.mark.parametrize("kind", BODIES)
