@@ -15,7 +15,7 @@ from math import ceil
 from attestation.binding import NONCE_BYTES, gpu_nonce, report_data
 from attestation.evidence import Evidence, dump_evidence
 from enclave_server.errors import ApiError
-from enclave_server.log import log
+from enclave_server.log import failure, log
 from enclave_server.tee import Tee
 
 _RETRY_SECONDS = 5.0
@@ -78,7 +78,7 @@ class Attester:
         try:
             return await self._make(nonce)
         except Exception as exc:  # noqa: BLE001 - a device or file failed; what it said is for the log's reader alone
-            log.error("evidence failed", error=type(exc).__name__)
+            log.error("evidence failed", **failure(exc))
             raise ApiError(503, "evidence_failed", "Evidence could not be made.", retry_after=5) from None
 
     async def renew(self) -> None:
@@ -88,7 +88,7 @@ class Attester:
                 self._current = await self._make(secrets.token_bytes(NONCE_BYTES))
                 delay = self._renew_seconds
             except Exception as exc:  # noqa: BLE001 - the old document stays in use; the next attempt is near
-                log.error("evidence failed", error=type(exc).__name__)
+                log.error("evidence failed", **failure(exc))
                 delay = _RETRY_SECONDS
             await asyncio.sleep(delay)
 

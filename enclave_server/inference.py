@@ -17,7 +17,7 @@ from enclave_server.errors import ApiError
 from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Receive, Scope, Send
 from enclave_server.identity import Identity, ReceiptNumbers
-from enclave_server.log import log
+from enclave_server.log import failure, log
 from enclave_server.peek import sampling_of, usage_of
 from enclave_server.settings import Settings
 from enclave_server.upstream import EngineAnswer, TooSlowError, UnreachableError, Upstream, UpstreamError
@@ -168,12 +168,12 @@ async def exchange_or_error(exchange: Exchange, work: Awaitable[None]) -> None:
         log.warning("engine too slow")
         await exchange.fail(errors.engine_timeout())
     except UpstreamError as exc:
-        log.warning("engine failed in an exchange", error=type(exc).__name__)
+        log.warning("engine failed in an exchange", **failure(exc))
         await exchange.fail(errors.engine_aborted())
     except asyncio.CancelledError:  # the server stops and has waited long enough
         await exchange.fail(errors.stopping())
     except Exception as exc:  # noqa: BLE001 - an answer without a receipt would be worse; only the kind is logged
-        log.error("exchange failed", error=type(exc).__name__)
+        log.error("exchange failed", **failure(exc))
         await exchange.fail(errors.internal())
 
 

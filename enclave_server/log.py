@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import MutableMapping
+from pathlib import PurePath
 from typing import Any
 
 import structlog
@@ -56,6 +58,13 @@ def only_known_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutab
         elif value is None or isinstance(value, bool | int | float):
             kept[name] = value
     return kept
+
+
+def failure(error: BaseException) -> dict[str, str | None]:
+    """Fields that say what failed and where, without its words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None
+    return {"error": type(error).__name__, "source": place}
 
 
 class Reduced(logging.Handler):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.served import VLLM_SECONDS, Served, served, vllm_settings
 from tests.servers import FakeEngine, LiveGateway, live_gateway
 
 
@@ -22,3 +23,11 @@ def gateway(tmp_path: Path, engine: FakeEngine) -> Iterator[LiveGateway]:
     """The real gateway in front of `engine`, with a simulated TDX machine."""
     with live_gateway(tmp_path, engine=engine) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def vllm_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The installed command in front of real vLLM with a tiny random model. One start for the whole run: do not kill it."""
+    folder = tmp_path_factory.mktemp("vllm")
+    with served(folder, seconds=VLLM_SECONDS, **vllm_settings()) as gateway:
+        yield gateway

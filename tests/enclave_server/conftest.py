@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.enclave_server.caller import Caller
+from tests.caller import Caller
 from tests.servers import LiveGateway
 
 

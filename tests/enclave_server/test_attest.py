@@ -15,8 +15,8 @@ from attestation.evidence import MEDIA_TYPE, parse_evidence
 from attestation.policy import parse_policy
 from attestation.verify import verify
 from enclave_server.attest import TokenBucket
-from tests.enclave_server.caller import Caller
-from tests.enclave_server.processes import until
+from tests.caller import Caller
+from tests.processes import until
 from tests.servers import FakeEngine, LiveGateway, live_gateway
 
 PATH = "/.well-known/attestation"

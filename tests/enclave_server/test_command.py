@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from attestation.receipt import Outcome
-from tests.enclave_server.caller import Caller, untrusting
+from tests.caller import Caller, untrusting
 from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
-from tests.enclave_server.processes import running_with, until
-from tests.enclave_server.served import COMMAND, Served, everything_written, model_settings, served
+from tests.processes import running_with, until
+from tests.served import COMMAND, Served, everything_written, model_settings, served
 
 CANARY = "Canary7f3a9eXyzzyError"  # looks like the name of an exception, which a log could take for harmless
 

@@ -19,7 +19,7 @@ from enclave_server import engine as engine_module
 from enclave_server.engine import Engine, EngineError, find_engine
 from enclave_server.engine_flags import ALLOWED_FLAGS
 from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
-from tests.enclave_server.processes import running_with
+from tests.processes import running_with
 from tests.servers import VERSION, gateway_settings
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from enclave_server import engine_child
-from tests.enclave_server.processes import running_with, until
+from tests.processes import running_with, until
 
 # An engine that starts two processes of its own, one of them in a session of its own, and waits.
 TREE = """

@@ -18,7 +18,7 @@ from attestation._b64 import b64url_decode
 from attestation.checks import Check
 from attestation.receipt import Outcome, Usage
 from enclave_server.app import App
-from tests.enclave_server.caller import Caller, take_receipt, untrusting
+from tests.caller import Caller, take_receipt, untrusting
 from tests.servers import MODEL, Behaviour, FakeEngine, LiveGateway, live_gateway
 
 CHAT = "/v1/chat/completions"
@@ -431,7 +431,7 @@ async def test_many_at_once(gateway: LiveGateway, engine: FakeEngine) -> None:
             answer = caller.check(response, nonce, response.request.content)
             assert answer.outcome is Outcome.COMPLETE
             assert str(n).encode() in answer.body
-    assert len({take_receipt(response)[1] for response in responses}) == 40
+    assert len({take_receipt(response.headers, response.content)[1] for response in responses}) == 40
 
 
 def test_tls_is_1_3_with_the_attested_key(gateway: LiveGateway) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -107,14 +107,27 @@ class Caller:
         assert response.headers["attested-nonce"] == b64url_encode(nonce)
         return self.check(response, nonce, body)
 
+    def watch(self, path: str, body: Any, on_first: Callable[[], object]) -> Answer:
+        """A streamed answer; `on_first` is called when its first bytes are here."""
+        nonce, data, pieces = secrets.token_bytes(32), json.dumps(body).encode(), []
+        headers = {"Attested-Nonce": b64url_encode(nonce)}
+        with self.http.stream("POST", path, content=data, headers=headers) as response:
+            for piece in response.iter_raw():
+                pieces.append(piece)
+                if len(pieces) == 1:
+                    on_first()
+        return self.check(response, nonce, data, b"".join(pieces))
+
     def stream(self, path: str, body: Any) -> Iterator[bytes]:
         """The body's pieces as they arrive, unverified."""
         with self.http.stream("POST", path, json=body) as response:
             yield from response.iter_raw()
 
-    def check(self, response: httpx.Response, nonce: bytes, body: bytes) -> Answer:
+    def check(
+        self, response: httpx.Response, nonce: bytes, body: bytes, content: bytes | None = None
+    ) -> Answer:
         """The answer, if its receipt is about exactly this exchange. An error's may cover a prefix of the request."""
-        data, token = take_receipt(response)
+        data, token = take_receipt(response.headers, response.content if content is None else content)
         receipt = verify_receipt(token, self.verdict.statement.keys.receipt_ed25519)
         read = body[: receipt.request.length] if receipt.outcome is Outcome.ERROR else body
         digest = RunningDigest(nonce, read)
@@ -136,12 +149,12 @@ class Caller:
         return Answer(response.status_code, response.headers, data, receipt)
 
 
-def take_receipt(response: httpx.Response) -> tuple[bytes, str]:
+def take_receipt(headers: httpx.Headers, content: bytes) -> tuple[bytes, str]:
     """The body without the receipt, and the receipt: from its header, or from the comment at the very end."""
-    if "attested-receipt" in response.headers:
-        return response.content, response.headers["attested-receipt"]
-    at = response.content.rfind(COMMENT)
-    assert at >= 0, f"no receipt: {response.content!r}"
-    assert at == 0 or response.content[:at].endswith(b"\n\n")
-    assert response.content.endswith(b"\n\n")
-    return response.content[:at], response.content[at + len(COMMENT) :].decode().rstrip("\n")
+    if "attested-receipt" in headers:
+        return content, headers["attested-receipt"]
+    at = content.rfind(COMMENT)
+    assert at >= 0, f"no receipt: {content!r}"
+    assert at == 0 or content[:at].endswith(b"\n\n")
+    assert content.endswith(b"\n\n")
+    return content[:at], content[at + len(COMMENT) :].decode().rstrip("\n")
