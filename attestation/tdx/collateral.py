@@ -229,6 +229,8 @@ def _tdx_levels(table: _Table) -> tuple[tuple[ModuleIdentity, ...], tuple[TcbLev
     modules = [_module(t, with_levels=True) for t in table.tables("tdxModuleIdentities", optional=True)]
     if table.has("tdxModule"):
         modules.insert(0, _module(table.table("tdxModule"), with_levels=False))
+    if len({module.id.upper() for module in modules}) != len(modules):
+        raise table.error("tdxModuleIdentities names a module twice")
     levels = [_tcb_level(t) for t in table.tables("tcbLevels")]
     levels.sort(key=lambda v: (v.sgx_components, v.pce_svn, v.tdx_components), reverse=True)
     return tuple(modules), tuple(levels)

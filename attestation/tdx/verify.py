@@ -37,8 +37,8 @@ def verify(quote: bytes, collateral: IntelCollateral, roots: Sequence[Root], now
     # 2. the platform's certificate: issued under a pinned root, in date, not revoked
     pck = verify_pck_chain(q.pck_chain, collateral, roots, now)
     # 3. Intel's word on TCB levels, and 4. on quoting enclaves: signed for this purpose, in date
-    info = verify_tcb_info(collateral, pck, now)
-    identity = verify_qe_identity(collateral, pck, now)
+    info, info_expires = verify_tcb_info(collateral, pck, now)
+    identity, identity_expires = verify_qe_identity(collateral, pck, now)
     # 5. those levels are about this kind of platform
     check_same_platform(info, pck)
     # 6. the platform signed the quoting enclave's report, 7. which names the attestation key
@@ -58,7 +58,7 @@ def verify(quote: bytes, collateral: IntelCollateral, roots: Sequence[Root], now
         tcb=tcb,
         tcb_evaluation_data_number=min(info.evaluation_number, identity.evaluation_number),
         collateral_issued=min(info.issued, identity.issued, pck.crl_issued),
-        collateral_expires=min(info.next_update, identity.next_update, pck.expires),
+        collateral_expires=min(info_expires, identity_expires, pck.expires),
         qe_isv_svn=q.qe_report.isv_svn,
         qe_vendor_id=q.qe_vendor_id,
         user_data=q.user_data,
@@ -66,8 +66,8 @@ def verify(quote: bytes, collateral: IntelCollateral, roots: Sequence[Root], now
     )
 
 
-def verify_tcb_info(collateral: IntelCollateral, pck: PckChain, now: datetime) -> TcbInfo:
-    """Signed as delivered by Intel's TCB Signing certificate, for TDX, version 3, in date."""
+def verify_tcb_info(collateral: IntelCollateral, pck: PckChain, now: datetime) -> tuple[TcbInfo, datetime]:
+    """Signed as delivered by Intel's TCB Signing certificate, for TDX, version 3, in date. Says until when."""
     signer = verify_tcb_signer(collateral.tcb_info_issuer_chain, pck, now)
     raw = _text(collateral.tcb_info, "TCB info")
     verify_signed_by(signer, collateral.tcb_info_signature, raw, Check.TDX_TCB_INFO_SIGNATURE, "TCB info")
@@ -78,11 +78,13 @@ def verify_tcb_info(collateral: IntelCollateral, pck: PckChain, now: datetime) -
             f"expected TCB info TDX, version 3, type 0, found {info.id!r}, version {info.version}, type {info.tcb_type}",
         )
     _check_dates(info, now, Check.TDX_TCB_INFO_DATES, "TCB info")
-    return info
+    return info, min(info.next_update, signer.not_valid_after_utc)
 
 
-def verify_qe_identity(collateral: IntelCollateral, pck: PckChain, now: datetime) -> QeIdentity:
-    """Signed as delivered by Intel's TCB Signing certificate, for the TD quoting enclave, version 2, in date."""
+def verify_qe_identity(
+    collateral: IntelCollateral, pck: PckChain, now: datetime
+) -> tuple[QeIdentity, datetime]:
+    """As for TCB info, for the TD quoting enclave, version 2."""
     signer = verify_tcb_signer(collateral.qe_identity_issuer_chain, pck, now)
     raw = _text(collateral.qe_identity, "QE identity")
     verify_signed_by(
@@ -95,7 +97,7 @@ def verify_qe_identity(collateral: IntelCollateral, pck: PckChain, now: datetime
             f"expected QE identity TD_QE, version 2, found {identity.id!r}, version {identity.version}",
         )
     _check_dates(identity, now, Check.TDX_QE_IDENTITY_DATES, "QE identity")
-    return identity
+    return identity, min(identity.next_update, signer.not_valid_after_utc)
 
 
 def check_same_platform(info: TcbInfo, pck: PckChain) -> None:

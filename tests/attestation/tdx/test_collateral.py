@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from attestation.collateral import IntelCollateral
 from attestation.errors import AttestationError, MalformedError, VerificationError
 from attestation.simulator import SimulatedTdx, TdxDefect
 from attestation.simulator import tdx_collateral as intel
+from attestation.simulator.pki import issue
 from attestation.simulator.tdx_pki import sgx_extension
 from attestation.tdx import TcbStatus, verify
 from attestation.tdx.collateral import parse_qe_identity, parse_tcb_info
@@ -23,6 +25,7 @@ from attestation.tdx.pck import _parse as parse_sgx_extension
 from attestation.tdx.status import converge
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
+_MADE_BY_ISSUE = (x509.BasicConstraints, x509.KeyUsage)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -112,6 +115,8 @@ def test_every_truncation_of_the_extension_is_refused(sim: SimulatedTdx) -> None
         (("tcbLevels", 0, "tcbStatus"), "TDRelaunchAdvised"),
         (("tcbLevels", 0, "advisoryIDs"), [7]),
         (("tdxModuleIdentities", 1, "tcbLevels", 0, "tcbStatus"), "ConfigurationNeeded"),
+        (("tdxModuleIdentities", 0, "id"), "tdx_01"),
+        (("tdxModuleIdentities", 0, "id"), "TDX_00"),
         (("tdxModuleIdentities", 1, "tcbLevels", 1, "tcb", "isvsvn"), 7),
     ],
 )
@@ -180,6 +185,27 @@ def test_time_is_judged_anew_on_every_call(sim: SimulatedTdx) -> None:
     )
     assert judged(sim, quote, collateral, NOW - timedelta(days=2)) == Check.TDX_ROOT_CRL_DATES
     assert judged(sim, quote, collateral, NOW) == "UpToDate"
+
+
+@pytest.mark.parametrize("role", ["pck", "tcb_signing", "platform_ca", "root"])
+def test_claims_end_with_the_first_certificate_to_end(role: str) -> None:
+    """Whatever the claims rest on bounds them: certificates as well as lists and documents."""
+    sim = SimulatedTdx.create()
+    signer = getattr(sim._pki, role)
+    above = {"pck": "platform_ca", "root": "root"}.get(role, "root")
+    ends = NOW + timedelta(days=2)
+    constraints = signer.cert.extensions.get_extension_for_class(x509.BasicConstraints).value
+    extra = [(e.value, e.critical) for e in signer.cert.extensions if not isinstance(e.value, _MADE_BY_ISSUE)]
+    sim._pki.__dict__[role] = issue(
+        signer.cert.subject,
+        signer.key,
+        None if role == "root" else getattr(sim._pki, above),
+        not_before=NOW - timedelta(days=9),
+        not_after=ends,
+        ca=constraints.ca,
+        extensions=extra,
+    )
+    assert verify(sim.quote(bytes(64)), sim.collateral(NOW), (sim.root,), NOW).collateral_expires == ends
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,8 @@ def test_without_a_revocation_list_of_the_day_there_is_no_verdict() -> None:
 
     quote = parse_quote(data)
     pck = unrevoked(quote.pck_chain, now, with_.root_ca_crl)
-    info, identity = verify_tcb_info(with_, pck, now), verify_qe_identity(with_, pck, now)
+    info, _ = verify_tcb_info(with_, pck, now)
+    identity, _ = verify_qe_identity(with_, pck, now)
     check_same_platform(info, pck)
     verify_qe_report(quote, pck)
     check_key_binding(quote)
