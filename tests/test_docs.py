@@ -28,7 +28,7 @@ def test_every_check_has_a_test_that_fails_it(check: Check) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md"], ids=lambda p: p.name
+    "page", [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"], ids=lambda p: p.name
 )
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
     """Links between pages and to files are not broken."""
