@@ -86,6 +86,15 @@ NITRO = (
     Link("the document's signature", ("nitro.signature",)),
 )
 
+EVENT_LOG = "the event log explains the PCRs"
+
+AZURE = (
+    Link("the files can be read", (*_FILES, "vtpm.format", "tdx.collateral_format")),
+    Link("the hardware's report is genuine, and commits to the vTPM", ("tdx.", "snp.", "vtpm.runtime_data")),
+    Link("the vTPM signed these PCRs for this nonce", ("vtpm.signature", "vtpm.nonce", "vtpm.pcr_digest")),
+    Link(EVENT_LOG, ("eventlog.",)),
+)
+
 MANIFESTS = "NVIDIA's reference manifests"
 GOLDEN = "measures what NVIDIA published"
 

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from attestation import nitro, snp, tdx
+from attestation import nitro, snp, tdx, vtpm
 from attestation._json import parse_json
 from attestation._x509 import common_name, parse_certificate, parse_crl
 from attestation.binding import parse_statement
@@ -92,6 +92,8 @@ def _json(data: bytes) -> Described:
                     "ocsp": len(collateral.ocsp),
                 },
             )
+        case {"quote": {"message": _}} | {"tpm_quote": _}:
+            return Described("Azure confidential VM's evidence", _azure(data))
         case [["JWT", str(overall)], dict(devices)]:
             tokens = {name: _claims(str(token).encode()) for name, token in devices.items()}
             return Described(
@@ -120,6 +122,21 @@ def _document(data: bytes) -> dict[str, Any]:
         "cpu": cpu,
         "gpus": [_device(device) for device in parse_list(evidence.gpu)] if evidence.gpu else [],
         "collateral": {"intel": intel is not None, "amd": amd is not None, "amd_crl": bool(amd and amd.crl)},
+    }
+
+
+def _azure(data: bytes) -> dict[str, Any]:
+    evidence = vtpm.parse_evidence(data)
+    hcl = vtpm.parse_hcl_report(evidence.hcl_report)
+    hardware = {} if hcl.report_type is vtpm.ReportType.TDX else plain(snp.parse_report(hcl.hardware_report))
+    if evidence.td_quote:
+        hardware = _quote(tdx.parse_quote(evidence.td_quote, padding=True))
+    return {
+        "hardware": {"kind": hcl.report_type.name} | hardware,
+        "configuration": plain(hcl.runtime_data.configuration),
+        "user_data": hcl.runtime_data.user_data.hex(),
+        "quote": plain(vtpm.parse_quote(evidence.quote)),
+        "pcrs": [value.hex() for value in evidence.pcrs],
     }
 
 

@@ -19,6 +19,7 @@ from attestation.roots import is_vendor
 from client_sdk.exits import exit_code
 from client_sdk.files import parse_hex, parse_time
 from client_sdk.judge import AmdFiles, Judged, Terms, judge_nitro, judge_snp, judge_tdx, load_terms
+from client_sdk.judge_azure import AzureFiles, judge_azure
 from client_sdk.judge_gpu import judge_nvidia, judge_token
 from client_sdk.present import Line, State, clean, plain, result, show
 
@@ -103,9 +104,7 @@ def snp(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     output: EarFile = None,
 ) -> None:
     """An AMD SEV-SNP attestation report."""
-    if collateral and (vek or chain or crl):
-        raise typer.BadParameter("--collateral stands in place of --vek, --chain and --crl")
-    files = AmdFiles(vek=vek, chain=chain, crl=crl, fetched=collateral)
+    files = _amd_files(vek, chain, crl, collateral)
     out = Output(as_json=as_json, ear=ear, file=output)
     _run("snp", "AMD SEV-SNP report", at, root, policy, out, lambda t: judge_snp(t, report, files))
 
@@ -123,6 +122,35 @@ def nitro(
     """An AWS Nitro attestation document."""
     out = Output(as_json=as_json, ear=ear, file=output)
     _run("nitro", "AWS Nitro document", at, root, policy, out, lambda t: judge_nitro(t, document))
+
+
+@app.command()
+def azure(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
+    file: Path,
+    nonce: Annotated[
+        bytes | None,
+        typer.Option("--nonce", parser=parse_hex, metavar="HEX", help="The nonce that was asked with."),
+    ] = None,
+    collateral: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Intel's or AMD's collateral, as fetched.")
+    ] = None,
+    vek: Annotated[
+        Path | None, typer.Option(metavar="CERT", help="In place of the VCEK in the file.")
+    ] = None,
+    chain: Annotated[Path | None, typer.Option(metavar="PEM", help="Its issuer, then the ARK.")] = None,
+    crl: Annotated[Path | None, typer.Option(metavar="DER", help="AMD's revocation list.")] = None,
+    at: At = None,
+    root: RootFiles = None,
+    policy: PolicyFile = None,
+    as_json: AsJson = False,
+    ear: EarKey = None,
+    output: EarFile = None,
+) -> None:
+    """Evidence of an Azure confidential VM: a vTPM's quote with the hardware's report."""
+    files = AzureFiles(fetched=collateral, amd=_amd_files(vek, chain, crl, collateral))
+    out = Output(as_json=as_json, ear=ear, file=output)
+    kind = "azure" if nonce is not None else "azure-without-nonce"
+    _run(kind, "Azure confidential VM", at, root, policy, out, lambda t: judge_azure(t, file, nonce, files))
 
 
 @app.command()
@@ -161,6 +189,12 @@ def nvidia_token(
     _run(
         "nvidia-token", "token about a GPU", at, None, None, out, lambda t: judge_token(t, token, jwks, nonce)
     )
+
+
+def _amd_files(vek: Path | None, chain: Path | None, crl: Path | None, fetched: Path | None) -> AmdFiles:
+    if fetched and (vek or chain or crl):
+        raise typer.BadParameter("--collateral stands in place of --vek, --chain and --crl")
+    return AmdFiles(vek=vek, chain=chain, crl=crl, fetched=fetched)
 
 
 def _run(
@@ -205,6 +239,8 @@ def _notes(terms: Terms, judged: Judged, kind: str) -> list[str]:
     elif not terms.policy_given:
         what = "which of NVIDIA's versions to accept was" if kind == "nvidia" else "measurements were"
         notes.append(f"{what} not judged: no policy was given (--policy)")
+    if kind == "azure-without-nonce":
+        notes.append("freshness was not judged: no nonce was given (--nonce)")
     strangers = {root for root in (*terms.foreign, *judged.roots) if not is_vendor(root)}
     notes += [
         f"the root {root.name!r} ({root.spki_sha256.hex()[:16]}…) is not a hardware vendor's: "
@@ -236,7 +272,7 @@ def _write_ear(
     claims = plain(judged.claims) if judged.claims is not None else {}
     appraisal = appraise(judged.error, roots=judged.roots, claims=claims, measured=measured)
     build = f"attested-inference {version('attested-inference')}"
-    ear = make_ear({kind: appraisal}, build=build, issued=now, expires=judged.expires)
+    ear = make_ear({kind.partition("-")[0]: appraisal}, build=build, issued=now, expires=judged.expires)
     try:
         file.write_text(sign_ear(ear, key))
     except OSError as exc:

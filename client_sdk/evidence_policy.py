@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attestation._table import load_table
@@ -14,6 +14,7 @@ from attestation.nvidia.policy import GpuPolicy
 from attestation.policy import MAX_POLICY_BYTES, Policy
 from attestation.snp.policy import AUTHENTIC_ONLY
 from attestation.tdx import TdxPolicy
+from attestation.vtpm import VtpmPolicy
 from client_sdk.files import read_raw
 
 # Authenticity, revocation, dates, TCB status, debug and reserved bits are judged; what runs, and for whom, is not.
@@ -30,15 +31,24 @@ RAW_NITRO = NitroPolicy(
 )
 RAW_GPU = GpuPolicy(allow_unreported_state=True)  # NVIDIA's own list has nowhere to report it
 
+RAW_AZURE = VtpmPolicy(
+    snp=RAW_SNP,
+    tdx=replace(RAW_TDX, allow_sept_ve=True),  # Azure's paravisor handles #VE itself
+    any_pcrs=True,
+    any_user_data=True,
+    allow_console=True,  # on in Azure's VMs unless their owner turns it off
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidencePolicy(Policy):
     """A policy file, with tables for the kinds of evidence that only `attested evidence` judges."""
 
     nitro: NitroPolicy | None = None
+    azure: VtpmPolicy | None = None
 
 
-RAW = EvidencePolicy(tdx=RAW_TDX, snp=RAW_SNP, gpu=RAW_GPU, nitro=RAW_NITRO)
+RAW = EvidencePolicy(tdx=RAW_TDX, snp=RAW_SNP, gpu=RAW_GPU, nitro=RAW_NITRO, azure=RAW_AZURE)
 
 
 def read_policy(path: Path) -> EvidencePolicy:

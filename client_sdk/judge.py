@@ -63,12 +63,12 @@ def judge_tdx(terms: Terms, quote: Path, collateral: Path | None) -> Judged:
         data = read_file(quote)
         if collateral is None:
             tdx.parse_quote(data, padding=True)  # what is no quote needs no collateral to be refused
-            raise _missing("Intel's TCB info, QE identity and CRLs", "--collateral")
+            raise missing("Intel's TCB info, QE identity and CRLs", "--collateral")
         given = IntelCollateral.parse(read_raw(collateral), Check.TDX_COLLATERAL_FORMAT)
         return tdx.verify(data, given, terms.roots.intel, terms.now)
 
     table = terms.policy.tdx
-    return _judge(chains.TDX, verify, lambda c: _accept("tdx", table, lambda t: t.check(c, terms.now)))
+    return judge_one(chains.TDX, verify, lambda c: accept("tdx", table, lambda t: t.check(c, terms.now)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +80,15 @@ class AmdFiles:
     crl: Path | None = None
     fetched: Path | None = None
 
-    def read(self) -> AmdCollateral:
+    def read(self, stapled: bytes = b"") -> AmdCollateral:
+        """`stapled` is the endorsement certificate that the evidence carries, if it does."""
         if self.fetched is not None:
             return parse_amd(read_raw(self.fetched))
-        if self.vek is None:
-            raise _missing(
+        if self.vek is None and not stapled:
+            raise missing(
                 "the chip's VCEK (or the cloud's VLEK) certificate and its issuers", "--vek, --chain"
             )
-        vek = read_file(self.vek)
+        vek = read_file(self.vek) if self.vek else stapled
         if self.chain is None:
             raise _issuers_missing(vek)
         return AmdCollateral(
@@ -102,7 +103,7 @@ def judge_snp(terms: Terms, report: Path, files: AmdFiles) -> Judged:
         return snp.verify(data, files.read(), terms.roots.amd, terms.now)
 
     table = terms.policy.snp
-    judged = _judge(chains.SNP, verify, lambda c: _accept("snp", table, lambda t: t.check(c, terms.now)))
+    judged = judge_one(chains.SNP, verify, lambda c: accept("snp", table, lambda t: t.check(c, terms.now)))
     if isinstance(judged.claims, snp.SnpClaims) and judged.claims.revocation_checked:
         return judged
     # without proof that the list was read, the link may have been left out
@@ -121,21 +122,21 @@ def _issuers_missing(vek: bytes) -> UnavailableError:
 
 def judge_nitro(terms: Terms, document: Path) -> Judged:
     table = terms.policy.nitro
-    return _judge(
+    return judge_one(
         chains.NITRO,
         lambda: nitro.verify(read_file(document), terms.roots.aws, terms.now),
-        lambda c: _accept("nitro", table, lambda t: t.check(c, terms.now)),
+        lambda c: accept("nitro", table, lambda t: t.check(c, terms.now)),
     )
 
 
-def _accept(name: str, table: T | None, check: Callable[[T], Sequence[Violation]]) -> Sequence[Violation]:
+def accept(name: str, table: T | None, check: Callable[[T], Sequence[Violation]]) -> Sequence[Violation]:
     """The table's violations; a policy without a table for this kind of evidence does not accept it."""
     if table is None:
         return [Violation(Check.POLICY_PLATFORM, f"a policy with a [{name}] table", "none")]
     return check(table)
 
 
-def _judge(
+def judge_one(
     links: Sequence[Link],
     verify: Callable[[], Any],
     accept: Callable[[Any], Sequence[Violation]],
@@ -156,7 +157,7 @@ def _judge(
     )
 
 
-def _missing(what: str, option: str) -> UnavailableError:
+def missing(what: str, option: str) -> UnavailableError:
     return UnavailableError(
         Check.COLLATERAL_MISSING,
         f"{what} are not given ({option})",

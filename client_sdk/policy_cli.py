@@ -31,7 +31,7 @@ def explain(file: Path) -> None:
 def check(file: Path) -> None:
     """Say whether the file is a policy. Judges no evidence."""
     policy = _read(file)
-    named = [name for name, *_ in TABLES if getattr(policy, name) is not None]
+    named = [name for name, *_ in TABLES if _table(policy, name) is not None]
     typer.echo(f"{file}: a policy, with {', '.join(named)}")
 
 
@@ -39,13 +39,23 @@ def describe_policy(policy: EvidencePolicy) -> Iterator[str]:
     """One sentence a field; `*` marks what the policy sets, the others are defaults."""
     yield "All of the following must hold. A line with * is set in the file, the others are defaults."
     for name, _, title, words in TABLES:
-        table = getattr(policy, name)
+        table = _table(policy, name)
+        if table is None and "." in name:  # the table it belongs to has said so
+            continue
         yield ""
         if table is None:
             yield f"[{name}] {title}: refused, because the policy has no such table"
         else:
             yield f"[{name}] {title}"
             yield from _sentences(table, words)
+
+
+def _table(policy: EvidencePolicy, name: str) -> Any:
+    """The table with a dotted name; None where it or what holds it is missing."""
+    value: Any = policy
+    for part in name.split("."):
+        value = None if value is None else getattr(value, part)
+    return value
 
 
 def _sentences(table: Any, words: Words) -> Iterator[str]:

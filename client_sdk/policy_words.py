@@ -6,12 +6,14 @@ without one. Every field of every policy has its words here; a test counts them.
 
 from __future__ import annotations
 
+from attestation.measure import EventLogPolicy
 from attestation.nitro import NitroPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.policy import StatementPolicy
 from attestation.roots import Roots
 from attestation.snp.policy import SnpPolicy
 from attestation.tdx import TdxPolicy
+from attestation.vtpm import VtpmPolicy
 
 Words = dict[str, tuple[str, str]]
 
@@ -215,6 +217,43 @@ NITRO: Words = {
     "any_public_key": (_ANY + " as public key", "another public key is refused"),
 }
 
+AZURE: Words = {
+    "snp": ("on SEV-SNP the hardware is judged by [azure.snp]", "SEV-SNP is refused"),
+    "tdx": ("on TDX the hardware is judged by [azure.tdx]", "TDX is refused"),
+    "pcrs": ("PCRs must have these values: {}", "no PCR is listed"),
+    "event_log": ("the event log is judged by [azure.event_log]", "the event log is not judged"),
+    "any_pcrs": ("any PCRs are accepted", "PCRs or an event log must be named"),
+    "allow_no_secure_boot": ("a VM without Secure Boot is accepted", "a VM without Secure Boot is refused"),
+    "allow_console": (
+        "the cloud's serial console may reach into the VM",
+        "a VM with the cloud's serial console is refused",
+    ),
+    "user_data": ("the user data must be {}", "there must be no user data"),
+    "any_user_data": (_ANY + " as user data", "other user data are refused"),
+}
+
+EVENT_LOG: Words = {
+    "kernels": ("each EFI application must be {}", "no EFI application is listed"),
+    "any_kernel": ("any EFI application is accepted", "an EFI application that is not listed is refused"),
+    "initrds": ("the initrd must be {}", "no initrd is listed"),
+    "any_initrd": ("any initrd is accepted", "an initrd that is not listed is refused"),
+    "command_lines": ("the kernel's command line must be {}", "no command line is listed"),
+    "any_command_line": ("any command line is accepted", "a command line that is not listed is refused"),
+    "other_events": ("{} may be measured too", "no other event is listed"),
+    "any_firmware_event": (
+        "any event of the firmware is accepted",
+        "an event of the firmware must be listed",
+    ),
+    "any_other_event": ("any event of another kind is accepted", "an event of another kind must be listed"),
+    "any_runtime_event": ("any event at run time is accepted", "an event at run time must be listed"),
+    "compose_hashes": ("dstack's compose hash must be {}", "no compose hash is listed"),
+    "any_compose_hash": ("any compose hash is accepted", "another compose hash is refused"),
+    "app_ids": ("dstack's app id must be {}", "no app id is listed"),
+    "any_app_id": ("any app id is accepted", "another app id is refused"),
+    "key_providers": ("dstack's key provider must be {}", "no key provider is listed"),
+    "any_key_provider": ("any key provider is accepted", "another key provider is refused"),
+}
+
 #: In the order of a policy file: table, its class, whose evidence it judges, its words.
 TABLES: tuple[tuple[str, type, str, Words], ...] = (
     ("roots", Roots, "Roots of trust", ROOTS),
@@ -222,5 +261,9 @@ TABLES: tuple[tuple[str, type, str, Words], ...] = (
     ("tdx", TdxPolicy, "Intel TDX", TDX),
     ("snp", SnpPolicy, "AMD SEV-SNP", SNP),
     ("gpu", GpuPolicy, "NVIDIA GPUs", GPU),
-    ("nitro", NitroPolicy, "AWS Nitro (only for `attested evidence nitro`)", NITRO),
+    ("nitro", NitroPolicy, "AWS Nitro, for `attested evidence nitro` alone", NITRO),
+    ("azure", VtpmPolicy, "Azure's vTPM, for `attested evidence azure` alone", AZURE),
+    ("azure.snp", SnpPolicy, "The hardware under it, on SEV-SNP", SNP),
+    ("azure.tdx", TdxPolicy, "The hardware under it, on TDX", TDX),
+    ("azure.event_log", EventLogPolicy, "What its boot measured", EVENT_LOG),
 )
