@@ -15,6 +15,7 @@ from attestation._table import load_table
 from attestation.binding import Statement
 from attestation.checks import Check
 from attestation.errors import MalformedError, PolicyError, Violation
+from attestation.measure import EventLogClaims, EventLogPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.nvidia.verify import GpuClaims
 from attestation.roots import VENDOR, Roots
@@ -57,18 +58,34 @@ class Policy:
     tdx: TdxPolicy | None = None
     snp: SnpPolicy | None = None
     gpu: GpuPolicy = field(default_factory=GpuPolicy)
+    event_log: EventLogPolicy | None = (
+        None  # None: the registers are judged, and what led to them is not asked
+    )
 
     def check(
-        self, cpu: TdxClaims | SnpClaims, gpus: Sequence[GpuClaims], statement: Statement, now: datetime
+        self,
+        cpu: TdxClaims | SnpClaims,
+        gpus: Sequence[GpuClaims],
+        boot: EventLogClaims | None,
+        statement: Statement,
+        now: datetime,
     ) -> None:
         """Raise one PolicyError with every violation, or return."""
         violations = [
             *self._check_cpu(cpu, now),
             *self.gpu.check(gpus, now),
+            *self._check_boot(boot),
             *self.statement.check(statement),
         ]
         if violations:
             raise PolicyError(violations)
+
+    def _check_boot(self, boot: EventLogClaims | None) -> list[Violation]:
+        if self.event_log is None:
+            return []
+        if boot is None:
+            return [Violation(Check.EVENTLOG_MISSING, "an event log of the boot", "none")]
+        return self.event_log.check(boot)
 
     def _check_cpu(self, cpu: TdxClaims | SnpClaims, now: datetime) -> list[Violation]:
         match cpu:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from attestation.binding import Statement
+from attestation.measure import EventLogClaims
 from attestation.nvidia.verify import GpuClaims
 from attestation.roots import Root, is_vendor
 from attestation.snp.verify import SnpClaims
@@ -19,6 +20,7 @@ class Verdict:
 
     cpu: TdxClaims | SnpClaims
     gpus: Sequence[GpuClaims]
+    boot: EventLogClaims | None  # what the event log explains, when one came along
     statement: Statement
     statement_digest: bytes
     verified_at: datetime

@@ -10,8 +10,9 @@ from attestation import nvidia, snp, tdx
 from attestation.binding import check_binding, check_statement_time, gpu_nonce, parse_statement
 from attestation.checks import Check
 from attestation.collateral import Collateral
-from attestation.errors import UnavailableError
+from attestation.errors import UnavailableError, VerificationError
 from attestation.evidence import Evidence, SnpEvidence, TdxEvidence
+from attestation.measure import EventLogClaims, Registers, parse_log, verify_log
 from attestation.policy import Policy
 from attestation.roots import Roots
 from attestation.snp.verify import SnpClaims
@@ -29,22 +30,23 @@ def verify(
     """
     collateral = collateral or evidence.collateral
     statement = parse_statement(evidence.statement)
-    cpu = verify_cpu(
-        evidence.cpu, collateral, policy.roots, now
-    )  # 1. authentic: pinned roots, unrevoked, in date
-    gpus = nvidia.verify_all(  #                                     2. the GPUs too, asked for this statement
-        evidence.gpu, gpu_nonce(nonce, evidence.statement), collateral.nvidia, policy.roots, now
-    )
-    check_binding(
-        cpu.report_data, nonce, evidence.statement, evidence.gpu
-    )  # 3. fresh, and all of one machine
+    asked = gpu_nonce(nonce, evidence.statement)
+
+    # 1. authentic: signed by keys that lead to pinned roots, nothing revoked, all collateral in date
+    cpu = verify_cpu(evidence.cpu, collateral, policy.roots, now)
+    gpus = nvidia.verify_all(evidence.gpu, asked, collateral.nvidia, policy.roots, now)
+    boot = verify_boot(evidence.event_log, cpu)
+
+    # 2. fresh, and all of one machine: the CPU signed this nonce, this statement and these GPUs
+    check_binding(cpu.report_data, nonce, evidence.statement, evidence.gpu)
     check_statement_time(statement, now)
-    policy.check(
-        cpu, gpus, statement, now
-    )  #                               4. the code, firmware and TCB we accept
+
+    # 3. the code, firmware, TCB, model and configuration that the policy accepts
+    policy.check(cpu, gpus, boot, statement, now)
     return Verdict(
         cpu=cpu,
         gpus=gpus,
+        boot=boot,
         statement=statement,
         statement_digest=sha256(evidence.statement).digest(),
         verified_at=now,
@@ -67,6 +69,19 @@ def verify_cpu(
             return snp.verify(report, collateral.amd, roots.amd, now)
         case never:
             assert_never(never)
+
+
+def verify_boot(log: bytes, cpu: TdxClaims | SnpClaims) -> EventLogClaims | None:
+    """What was measured at boot, when a log came along and leads to exactly the registers that the CPU signed."""
+    if not log:
+        return None
+    if isinstance(cpu, SnpClaims):
+        raise VerificationError(
+            Check.EVENTLOG_REPLAY,
+            "an SEV-SNP report has no run-time registers that an event log could explain",
+        )
+    td = cpu.td
+    return verify_log(parse_log(log), Registers.rtmrs((td.rtmr0, td.rtmr1, td.rtmr2, td.rtmr3)))
 
 
 def _missing(what: str) -> UnavailableError:

@@ -13,14 +13,17 @@ from attestation.checks import Check
 from attestation.collateral import Collateral
 from attestation.errors import AttestationError, MalformedError, PolicyError, UnavailableError
 from attestation.evidence import Evidence, SnpEvidence, TdxEvidence, dump_evidence, parse_evidence
+from attestation.measure import Algorithm, EventLogPolicy, parse_log, replay
 from attestation.policy import Policy, StatementPolicy, parse_policy
 from attestation.roots import Roots
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import SimulatedTdx
+from attestation.simulator.tdx_quote import DEFAULT_TD
 from attestation.snp.policy import SnpPolicy
 from attestation.tdx.policy import TdxPolicy
 from attestation.verify import verify
+from tests.attestation.measure import logs
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 NONCE = bytes(range(32))
@@ -209,3 +212,50 @@ def test_an_oversized_policy_is_malformed() -> None:
     """The limit comes before the parser."""
     with pytest.raises(MalformedError):
         parse_policy("#" * 2_000_000)
+
+
+LOG = logs.log(logs.boot())
+ANY_BOOT = EventLogPolicy(
+    any_kernel=True, any_initrd=True, any_command_line=True, any_firmware_event=True, any_other_event=True
+)
+
+
+def _booted(log: bytes = LOG) -> Evidence:
+    """Evidence of a TD whose registers are what `LOG` leads to; `log` is what comes along."""
+    led = replay(parse_log(LOG), Algorithm.SHA384)
+    registers: dict[str, Any] = {f"rtmr{i}": led.get(i + 1, bytes(48)) for i in range(4)}
+    bound = report_data(NONCE, TEXT)
+    quote = TDX.quote(bound, td=dataclasses.replace(DEFAULT_TD, **registers))
+    return dataclasses.replace(_evidence(gpus=False), cpu=TdxEvidence(quote), event_log=log)
+
+
+NO_GPU = dataclasses.replace(POLICY, gpu=dataclasses.replace(POLICY.gpu, required=False))
+
+
+def test_an_event_log_that_replays_becomes_claims() -> None:
+    """The log travels in the document, leads to the quote's registers, and the policy judges what it says."""
+    policy = dataclasses.replace(NO_GPU, event_log=ANY_BOOT)
+    verdict = verify(parse_evidence(dump_evidence(_booted())), policy, nonce=NONCE, now=NOW)
+    assert verdict.boot is not None
+    assert verdict.boot.events
+
+
+def test_an_event_log_of_another_boot_is_refused() -> None:
+    """A log that does not lead to the signed registers is refused, whether the policy asks for one or not."""
+    other = logs.log([*logs.boot()[:-1]])
+    assert _refused(_booted(other), NO_GPU).check is Check.EVENTLOG_REPLAY
+
+
+def test_a_policy_on_the_boot_demands_a_log() -> None:
+    """Without a log there is nothing to judge, and that is a refusal; with one, every event counts."""
+    asks = dataclasses.replace(NO_GPU, event_log=EventLogPolicy())
+    assert _refused(_booted(b""), asks).check is Check.EVENTLOG_MISSING
+    error = _refused(_booted(), asks)
+    assert isinstance(error, PolicyError)
+    assert Check.EVENTLOG_KERNEL in {v.check for v in error.violations}
+
+
+def test_an_event_log_beside_an_snp_report_is_refused() -> None:
+    """An SEV-SNP report has nothing that a log could replay into; it is not passed over in silence."""
+    evidence = dataclasses.replace(_evidence("snp", gpus=False), event_log=LOG)
+    assert _refused(evidence, NO_GPU).check is Check.EVENTLOG_REPLAY
