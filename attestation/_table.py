@@ -41,27 +41,27 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
 
 def _convert(hint: Any, value: object, where: str, size: int | None, check: Check) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(a for a in args if a is not type(None))
-        return _convert(hint, value, where, size, check)
-    if origin in (tuple, frozenset):
-        if not isinstance(value, list):
-            raise MalformedError(check, f"{where} must be a list, found {type(value).__name__}")
-        return origin(_convert(args[0], v, f"{where}[{i}]", size, check) for i, v in enumerate(value))
+    if origin in {typing.Union, types.UnionType}:
+        inner = next(a for a in args if a is not type(None))
+        return None if value is None else _convert(inner, value, where, size, check)
+    if origin in {tuple, frozenset}:
+        items = _exactly(list, value, where, check)
+        return origin(_convert(args[0], v, f"{where}[{i}]", size, check) for i, v in enumerate(items))
     if origin is Mapping:
-        if not isinstance(value, dict):
-            raise MalformedError(check, f"{where} must be a table, found {type(value).__name__}")
-        return value
+        return _exactly(dict, value, where, check)
     if isinstance(hint, type) and is_dataclass(hint):
         return load_table(hint, value, where, check)
     if hint is bytes:
         return _bytes(value, where, size, check)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _member(hint, value, where, check)
-    if type(value) is not hint:  # exact: a TOML true is no int
-        raise MalformedError(check, f"{where} must be {hint.__name__}, found {type(value).__name__}")
+    return _exactly(hint, value, where, check)
+
+
+def _exactly(kind: type[T], value: object, where: str, check: Check) -> T:
+    """Exactly this type: a TOML true is no int."""
+    if type(value) is not kind:
+        raise MalformedError(check, f"{where} must be {kind.__name__}, found {type(value).__name__}")
     return value
 
 
