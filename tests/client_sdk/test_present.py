@@ -1,0 +1,146 @@
+"""An outcome in lines and in JSON: nothing is shown as passed that was not reached."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+from rich.console import Console
+
+from attestation.checks import Check
+from attestation.errors import (
+    AttestationError,
+    MalformedError,
+    PolicyError,
+    UnavailableError,
+    VerificationError,
+    Violation,
+)
+from attestation.roots import VENDOR, Root
+from client_sdk import chains
+from client_sdk.exits import ExitCode, exit_code
+from client_sdk.present import POLICY, Link, State, clean, plain, result, show, walk
+
+LINKS = (Link("first", ("tdx.format",)), Link("second", ("snp.",)), Link("third", ("tdx.fmspc",)))
+DENIED = PolicyError([Violation(Check.TDX_DEBUG, "DEBUG clear", "set"), Violation(Check.TDX_XFAM, "0", "1")])
+
+
+def states(error: AttestationError | None, **options: tuple[str, ...]) -> list[str]:
+    return [str(line.state) for line in walk(LINKS, error, **options)]
+
+
+def test_acceptance_passes_every_link() -> None:
+    """Everything was reached and held, the policy last."""
+    assert states(None) == ["passed"] * 4
+
+
+def test_a_refused_link_stops_the_chain() -> None:
+    """What stands before it has passed, what follows was not reached."""
+    error = VerificationError(Check.SNP_CHAIN, "x")
+    assert states(error) == ["passed", "REFUSED", "not reached", "not reached"]
+
+
+def test_a_policy_is_asked_last() -> None:
+    """Its checks may belong to any family; they are refused in the policy's line."""
+    assert states(DENIED) == ["passed", "passed", "passed", "REFUSED"]
+
+
+def test_not_deciding_is_neither_passing_nor_refusing() -> None:
+    """Missing collateral is shown as what it is."""
+    error = UnavailableError(Check.TDX_FORMAT, "x")
+    assert states(error) == ["could not decide", "not reached", "not reached", "not reached"]
+
+
+def test_what_was_left_out_has_not_passed() -> None:
+    """A link skipped for want of collateral stays not reached, in acceptance too."""
+    assert states(None, skipped=("second",)) == ["passed", "not reached", "passed", "passed"]
+
+
+def test_a_check_that_no_link_knows_proves_nothing() -> None:
+    """Then no line may say passed."""
+    lines = walk(LINKS, VerificationError(Check.RECEIPT_TIME, "x"))
+    assert [line.state for line in lines] == [State.REFUSED] + [State.NOT_REACHED] * 4
+    assert lines[0].title == "[receipt.time]"
+
+
+@pytest.mark.parametrize(
+    "chain", [chains.TDX, chains.SNP, chains.NITRO, chains.AZURE, chains.GPU, chains.TOKEN, chains.DOCUMENT]
+)
+def test_chains_name_checks_that_exist_once(chain: tuple[Link, ...]) -> None:
+    """No name is misspelt, and no check stands in two links of one chain."""
+    names = [name for link in chain for name in link.checks]
+    assert len(names) == len(set(names))
+    for name in names:
+        assert any(c == name or (name.endswith(".") and c.startswith(name)) for c in Check), name
+
+
+@dataclass
+class Claims:
+    root: Root
+    digest: bytes
+    when: datetime
+    names: frozenset[str]
+    numbers: tuple[int | None, ...]
+
+
+def test_claims_become_plain_values() -> None:
+    """Bytes in hex, times in RFC 3339, sets in order, and whether a root is a vendor's."""
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+    stranger = Root("x", bytes(32))
+    assert plain(Claims(stranger, b"\x01", when, frozenset("ba"), (1, None))) == {
+        "root": {"name": "x", "spki_sha256": "00" * 32, "vendor": False},
+        "digest": "01",
+        "when": "2026-01-02T00:00:00Z",
+        "names": ["a", "b"],
+        "numbers": [1, None],
+    }
+    assert plain(VENDOR.intel[0])["vendor"] is True
+
+
+def test_the_json_object_has_five_members() -> None:
+    """Accepted or refused, a script finds the same members."""
+    members = {"verdict", "check", "detail", "violations", "claims"}
+    assert result(None, {"a": b"\x00"}) == {
+        "verdict": "accept",
+        "check": None,
+        "detail": "",
+        "violations": [],
+        "claims": {"a": "00"},
+    }
+    refused = result(DENIED, None)
+    assert set(refused) == members
+    assert refused["verdict"] == "refuse"
+    assert refused["violations"][1] == {"check": "tdx.xfam", "expected": "0", "found": "1"}
+
+
+def test_nothing_from_strangers_commands_a_terminal() -> None:
+    """Escape sequences in names and details are shown, not obeyed."""
+    assert clean("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"
+    out = io.StringIO()
+    error = VerificationError(Check.TDX_FMSPC, "[bold]evil[/] \x1b[2J", advice="stay calm")
+    show(Console(file=out), "what", walk(LINKS, error), error, ["a note"])
+    text = out.getvalue()
+    assert "\x1b" not in text
+    assert "[tdx.fmspc] [bold]evil[/] \\x1b[2J" in text
+    assert "stay calm" in text
+    assert "note: a note" in text
+    assert POLICY in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, ExitCode.ACCEPT),
+        (MalformedError(Check.TDX_FORMAT, ""), ExitCode.MALFORMED),
+        (VerificationError(Check.TDX_FORMAT, ""), ExitCode.NOT_AUTHENTIC),
+        (DENIED, ExitCode.POLICY),
+        (UnavailableError(Check.TDX_FORMAT, ""), ExitCode.UNDECIDED),
+    ],
+)
+def test_each_branch_of_the_error_tree_has_its_exit_code(
+    error: AttestationError | None, code: ExitCode
+) -> None:
+    """0, 2, 3, 4 and 5, in the order of the tree; wrong usage is none of them."""
+    assert exit_code(error) == code != ExitCode.USAGE
