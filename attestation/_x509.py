@@ -23,8 +23,9 @@ from attestation.errors import MalformedError, VerificationError
 from attestation.roots import Root
 
 MAX_CERTIFICATE_BYTES = 16 * 1024
-MAX_CRL_BYTES = 4 * 1024 * 1024  # Intel's processor CRL is the largest seen, about 100 KiB
+MAX_CRL_BYTES = 1024 * 1024  # Intel's processor CRL is the largest seen, about 100 KiB
 _CACHE = 512
+_CRL_CACHE = 32  # lists are remembered before they are judged: this bounds what strangers can fill
 _UNDERSTOOD = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 
 
@@ -48,7 +49,7 @@ def _parse_der(der: bytes) -> x509.Certificate:
         return _touched(x509.load_der_x509_certificate(der))
 
 
-@lru_cache(maxsize=_CACHE)
+@lru_cache(maxsize=_CRL_CACHE)
 def _parse_crl(der: bytes) -> x509.CertificateRevocationList:
     crl = x509.load_der_x509_crl(der)
     # what is parsed lazily would fail later, outside the caller's guard
@@ -193,7 +194,7 @@ class _ById:
         return isinstance(other, _ById) and self.crl is other.crl
 
 
-@lru_cache(maxsize=_CACHE)
+@lru_cache(maxsize=_CRL_CACHE)
 def _crl_signed_by(key: _ById, issuer: x509.Certificate) -> str:
     crl = key.crl
     if crl.issuer != issuer.subject:

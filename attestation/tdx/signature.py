@@ -18,8 +18,10 @@ _ALGORITHM = ec.ECDSA(SHA256())
 
 def verify_signed_by(cert: x509.Certificate, signature: bytes, data: bytes, check: Check, what: str) -> None:
     """`cert`'s key signed `data`. Remembered by content: the same collateral comes with quote after quote."""
-    if reason := _cached(cert, signature, data):
-        raise VerificationError(check, f"{what}: {reason}")
+    try:
+        _verify_once(cert, signature, data)
+    except (InvalidSignature, ValueError) as exc:
+        raise VerificationError(check, f"{what}: {str(exc) or 'the signature does not verify'}") from exc
 
 
 def verify_signed_by_raw_key(point: bytes, signature: bytes, data: bytes, check: Check, what: str) -> None:
@@ -28,24 +30,22 @@ def verify_signed_by_raw_key(point: bytes, signature: bytes, data: bytes, check:
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + point)
     except ValueError as exc:
         raise VerificationError(check, f"{what}: the key is no point of P-256") from exc
-    if reason := _verify(key, signature, data):
-        raise VerificationError(check, f"{what}: {reason}")
+    try:
+        _verify(key, signature, data)
+    except (InvalidSignature, ValueError) as exc:
+        raise VerificationError(check, f"{what}: {str(exc) or 'the signature does not verify'}") from exc
 
 
 @lru_cache(maxsize=512)
-def _cached(cert: x509.Certificate, signature: bytes, data: bytes) -> str:
-    return _verify(cert.public_key(), signature, data)
+def _verify_once(cert: x509.Certificate, signature: bytes, data: bytes) -> None:
+    """Failures raise and so are not remembered: only what Intel signed takes up memory."""
+    _verify(cert.public_key(), signature, data)
 
 
-def _verify(key: object, signature: bytes, data: bytes) -> str:
-    """Empty when the signature holds, else the reason."""
+def _verify(key: object, signature: bytes, data: bytes) -> None:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        return "the key is not of P-256"
+        raise ValueError("the key is not of P-256")  # noqa: TRY004  # the certificate is wrong, not a type
     if len(signature) != 64:
-        return f"expected a signature of 64 bytes, found {len(signature)}"
+        raise ValueError(f"expected a signature of 64 bytes, found {len(signature)}")
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-    try:
-        key.verify(encode_dss_signature(r, s), data, _ALGORITHM)
-    except InvalidSignature:
-        return "the signature does not verify"
-    return ""
+    key.verify(encode_dss_signature(r, s), data, _ALGORITHM)
