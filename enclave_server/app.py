@@ -93,8 +93,7 @@ def _add_control_routes(
 
     @control.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
-        return Response(error.to_json(), error.status, headers, "application/json")
+        return Response(error.to_json(), error.status, error.headers, "application/json")
 
     @control.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:

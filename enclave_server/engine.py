@@ -86,7 +86,7 @@ class Engine:
                 f"runtime_dir: {self._private} is too long for sockets; at most {_MAX_SOCKET_PATH} characters"
             )
         self._task: asyncio.Task[None] | None = None
-        self._was_ready = False
+        self._served: float | None = None  # seconds of its last life that it was ready for
         self.gave_up = self._stopping = False
         self.unready: str | None = "engine_starting"
 
@@ -109,13 +109,12 @@ class Engine:
     async def _supervise(self) -> None:
         failures, ever = 0, False
         while True:
-            since = time.monotonic()
             try:
                 await self._run_once()
             except (EngineError, UpstreamError, OSError, ValueError) as exc:
                 log.error("engine ended", reason=str(exc), attempt=failures + 1)
-            ever = ever or self._was_ready
-            failures = 1 if time.monotonic() - since > STEADY_SECONDS and self._was_ready else failures + 1
+            ever = ever or self._served is not None
+            failures = 1 if (self._served or 0) > STEADY_SECONDS else failures + 1
             if not ever or failures > self._settings.engine_restarts:
                 self.unready = "engine_stopped"
                 log.error(
@@ -133,21 +132,21 @@ class Engine:
 
     async def _run_once(self) -> None:
         """One life of the engine. Ends with EngineError, whatever the end was."""
-        self._was_ready = False
+        self._served = None
         started = time.monotonic()
         async with (
             self._child() as (process, output),
             Upstream(self.socket, read_seconds=HUNG_AFTER) as upstream,
         ):
             await self._until_ready(process, upstream)
-            output.serving = self._was_ready = True  # in this order: from here on prompts may come
+            output.serving = True  # first: from here on prompts may come
             self.unready = None
-            log.info(
-                "engine ready", version=self._installed.version, seconds=round(time.monotonic() - started, 1)
-            )
+            ready = time.monotonic()
+            log.info("engine ready", version=self._installed.version, seconds=round(ready - started, 1))
             try:
                 await self._while_healthy(process, upstream)
             finally:
+                self._served = time.monotonic() - ready
                 if self.unready is None:
                     self.unready = "engine_restarting"
 
@@ -158,9 +157,9 @@ class Engine:
                 raise EngineError(f"not ready after {self._settings.engine_start_seconds:.0f} s")
             await _exited(process, within=POLL_SECONDS)
         async with upstream.request("GET", "/version") as answer:
-            version = json.loads(await answer.read(4096)).get("version")
-        if version != self._installed.version:
-            raise EngineError(f"it says version {version}, the statement says {self._installed.version}")
+            said = json.loads(await answer.read(4096))
+        if said != {"version": self._installed.version}:
+            raise EngineError(f"it says {said}, the statement says version {self._installed.version}")
 
     async def _while_healthy(self, process: Process, upstream: Upstream) -> None:
         """Return never: raise when the process has ended, or answers its health check with anything but 200."""
@@ -191,19 +190,22 @@ class Engine:
             stderr=STDOUT,
             start_new_session=True,
         )
-        output = EngineLog(self._installed.source_files)
-        group, isolation = await _first_line(process)
-        reader = asyncio.create_task(_read(process, output))
-        log.info("engine starts", pid=group, isolation=isolation, model=settings.model_name)
+        output, group, reader = EngineLog(self._installed.source_files), 0, None
         try:
+            group, isolation = await _first_line(process)
+            log.info("engine starts", pid=group, isolation=isolation, model=settings.model_name)
+            reader = asyncio.create_task(_read(process, output))
             yield process, output
         finally:
             await _end(process)
-            if process.returncode != 0:  # engine_child may have been killed before it could kill the rest
+            if (
+                group and process.returncode != 0
+            ):  # engine_child may have been killed before it could kill the rest
                 with suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(reader, TERM_SECONDS)
+            if reader is not None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader, TERM_SECONDS)
             if not self._stopping:
                 output.explain_start()
             shutil.rmtree(private, ignore_errors=True)

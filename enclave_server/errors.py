@@ -19,13 +19,18 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         retry_after: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(code)
         self.status = status
         self.code = code
         self.message = message
         self.param = param
-        self.retry_after = retry_after
+        self.headers: dict[str, str] = {}
+        if retry_after is not None:
+            self.headers["retry-after"] = str(retry_after)
+        if allow is not None:
+            self.headers["allow"] = allow
 
     @property
     def type(self) -> str:

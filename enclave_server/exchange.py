@@ -133,9 +133,7 @@ class Exchange:
             await self.events(error.to_event())
             await self.end(Outcome.ABORTED)
             return
-        headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
-        if error.status == 405:
-            headers.append((b"allow", error.message.rpartition(" ")[2].rstrip(".").encode()))
+        headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
         await self.plain(error.status, error.to_json(), Outcome.ERROR, headers=headers)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:

@@ -88,7 +88,7 @@ class Inference:
         if method is None:
             raise ApiError(404, "not_found", "There is no such route here.")
         if exchange.method != method:
-            raise ApiError(405, "method_not_allowed", f"This route takes only {method}.")
+            raise ApiError(405, "method_not_allowed", f"This route takes only {method}.", allow=method)
         if len(exchange.target) > MAX_TARGET:
             raise ApiError(414, "target_too_long", f"Path and query may have {MAX_TARGET} bytes.")
         if len(scope["headers"]) > self._settings.max_headers:

@@ -114,7 +114,8 @@ class FakeEngine:
         self._worker.run(self._listen())
 
     def reset(self) -> None:
-        self.behaviour = Behaviour()
+        """As it was after its start, with nothing seen."""
+        self.behaviour, self.unready = Behaviour(), None
         self.requests.clear()
         self.cancelled = self.finished = 0
 

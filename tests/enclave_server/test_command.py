@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -46,6 +47,12 @@ def test_policy_and_sigterm(gateway: Served, tmp_path: Path) -> None:
         assert gateway.terminate() == 0
     assert not running_with(str(tmp_path / "python"))
     assert '"event": "gateway stopped"' in gateway.log
+
+
+def test_memory_is_private(gateway: Served) -> None:
+    """No core dump of the gateway can be written: its keys are in its memory."""
+    limits = Path(f"/proc/{gateway.process.pid}/limits").read_text()
+    assert re.search(r"Max core file size\s+0\s+0\s", limits)
 
 
 def test_gateway_killed(gateway: Served, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,34 @@ from tests.caller import Caller, take_receipt, untrusting
 from tests.servers import MODEL, Behaviour, FakeEngine, LiveGateway, live_gateway
 
 CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeEngine, LiveGateway, Caller]]:
+    """One gateway for all tests of this file: they leave nothing behind in it."""
+    folder = tmp_path_factory.mktemp("shared")
+    with (
+        FakeEngine(folder / "engine.sock") as engine,
+        live_gateway(folder, engine=engine) as gateway,
+        Caller(gateway.origin, gateway.policy_text) as caller,
+    ):
+        yield engine, gateway, caller
+
+
+@pytest.fixture
+def engine(shared: tuple[FakeEngine, LiveGateway, Caller]) -> FakeEngine:
+    shared[0].reset()
+    return shared[0]
+
+
+@pytest.fixture
+def gateway(engine: FakeEngine, shared: tuple[FakeEngine, LiveGateway, Caller]) -> LiveGateway:
+    return shared[1]
+
+
+@pytest.fixture
+def caller(engine: FakeEngine, shared: tuple[FakeEngine, LiveGateway, Caller]) -> Caller:
+    return shared[2]
 
 
 def until(condition: Any, seconds: float = 5) -> None:
