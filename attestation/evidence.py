@@ -29,6 +29,7 @@ TDX_TYPE = _VND + "tdx-quote"
 SNP_TYPE = _VND + "snp-report"
 EVENT_LOG_TYPE = _VND + "tcg-event-log"
 GPU_TYPE = _VND + "nvidia-evidence+json"
+GPU_TOKEN_TYPE = _VND + "gpu-token"
 INTEL_TYPE = _VND + "intel-collateral+json"
 NVIDIA_TYPE = _VND + "nvidia-collateral+json"
 PEM_TYPE = "application/pem-certificate-chain"
@@ -59,6 +60,7 @@ class Evidence:
     statement: bytes
     cpu: TdxEvidence | SnpEvidence
     gpu: bytes = b""  # NVIDIA's evidence list as JSON; empty when the machine has no GPU
+    gpu_token: bytes = b""  # an attestation service's token about the GPUs, for policies that accept one
     event_log: bytes = b""  # the boot's log in TCG2 format, as the firmware's CCEL table has it
     collateral: Collateral = field(default_factory=Collateral)
 
@@ -79,6 +81,8 @@ def dump_evidence(evidence: Evidence) -> bytes:
     }
     if evidence.gpu:
         document["gpu"] = _record(GPU_TYPE, evidence.gpu, _EVIDENCE)
+    if evidence.gpu_token:
+        document["gpu-token"] = _record(GPU_TOKEN_TYPE, evidence.gpu_token, _EVIDENCE)
     if evidence.event_log:
         document["event-log"] = _record(EVENT_LOG_TYPE, evidence.event_log, _EVIDENCE)
     collateral: dict[str, Any] = {"__cmwc_t": COLLATERAL_TYPE}
@@ -102,13 +106,14 @@ def parse_evidence(data: bytes) -> Evidence:
         parse_json_object(data, Check.EVIDENCE_FORMAT, "evidence document", limit=MAX_DOCUMENT_BYTES),
         COLLECTION_TYPE,
         required={"statement", "cpu"},
-        optional={"gpu", "event-log", "collateral"},
+        optional={"gpu", "gpu-token", "event-log", "collateral"},
     )
     kind, cpu = _read(document, "cpu", TDX_TYPE, SNP_TYPE)
     return Evidence(
         statement=_read(document, "statement", STATEMENT_TYPE)[1],
         cpu=TdxEvidence(cpu) if kind == TDX_TYPE else SnpEvidence(cpu),
         gpu=_read(document, "gpu", GPU_TYPE)[1] if "gpu" in document else b"",
+        gpu_token=_read(document, "gpu-token", GPU_TOKEN_TYPE)[1] if "gpu-token" in document else b"",
         event_log=_read(document, "event-log", EVENT_LOG_TYPE)[1] if "event-log" in document else b"",
         collateral=_parse_collateral(document["collateral"]) if "collateral" in document else Collateral(),
     )

@@ -17,6 +17,7 @@ from attestation.checks import Check
 from attestation.errors import MalformedError, PolicyError, Violation
 from attestation.measure import EventLogClaims, EventLogPolicy
 from attestation.nvidia.policy import GpuPolicy
+from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
 from attestation.roots import VENDOR, Roots
 from attestation.snp.policy import SnpPolicy
@@ -66,6 +67,7 @@ class Policy:
         self,
         cpu: TdxClaims | SnpClaims,
         gpus: Sequence[GpuClaims],
+        token: TokenClaims | None,
         boot: EventLogClaims | None,
         statement: Statement,
         now: datetime,
@@ -73,7 +75,7 @@ class Policy:
         """Raise one PolicyError with every violation, or return."""
         violations = [
             *self._check_cpu(cpu, now),
-            *self.gpu.check(gpus, now),
+            *self.gpu.check(gpus, now, token),
             *self._check_boot(boot),
             *self.statement.check(statement),
         ]

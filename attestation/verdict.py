@@ -8,6 +8,7 @@ from datetime import datetime
 
 from attestation.binding import Statement
 from attestation.measure import EventLogClaims
+from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
 from attestation.roots import Root, is_vendor
 from attestation.snp.verify import SnpClaims
@@ -20,6 +21,7 @@ class Verdict:
 
     cpu: TdxClaims | SnpClaims
     gpus: Sequence[GpuClaims]
+    gpu_token: TokenClaims | None  # a service's word on the GPUs, where the policy lets it stand in
     boot: EventLogClaims | None  # what the event log explains, when one came along
     statement: Statement
     statement_digest: bytes

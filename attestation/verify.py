@@ -10,9 +10,11 @@ from attestation import nvidia, snp, tdx
 from attestation.binding import check_binding, check_statement_time, gpu_nonce, parse_statement
 from attestation.checks import Check
 from attestation.collateral import Collateral
-from attestation.errors import UnavailableError, VerificationError
+from attestation.errors import MalformedError, UnavailableError, VerificationError
 from attestation.evidence import Evidence, SnpEvidence, TdxEvidence
 from attestation.measure import EventLogClaims, Registers, parse_log, verify_log
+from attestation.nvidia.tokens import TokenClaims, verify_token
+from attestation.nvidia.verify import GpuClaims
 from attestation.policy import Policy
 from attestation.roots import Roots
 from attestation.snp.verify import SnpClaims
@@ -34,7 +36,7 @@ def verify(
 
     # 1. authentic: signed by keys that lead to pinned roots, nothing revoked, all collateral in date
     cpu = verify_cpu(evidence.cpu, collateral, policy.roots, now)
-    gpus = nvidia.verify_all(evidence.gpu, asked, collateral.nvidia, policy.roots, now)
+    gpus, token = verify_gpus(evidence, collateral, policy, asked, now)
     boot = verify_boot(evidence.event_log, cpu)
 
     # 2. fresh, and all of one machine: the CPU signed this nonce, this statement and these GPUs
@@ -42,15 +44,21 @@ def verify(
     check_statement_time(statement, now)
 
     # 3. the code, firmware, TCB, model and configuration that the policy accepts
-    policy.check(cpu, gpus, boot, statement, now)
+    policy.check(cpu, gpus, token, boot, statement, now)
     return Verdict(
         cpu=cpu,
         gpus=gpus,
+        gpu_token=token,
         boot=boot,
         statement=statement,
         statement_digest=sha256(evidence.statement).digest(),
         verified_at=now,
-        valid_until=min(statement.valid_until, cpu.collateral_expires, *(g.collateral_expires for g in gpus)),
+        valid_until=min(
+            statement.valid_until,
+            cpu.collateral_expires,
+            *(gpu.collateral_expires for gpu in gpus),
+            *([token.expires] if token else []),
+        ),
     )
 
 
@@ -69,6 +77,22 @@ def verify_cpu(
             return snp.verify(report, collateral.amd, roots.amd, now)
         case never:
             assert_never(never)
+
+
+def verify_gpus(
+    evidence: Evidence, collateral: Collateral, policy: Policy, asked: bytes, now: datetime
+) -> tuple[tuple[GpuClaims, ...], TokenClaims | None]:
+    """The GPUs by their own evidence; by a service's token only where the policy allows it and there is nothing else to read."""
+    usable = bool(evidence.gpu_token) and policy.gpu.allow_token
+    gpus: tuple[GpuClaims, ...] = ()
+    try:
+        gpus = nvidia.verify_all(evidence.gpu, asked, collateral.nvidia, policy.roots, now)
+    except MalformedError:  # a layout that is not known here; anything worse than that no token mends
+        if not usable:
+            raise
+    if gpus or not usable:
+        return gpus, None
+    return (), verify_token(evidence.gpu_token, policy.gpu.token_jwks.encode(), asked, now)
 
 
 def verify_boot(log: bytes, cpu: TdxClaims | SnpClaims) -> EventLogClaims | None:

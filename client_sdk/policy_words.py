@@ -198,6 +198,7 @@ GPU: Words = {
     ),
     "allow_unattested_switches": ("unattested NVSwitches are accepted", "unattested NVSwitches are refused"),
     "allow_token": ("a service's token may stand in for the evidence", "a service's token is no evidence"),
+    "token_jwks": ("the service's keys are {}", "no service's keys are known"),
 }
 
 NITRO: Words = {

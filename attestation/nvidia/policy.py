@@ -31,6 +31,7 @@ class GpuPolicy:
     allow_protected_pcie: bool = False  # PCIe traffic isolated, not encrypted
     allow_unattested_switches: bool = False  # in protected PCIe mode, without evidence of the NVSwitches
     allow_token: bool = False  # a vendor service's token may stand in for the GPUs' own evidence
+    token_jwks: str = ""  # that service's public keys (a JWKS document), pinned here
 
     def check(
         self, claims: Sequence[GpuClaims], now: datetime, token: TokenClaims | None = None

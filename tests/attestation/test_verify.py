@@ -24,6 +24,7 @@ from attestation.snp.policy import SnpPolicy
 from attestation.tdx.policy import TdxPolicy
 from attestation.verify import verify
 from tests.attestation.measure import logs
+from tests.attestation.nvidia.token_makers import JWKS, nras
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 NONCE = bytes(range(32))
@@ -259,3 +260,54 @@ def test_an_event_log_beside_an_snp_report_is_refused() -> None:
     """An SEV-SNP report has nothing that a log could replay into; it is not passed over in silence."""
     evidence = dataclasses.replace(_evidence("snp", gpus=False), event_log=LOG)
     assert _refused(evidence, NO_GPU).check is Check.EVENTLOG_REPLAY
+
+
+TOKEN_POLICY = dataclasses.replace(
+    POLICY, gpu=dataclasses.replace(POLICY.gpu, allow_token=True, token_jwks=JWKS.decode())
+)
+
+
+def _token(nonce: bytes = NONCE) -> bytes:
+    """NVIDIA's service's word on one GPU and one switch, asked as `verify` demands."""
+    start = int(NOW.timestamp())
+    said = {
+        "eat_nonce": gpu_nonce(nonce, TEXT).hex(),
+        "iat": start - 60,
+        "nbf": start - 60,
+        "exp": start + 600,
+    }
+    return nras(overall=said, gpu=said, extra=said)
+
+
+def _vouched(token: bytes, gpu: bytes = b"") -> Evidence:
+    bound = report_data(NONCE, TEXT, gpu)
+    bare = _evidence(gpus=False)
+    return dataclasses.replace(bare, cpu=TdxEvidence(TDX.quote(bound)), gpu=gpu, gpu_token=token)
+
+
+@pytest.mark.parametrize("gpu", [b"", b"[{}]"], ids=["no evidence", "evidence of an unknown layout"])
+def test_a_token_may_stand_in_where_the_policy_says_so(gpu: bytes) -> None:
+    """A pinned service's token replaces evidence that is not there or cannot be read; it bounds the verdict."""
+    document = parse_evidence(dump_evidence(_vouched(_token(), gpu)))
+    verdict = verify(document, TOKEN_POLICY, nonce=NONCE, now=NOW)
+    assert verdict.gpu_token is not None
+    assert verdict.valid_until == NOW + timedelta(seconds=600)
+
+
+def test_a_token_is_nothing_by_default() -> None:
+    """Without `allow_token` the GPUs' own evidence is demanded, whatever a service says."""
+    assert _refused(_vouched(_token())).check is Check.POLICY_GPU
+    assert _refused(_vouched(_token(), b"[{}]")).check is Check.GPU_FORMAT
+
+
+def test_a_token_must_be_for_this_machine_and_nonce() -> None:
+    """A token asked for another nonce, or with no pinned keys to judge it by, is refused."""
+    assert _refused(_vouched(_token(b"\xee" * 32)), TOKEN_POLICY).check is Check.GPU_TOKEN_NONCE
+    unpinned = dataclasses.replace(POLICY, gpu=dataclasses.replace(POLICY.gpu, allow_token=True))
+    assert isinstance(_refused(_vouched(_token()), unpinned), MalformedError)
+
+
+def test_a_token_mends_nothing_that_is_wrong_with_the_evidence() -> None:
+    """GPU evidence that is readable and refused stays refused, with the best of tokens beside it."""
+    relayed = _evidence(nonce=b"\xee" * 32).gpu
+    assert _refused(_vouched(_token(), relayed), TOKEN_POLICY).check is Check.GPU_NONCE
