@@ -64,8 +64,11 @@ class PretendEnclave:
             v=1,
             purpose=PURPOSE,
             keys=Keys(
-                receipt_ed25519=self.receipt_key.public_key().public_bytes_raw(),
-                tls_spki_sha256=self.tls_spki,
+                **{
+                    **{spec.name: bytes(spec.metadata["size"]) for spec in dataclasses.fields(Keys)},
+                    "receipt_ed25519": self.receipt_key.public_key().public_bytes_raw(),
+                    "tls_spki_sha256": self.tls_spki,
+                }
             ),
             not_before=int((NOW - timedelta(hours=1)).timestamp()),
             not_after=int(self.not_after.timestamp()),

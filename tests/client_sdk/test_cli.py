@@ -1,0 +1,185 @@
+"""`attested verify` and `attested chat` as a person runs them: calm lines, exact exit codes, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client_sdk.cli import app
+from tests.client_sdk.conftest import Relay
+from tests.servers import FakeEngine, LiveGateway, free_port, live_gateway
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def attested(*arguments: str, stdin: str = "") -> Done:
+    """Run a command in this process: a traceback would be an exception here."""
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, input=stdin)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def states(shown: str) -> list[str]:
+    """The state at the end of each line of the chain."""
+    lines = [line for line in shown.splitlines() if line[:2] == "  " and line[2] != " "]
+    return [line.rstrip().rpartition("  ")[2].strip() for line in lines]
+
+
+@pytest.fixture
+def policy(tmp_path: Path, gateway: LiveGateway) -> Path:
+    """A policy that accepts the gateway."""
+    file = tmp_path / "policy.toml"
+    file.write_text(gateway.policy_text)
+    return file
+
+
+def test_verify_accepts(gateway: LiveGateway, policy: Path) -> None:
+    """One line per link, all of them reached but the GPUs that are not there; a simulated TEE is called that."""
+    done = attested("verify", gateway.origin, "--policy", str(policy))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"ACCEPTED  {gateway.origin}")
+    assert states(done.stdout).count("passed") == 6
+    assert states(done.stdout).count("not reached") == 1
+    assert "SIMULATED" in done.stdout
+    assert "proves nothing about hardware" in done.stdout
+
+
+def test_verify_as_json(gateway: LiveGateway, policy: Path) -> None:
+    """The same for programs: verdict, links, and every claim."""
+    done = attested("verify", gateway.url, "--policy", str(policy), "--json")
+    answer = json.loads(done.stdout)
+    assert answer["verdict"] == "accept"
+    assert answer["simulated"] is True
+    assert [link["state"] for link in answer["links"]].count("passed") == 6
+    assert answer["claims"]["statement"]["model"]["names"] == ["fake-model"]
+
+
+def test_verify_on_simulated_snp(tmp_path: Path, engine: FakeEngine) -> None:
+    """The other machine."""
+    with live_gateway(tmp_path, engine=engine, tee="simulated-snp") as gateway:
+        file = tmp_path / "policy.toml"
+        file.write_text(gateway.policy_text)
+        done = attested("verify", gateway.origin, "--policy", str(file))
+    assert done.returncode == 0, done.stdout
+    assert "AMD SEV-SNP" in done.stdout
+
+
+CHANGES: dict[str, tuple[int, str, Callable[[str], str]]] = {
+    "a policy with nonsense in it": (2, "policy.format", lambda _: "[nonsense]\n"),
+    "another root": (3, "tdx.root", lambda text: text[text.index("[tdx]") :]),
+    "another model": (4, "policy.model", lambda text: text.replace("model_digests", "#")),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+@pytest.mark.parametrize("command", ["verify", "chat"])
+def test_refusals(gateway: LiveGateway, policy: Path, case: str, command: str) -> None:
+    """The exit code says which branch of the error tree, the text which check; nothing after it has passed."""
+    code, check, change = CHANGES[case]
+    policy.write_text(change(gateway.policy_text))
+    done = attested(command, gateway.origin, "--policy", str(policy), *(["hi"] if command == "chat" else []))
+    assert done.returncode == code
+    assert f"[{check}]" in done.stdout + done.stderr
+    if command == "verify":
+        assert done.stdout.startswith("REFUSED")
+        assert states(done.stdout)[-1] == "not reached"
+        answer = json.loads(attested("verify", gateway.origin, "--policy", str(policy), "--json").stdout)
+        assert answer["check"] == check
+        assert answer["verdict"] == "refuse"
+
+
+@pytest.mark.parametrize("command", ["verify", "chat"])
+def test_nobody_there(policy: Path, command: str) -> None:
+    """Not reachable is not refused."""
+    url = f"https://127.0.0.1:{free_port()}"
+    done = attested(command, url, "--policy", str(policy), *(["hi"] if command == "chat" else []))
+    assert done.returncode == 5
+    assert "[evidence.fetch]" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "chat"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "localhost", "https://"])
+def test_what_is_no_address_of_an_enclave(policy: Path, command: str, url: str) -> None:
+    """A URL without TLS is refused in words."""
+    done = attested(command, url, "--policy", str(policy), *(["hi"] if command == "chat" else []))
+    assert done.returncode in {3, 5}
+    assert done.stdout + done.stderr
+
+
+def test_another_tls_key(relay: Relay, policy: Path) -> None:
+    """Evidence that passes, behind a key that does not: everything but the connection."""
+    done = attested("verify", relay.origin, "--policy", str(policy))
+    assert done.returncode == 3
+    assert states(done.stdout)[-1] == "REFUSED"
+    assert states(done.stdout).count("passed") == 5
+    assert "[channel.tls_key]" in done.stdout
+
+
+def test_chat(gateway: LiveGateway, policy: Path) -> None:
+    """The answer on standard output, what was proven on standard error; the prompt may come from a pipe."""
+    done = attested("chat", gateway.origin, "--policy", str(policy), "hello there")
+    assert (done.returncode, done.stdout) == (0, "You said: hello there\n")
+    assert "receipt" in done.stderr
+    assert "SIMULATED" in done.stderr
+    done = attested(
+        "chat", gateway.url, "--policy", str(policy), "--model", "fake-model", stdin="from a pipe"
+    )
+    assert (done.returncode, done.stdout) == (0, "You said: from a pipe\n")
+
+
+def test_an_answer_cannot_command_the_terminal(gateway: LiveGateway, policy: Path) -> None:
+    """Control characters in an answer are shown, not obeyed."""
+    done = attested("chat", gateway.origin, "--policy", str(policy), "a\x1b[2Jb")
+    assert "\x1b" not in done.stdout
+    assert "a\\x1b[2Jb" in done.stdout
+
+
+def test_chat_says_when_an_answer_is_not_to_be_used(
+    tmp_path: Path, engine: FakeEngine, gateway: LiveGateway, policy: Path
+) -> None:
+    """An engine that dies in mid-answer, and one that ends without [DONE], leave no verified answer."""
+    engine.behaviour.die_after = 2
+    done = attested("chat", gateway.origin, "--policy", str(policy), "hi")
+    assert done.returncode == 5
+    assert "no answer" in done.stderr
+    assert "verified:" not in done.stderr
+
+
+def test_the_program_itself(gateway: LiveGateway, policy: Path) -> None:
+    """The console script, in a process of its own, with every warning an error."""
+    program = [sys.executable, "-W", "error", "-c", "from client_sdk.cli import main; main()"]
+    command = [*program, "verify", gateway.origin, "--policy", str(policy)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ACCEPTED")
+
+
+def test_wrong_usage(gateway: LiveGateway) -> None:
+    """Wrong usage has a code of its own."""
+    assert attested("verify", gateway.origin).returncode == 64
+    assert attested("verify").returncode == 64
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["verify"], ["chat"], ["evidence"], ["policy"], ["collateral"], ["inspect"]]
+)
+def test_help(words: list[str]) -> None:
+    """Every command explains itself."""
+    done = attested(*words, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
