@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ def fetch(
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where the collateral goes.")
     ],
     pccs: Annotated[str | None, typer.Option(metavar="URL", help="Ask this PCCS in place of Intel.")] = None,
+    kds: Annotated[str | None, typer.Option(metavar="URL", help="Ask this mirror in place of AMD.")] = None,
     vek: Annotated[
         Path | None, typer.Option(metavar="CERT", help="The certificate that came with a report.")
     ] = None,
@@ -43,6 +45,7 @@ def fetch(
 ) -> None:
     """Collateral for a TDX quote, an SEV-SNP report, or the evidence document that holds one. Judges nothing."""
     sources = Sources.pccs(pccs) if pccs else Sources()
+    sources = replace(sources, amd=kds.rstrip("/")) if kds else sources
     fetcher = Fetcher(sources=sources, cache=cache, offline=offline)
     try:
         text = _fetch(fetcher, read_file(evidence), read_file(vek) if vek else None)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -266,13 +266,20 @@ def _signing_key(out: Output) -> SigningKey | None:
         raise typer.BadParameter(f"--ear {out.ear}: {exc}") from exc
 
 
+def _build() -> str:
+    """Which verifier this is, for those who read an EAR."""
+    try:
+        return f"attested-inference {version('attested-inference')}"
+    except PackageNotFoundError:
+        return "attested-inference, from a checkout"
+
+
 def _write_ear(
     file: Path, key: SigningKey, kind: str, judged: Judged, now: datetime, *, measured: bool
 ) -> None:
     claims = plain(judged.claims) if judged.claims is not None else {}
     appraisal = appraise(judged.error, roots=judged.roots, claims=claims, measured=measured)
-    build = f"attested-inference {version('attested-inference')}"
-    ear = make_ear({kind.partition("-")[0]: appraisal}, build=build, issued=now, expires=judged.expires)
+    ear = make_ear({kind.partition("-")[0]: appraisal}, build=_build(), issued=now, expires=judged.expires)
     try:
         file.write_text(sign_ear(ear, key))
     except OSError as exc:

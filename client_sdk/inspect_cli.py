@@ -51,7 +51,7 @@ def _lines(value: Mapping[str, Any], depth: int) -> Iterator[str]:
                 for number, entry in enumerate(item):
                     yield f"{indent}{name} {number}:"
                     yield from _lines(entry, depth + 1)
-            case [*_] if len(item) > _MANY:
+            case [str(), *_] if len(item) > _MANY:
                 for number, entry in enumerate(item):
                     yield f"{indent}{name} {number}: {_short(entry)}"
             case list():

@@ -14,10 +14,12 @@ from attestation.errors import AttestationError
 from attestation.roots import Root, is_vendor
 from client_sdk.evidence_policy import EvidencePolicy, read_policy
 from client_sdk.exits import exit_code
-from client_sdk.policy_words import TABLES, Words
+from client_sdk.policy_words import ABSENT, TABLES, Words
 from client_sdk.present import clean
 
 app = typer.Typer(no_args_is_help=True, help="Read policy files.")
+
+_LONG = 200
 
 
 @app.command()
@@ -44,7 +46,7 @@ def describe_policy(policy: EvidencePolicy) -> Iterator[str]:
             continue
         yield ""
         if table is None:
-            yield f"[{name}] {title}: refused, because the policy has no such table"
+            yield f"[{name}] {title}: {ABSENT.get(name, 'refused, because the policy has no such table')}"
         else:
             yield f"[{name}] {title}"
             yield from _sentences(table, words)
@@ -95,6 +97,8 @@ def _words(value: Any) -> str:
             return " or ".join(sorted(map(_words, value)))
         case StrEnum():
             return str(value)
+        case str() if len(value) > _LONG:
+            return f"a text of {len(value)} characters"
     if is_dataclass(value) and type(value).__str__ is object.__str__:
         set_fields = [
             (f.name, getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) != f.default

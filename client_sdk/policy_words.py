@@ -198,7 +198,10 @@ GPU: Words = {
     ),
     "allow_unattested_switches": ("unattested NVSwitches are accepted", "unattested NVSwitches are refused"),
     "allow_token": ("a service's token may stand in for the evidence", "a service's token is no evidence"),
-    "token_jwks": ("the service's keys are {}", "no service's keys are known"),
+    "token_jwks": (
+        "tokens count when signed by a key of {}",
+        "no service's keys are pinned, so no token counts",
+    ),
 }
 
 NITRO: Words = {
@@ -262,9 +265,13 @@ TABLES: tuple[tuple[str, type, str, Words], ...] = (
     ("tdx", TdxPolicy, "Intel TDX", TDX),
     ("snp", SnpPolicy, "AMD SEV-SNP", SNP),
     ("gpu", GpuPolicy, "NVIDIA GPUs", GPU),
+    ("event_log", EventLogPolicy, "What the boot measured", EVENT_LOG),
     ("nitro", NitroPolicy, "AWS Nitro, for `attested evidence nitro` alone", NITRO),
     ("azure", VtpmPolicy, "Azure's vTPM, for `attested evidence azure` alone", AZURE),
     ("azure.snp", SnpPolicy, "The hardware under it, on SEV-SNP", SNP),
     ("azure.tdx", TdxPolicy, "The hardware under it, on TDX", TDX),
     ("azure.event_log", EventLogPolicy, "What its boot measured", EVENT_LOG),
 )
+
+#: What it means that a table is missing, where that is not a refusal.
+ABSENT = {"event_log": "not asked for, because the policy has no such table; the registers are judged"}
