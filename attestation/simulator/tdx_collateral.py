@@ -143,6 +143,7 @@ _QE_IDENTITY_ISSUED = {
 _TCB_INFO_EDITS: dict[D | None, Edit] = {
     D.TCB_INFO_OF_SGX: (("id",), "SGX"),
     D.TCB_INFO_VERSION_2: (("version",), 2),
+    D.TCB_INFO_TYPE_1: (("tcbType",), 1),
     D.FIFTEEN_COMPONENTS: (("tcbLevels", 0, "tcb", "tdxtcbcomponents"), [{"svn": 0}] * 15),
     D.UNKNOWN_STATUS: (_STATUS, "Excellent"),
     D.OTHER_FMSPC: (("fmspc",), "00906EA10000"),
@@ -158,6 +159,7 @@ _TCB_INFO_EDITS: dict[D | None, Edit] = {
 }
 _QE_IDENTITY_EDITS: dict[D | None, Edit] = {
     D.QE_IDENTITY_OF_SGX: (("id",), "QE"),
+    D.QE_IDENTITY_VERSION_3: (("version",), 3),
     D.QE_STATUS_REVOKED: (_STATUS, "Revoked"),
     D.QE_OUT_OF_DATE: (_STATUS, "OutOfDate"),
 }

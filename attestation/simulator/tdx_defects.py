@@ -17,6 +17,12 @@ class TdxDefect(StrEnum):
     UNKNOWN_KEY_TYPE = "unknown-key-type"
     # the platform's certificates
     OTHER_ROOT = "other-root"
+    ROOT_CHANGED = "root-changed"
+    ROOT_OF_OTHER_ROLE = "root-of-other-role"
+    ROOT_EXPIRED = "root-expired"
+    CA_OF_OTHER_ROOT = "ca-of-other-root"
+    CA_OF_OTHER_ROLE = "ca-of-other-role"
+    CA_EXPIRED = "ca-expired"
     PCK_OF_OTHER_CA = "pck-of-other-ca"
     CA_IS_NO_CA = "ca-is-no-ca"
     CHAIN_OF_FOUR = "chain-of-four"
@@ -42,11 +48,13 @@ class TdxDefect(StrEnum):
     SIGNER_IS_PCK = "signer-is-pck"
     SIGNER_IS_PLATFORM_CA = "signer-is-platform-ca"
     SIGNER_UNDER_PLATFORM_CA = "signer-under-platform-ca"
+    SIGNER_WITH_OTHER_ROOT = "signer-with-other-root"
     SIGNER_EXPIRED = "signer-expired"
     # TCB info
     TCB_INFO_CHANGED = "tcb-info-changed"
     TCB_INFO_OF_SGX = "tcb-info-of-sgx"
     TCB_INFO_VERSION_2 = "tcb-info-version-2"
+    TCB_INFO_TYPE_1 = "tcb-info-type-1"
     TCB_INFO_EXPIRED = "tcb-info-expired"
     TCB_INFO_NOT_YET_VALID = "tcb-info-not-yet-valid"
     TCB_INFO_NO_JSON = "tcb-info-no-json"
@@ -57,6 +65,7 @@ class TdxDefect(StrEnum):
     # QE identity
     QE_IDENTITY_CHANGED = "qe-identity-changed"
     QE_IDENTITY_OF_SGX = "qe-identity-of-sgx"
+    QE_IDENTITY_VERSION_3 = "qe-identity-version-3"
     QE_IDENTITY_EXPIRED = "qe-identity-expired"
     QE_IDENTITY_NOT_YET_VALID = "qe-identity-not-yet-valid"
     # the quoting enclave and its signatures
@@ -68,6 +77,8 @@ class TdxDefect(StrEnum):
     QE_DEBUG = "qe-debug"
     QE_OF_OTHER_SIGNER = "qe-of-other-signer"
     QE_OF_OTHER_PRODUCT = "qe-of-other-product"
+    QE_MISCSELECT = "qe-miscselect"
+    QE_ATTRIBUTES = "qe-attributes"
     QE_TOO_OLD = "qe-too-old"
     TD_CHANGED = "td-changed"
     SIGNATURE_CHANGED = "signature-changed"

@@ -16,6 +16,7 @@ from attestation.simulator.pki import Extension, PrivateKey, Signer, crl, issue,
 from attestation.simulator.tdx_defects import TdxDefect as D
 
 ROLES = ("root", "platform-ca", "processor-ca", "pck", "tcb-signing", "attestation", "stranger")
+ROOT_CA, PLATFORM_CA = "Intel SGX Root CA", "Intel SGX PCK Platform CA"
 _SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
 _UNKNOWN_EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.99999.1")
 _CRL_URL = "https://simulated.invalid/intel.crl"
@@ -32,11 +33,11 @@ class IntelPki:
 
     @cached_property
     def root(self) -> Signer:
-        return self._issue("root", "Intel SGX Root CA", None, ca=True, path_length=1)
+        return self._issue("root", ROOT_CA, None, ca=True, path_length=1)
 
     @cached_property
     def platform_ca(self) -> Signer:
-        return self._issue("platform-ca", "Intel SGX PCK Platform CA", self.root, ca=True, path_length=0)
+        return self._issue("platform-ca", PLATFORM_CA, self.root, ca=True, path_length=0)
 
     @cached_property
     def processor_ca(self) -> Signer:
@@ -52,20 +53,34 @@ class IntelPki:
 
     def pck_chain(self, defect: D | None = None) -> Sequence[Signer]:
         """Leaf first, as a quote carries it."""
-        root, ca = self.root, self.platform_ca
-        match defect:
-            case D.OTHER_ROOT:
-                root = self._issue("stranger", "Intel SGX Root CA", None, ca=True, path_length=1)
-                ca = self._issue("platform-ca", "Intel SGX PCK Platform CA", root, ca=True, path_length=0)
-            case D.CA_IS_NO_CA:
-                ca = self._issue("platform-ca", "Intel SGX PCK Platform CA", root)
-            case D.PCK_OF_OTHER_CA:
-                return self._pck(Signer(ca.cert, self.keys["stranger"])), ca, root
-            case D.CHAIN_OF_FOUR:
-                return self._pck(self._issue("stranger", "Intel SGX PCK Certificate", ca)), self.pck, ca, root
+        if defect is D.CHAIN_OF_FOUR:
+            middle = self._issue("stranger", "Intel SGX PCK Certificate", self.platform_ca)
+            return self._pck(middle), self.pck, self.platform_ca, self.root
+        root, ca = self._chain_root(defect), self.platform_ca
+        if root is not self.root or defect in _CA_EDITS or defect is D.CA_OF_OTHER_ROOT:
+            above = Signer(root.cert, self.keys["stranger"]) if defect is D.CA_OF_OTHER_ROOT else root
+            edits = {"common_name": PLATFORM_CA, "ca": True, "path_length": 0, **_CA_EDITS.get(defect, {})}
+            ca = self._issue("platform-ca", issuer=above, **edits)
+        if defect is D.PCK_OF_OTHER_CA:
+            return self._pck(Signer(ca.cert, self.keys["stranger"])), ca, root
         if ca is self.platform_ca and defect not in _PCK_EDITS:
             return self.pck, ca, root
         return self._pck(ca, **_PCK_EDITS.get(defect, {})), ca, root
+
+    def _chain_root(self, defect: D | None) -> Signer:
+        stranger = Signer(self.root.cert, self.keys["stranger"])
+        match defect:
+            case D.OTHER_ROOT:
+                return self._issue("stranger", ROOT_CA, None, ca=True, path_length=1)
+            case D.ROOT_OF_OTHER_ROLE:
+                return self._issue("root", "Intel SGX Other CA", None, ca=True, path_length=1)
+            case D.ROOT_EXPIRED:
+                return self._issue("root", ROOT_CA, None, ca=True, path_length=1, dies=_BORN + _DAY)
+            case D.ROOT_CHANGED:  # the pinned key, in a certificate that this key did not sign
+                return Signer(
+                    self._issue("root", ROOT_CA, stranger, ca=True, path_length=1).cert, self.root.key
+                )
+        return self.root
 
     def signing_chain(self, defect: D | None = None) -> Sequence[Signer]:
         """Who signs TCB info and QE identity, leaf first."""
@@ -77,6 +92,8 @@ class IntelPki:
             case D.SIGNER_UNDER_PLATFORM_CA:
                 signer = self._issue("tcb-signing", "Intel SGX TCB Signing", self.platform_ca)
                 return signer, self.platform_ca, self.root
+            case D.SIGNER_WITH_OTHER_ROOT:
+                return self.tcb_signing, self._issue("stranger", ROOT_CA, None, ca=True, path_length=1)
             case D.SIGNER_EXPIRED:
                 return self._issue(
                     "tcb-signing", "Intel SGX TCB Signing", self.root, dies=_BORN + _DAY
@@ -219,6 +236,11 @@ def _der(tag: int, content: bytes) -> bytes:
     return bytes([tag]) + length + content
 
 
+_CA_EDITS: dict[D | None, dict[str, Any]] = {
+    D.CA_IS_NO_CA: {"ca": False, "path_length": None},
+    D.CA_OF_OTHER_ROLE: {"common_name": "Intel SGX TCB Signing"},
+    D.CA_EXPIRED: {"dies": _BORN + _DAY},
+}
 _PCK_EDITS: dict[D | None, dict[str, Any]] = {
     D.PCK_OF_OTHER_ROLE: {"common_name": "Intel SGX TCB Signing"},
     D.PCK_EXPIRED: {"dies": _BORN + _DAY},

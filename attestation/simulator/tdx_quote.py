@@ -74,6 +74,7 @@ _HEADERS: dict[D | None, tuple[int, int]] = {
     D.UNKNOWN_VERSION: (6, 2),
     D.UNKNOWN_KEY_TYPE: (4, 3),
 }
+_QE_ATTRIBUTES: dict[D | None, int] = {D.QE_DEBUG: 0x17, D.QE_ATTRIBUTES: 0x35}
 _TAILS: dict[D | None, bytes] = {D.TRAILING_BYTES: b"\0\0\x01", D.TRAILING_ZEROS: bytes(70)}
 
 
@@ -149,11 +150,12 @@ def _history(history: ServiceTdHistory) -> bytes:
 
 
 def _qe_report(bound: bytes, defect: D | None) -> bytes:
-    attributes = bytes([0x17 if defect is D.QE_DEBUG else 0x15]) + bytes(15)
+    misc_select = bytes([defect is D.QE_MISCSELECT, 0, 0, 0])
+    attributes = bytes([_QE_ATTRIBUTES.get(defect, 0x15)]) + bytes(15)
     signer = bytes(32) if defect is D.QE_OF_OTHER_SIGNER else intel.QE_SIGNER
     product = 1 if defect is D.QE_OF_OTHER_PRODUCT else intel.QE_PRODUCT
     svn = 1 if defect is D.QE_TOO_OLD else intel.QE_SVN
-    report = bytes(intel.SGX_COMPONENTS) + bytes(32) + attributes
+    report = bytes(intel.SGX_COMPONENTS) + misc_select + bytes(28) + attributes
     report += _measured("quoting enclave")[:32] + bytes(32) + signer + bytes(96)
     report += product.to_bytes(2, "little") + svn.to_bytes(2, "little") + bytes(60)
     return report + bound + (b"\x01" * 32 if defect is D.KEY_HALF_BOUND else bytes(32))

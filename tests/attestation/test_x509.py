@@ -37,6 +37,8 @@ def make(common_name: str, issuer: Signer | None = None, *, ca: bool | None = Tr
 
 ROOT = make("Root")
 LEAF = make("Leaf", ROOT, ca=False)
+NO_USAGE = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+CA_WITHOUT_USAGE = ((x509.BasicConstraints(True, None), True), (NO_USAGE, True))
 NO_CA = make("Middle", ROOT, ca=False)
 NO_CONSTRAINTS = make("Middle", ROOT, ca=None)
 
@@ -58,6 +60,8 @@ def test_a_chain_of_each_kind_of_key_verifies(key: object) -> None:
     [
         (LEAF, make("Root"), "signature"),
         (LEAF, make("Other name"), "issuer name"),
+        (LEAF, make("Other name", key=ROOT.key), "issuer name"),
+        (LEAF, make("Root", ca=None, key=ROOT.key, extensions=CA_WITHOUT_USAGE), "may not sign certificates"),
         (make("Leaf", NO_CA, ca=False), NO_CA, "not a CA"),
         (make("Leaf", NO_CONSTRAINTS, ca=False), NO_CONSTRAINTS, "no BasicConstraints"),
         (
@@ -104,7 +108,12 @@ def test_a_list_is_its_issuers_whole_and_in_date() -> None:
         check_not_revoked(LEAF.cert, parsed, CHECK)
     assert "revoked" in caught.value.detail
     delta = crl(ROOT, this_update=BORN, next_update=DIES, extensions=((x509.DeltaCRLIndicator(1), True),))
-    for data, issuer in ((good, make("Root")), (good, make("Other name")), (good, LEAF), (delta, ROOT)):
+    for data, issuer in (
+        (good, make("Root")),
+        (good, make("Other name", key=ROOT.key)),
+        (good, LEAF),
+        (delta, ROOT),
+    ):
         with pytest.raises(VerificationError) as caught:
             verify_crl(parse_crl(data, CHECK, "list"), issuer.cert, NOW, signature=CHECK, dates=DATES)
         assert caught.value.check is CHECK
