@@ -33,6 +33,8 @@ class Keys:
 
     receipt_ed25519: bytes = field(metadata={"size": 32})
     tls_spki_sha256: bytes = field(metadata={"size": 32})
+    sealing_x_wing: bytes = field(metadata={"size": 1216})  # ML-KEM-768, then X25519
+    sealing_x25519: bytes = field(metadata={"size": 32})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,15 @@ class Check(StrEnum):
     CHANNEL_UNPROTECTED = "channel.unprotected"
     CHANNEL_TLS_KEY = "channel.tls_key"
 
+    # sealed requests and answers
+    SEALED_FORMAT = "sealed.format"
+    SEALED_SUITE = "sealed.suite"
+    SEALED_KEY = "sealed.key"
+    SEALED_OPEN = "sealed.open"
+    SEALED_TIME = "sealed.time"
+    SEALED_ORDER = "sealed.order"
+    SEALED_TRUNCATED = "sealed.truncated"
+
     # receipts
     RECEIPT_MISSING = "receipt.missing"
     RECEIPT_FORMAT = "receipt.format"

@@ -1,7 +1,7 @@
 """This boot's keys and the statement that names them. Made in memory, never written, never exported.
 
-The receipt key signs answers, the TLS key ends the clients' connections. Both live as long as this process; the
-statement says until when at most.
+The receipt key signs answers, the sealing keys open sealed requests, the TLS key ends the clients' connections. They live
+as long as this process; the statement says until when at most.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from attestation.binding import PURPOSE, VERSION, Engine, Image, Keys, Model, Statement
+from attestation.sealed import SealingKeys
 from enclave_server.engine_flags import answer_flags
 from enclave_server.settings import Settings
 
@@ -36,6 +37,7 @@ class Identity:
     """The private keys of this boot, and the statement about them."""
 
     receipt_key: Ed25519PrivateKey
+    sealing_keys: SealingKeys
     tls_key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
     statement: Statement
@@ -68,6 +70,7 @@ def make_identity(settings: Settings, *, engine_version: str, now: datetime | No
     """New keys, and the statement that ties them to this model, engine and configuration."""
     now = now or datetime.now(UTC)
     receipt_key = Ed25519PrivateKey.generate()
+    sealing_keys = SealingKeys.generate()
     tls_key = ec.generate_private_key(ec.SECP256R1())
     start, end = now - _SKEW, now + timedelta(hours=settings.identity_hours)
     certificate = _certificate(tls_key, start, end)
@@ -78,7 +81,10 @@ def make_identity(settings: Settings, *, engine_version: str, now: datetime | No
         v=VERSION,
         purpose=PURPOSE,
         keys=Keys(
-            receipt_ed25519=receipt_key.public_key().public_bytes_raw(), tls_spki_sha256=sha256(spki).digest()
+            receipt_ed25519=receipt_key.public_key().public_bytes_raw(),
+            tls_spki_sha256=sha256(spki).digest(),
+            sealing_x_wing=sealing_keys.public_x_wing,
+            sealing_x25519=sealing_keys.public_x25519,
         ),
         not_before=int(start.timestamp()),
         not_after=int(end.timestamp()),
@@ -90,6 +96,7 @@ def make_identity(settings: Settings, *, engine_version: str, now: datetime | No
     text = statement.to_bytes()
     return Identity(
         receipt_key=receipt_key,
+        sealing_keys=sealing_keys,
         tls_key=tls_key,
         certificate=certificate,
         statement=statement,

@@ -32,7 +32,12 @@ NONCE = bytes(range(32))
 STATEMENT = Statement(
     v=1,
     purpose=PURPOSE,
-    keys=Keys(receipt_ed25519=b"\x01" * 32, tls_spki_sha256=b"\x02" * 32),
+    keys=Keys(
+        receipt_ed25519=b"\x01" * 32,
+        tls_spki_sha256=b"\x02" * 32,
+        sealing_x_wing=b"\x05" * 1216,
+        sealing_x25519=b"\x06" * 32,
+    ),
     not_before=1_700_000_000,
     not_after=1_700_086_400,
     model=Model(names=("smollm2", "größe"), digest=b"\x03" * 32),
@@ -51,11 +56,7 @@ def test_report_data_is_the_documented_formula() -> None:
     """The 64 bytes are computed here a second time, from docs/protocol.md alone."""
     text = STATEMENT.to_bytes()
     expected = sha512(
-        b"attested-inference/report-data/v1"
-         b"\x00"
-        + NONCE
-        + sha256(text).digest()
-        + sha256(b"gpu").digest()
+        b"attested-inference/report-data/v1\x00" + NONCE + sha256(text).digest() + sha256(b"gpu").digest()
     ).digest()
     assert report_data(NONCE, text, b"gpu") == expected
     assert (

@@ -28,10 +28,16 @@ from tests.attestation.nvidia.token_makers import JWKS, nras
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 NONCE = bytes(range(32))
+KEYS = Keys(
+    receipt_ed25519=b"\x01" * 32,
+    tls_spki_sha256=b"\x02" * 32,
+    sealing_x_wing=b"\x05" * 1216,
+    sealing_x25519=b"\x06" * 32,
+)
 STATEMENT = Statement(
     v=1,
     purpose=PURPOSE,
-    keys=Keys(receipt_ed25519=b"\x01" * 32, tls_spki_sha256=b"\x02" * 32),
+    keys=KEYS,
     not_before=int(NOW.timestamp()) - 60,
     not_after=int(NOW.timestamp()) + 3600,
     model=Model(names=("m",), digest=b"\x03" * 32),
@@ -140,9 +146,7 @@ def test_no_part_can_come_from_another_answer(kind: str) -> None:
 
 def test_gpu_evidence_of_another_boot_is_refused() -> None:
     """Another boot has other keys, so another statement, so another GPU nonce, even for the same client nonce."""
-    other = dataclasses.replace(
-        STATEMENT, keys=Keys(receipt_ed25519=b"\x07" * 32, tls_spki_sha256=b"\x02" * 32)
-    )
+    other = dataclasses.replace(STATEMENT, keys=dataclasses.replace(KEYS, receipt_ed25519=b"\x07" * 32))
     relayed = dataclasses.replace(_evidence(), gpu=_evidence(statement=other.to_bytes()).gpu)
     assert _refused(relayed).check is Check.GPU_NONCE
 

@@ -1,0 +1,101 @@
+"""Method, target and headers of a sealed request, status and headers of its answer: small JSON documents, strictly read.
+
+What belongs to one connection (lengths, codings, `Host`) stays outside: nothing in a head can change where a body ends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from attestation._json import parse_json_object
+from attestation.checks import Check
+from attestation.errors import MalformedError
+
+Headers = tuple[tuple[str, str], ...]
+#: Fields of the connection, and not of the message (RFC 9110 §7.6.1): never inside a seal.
+OF_THE_CONNECTION = frozenset(
+    {
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_METHOD = re.compile(r"[A-Z]{1,16}")
+_TARGET = re.compile(r"/[!-\"$-~]*")  # visible ASCII, and no fragment
+_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2, in lower case
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 §5.5; a character is a byte
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestHead:
+    """What is asked: the target is path and query, as in a request line."""
+
+    method: str
+    target: str
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseHead:
+    """How it is answered."""
+
+    status: int
+    headers: Headers = ()
+
+
+def dump_head(head: RequestHead | ResponseHead) -> bytes:
+    """The JSON text; the caller has only put in what the reader takes."""
+    if isinstance(head, RequestHead):
+        table: dict[str, Any] = {"method": head.method, "target": head.target, "headers": head.headers}
+    else:
+        table = {"status": head.status, "headers": head.headers}
+    return json.dumps(table, separators=(",", ":")).encode()
+
+
+def parse_request_head(data: bytes, *, limit: int) -> RequestHead:
+    match _table(data, limit, "method", "target"):
+        case {"method": str(method), "target": str(target), "headers": headers} if _METHOD.fullmatch(
+            method
+        ) and _TARGET.fullmatch(target):
+            return RequestHead(method=method, target=target, headers=_headers(headers))
+    raise MalformedError(Check.SEALED_FORMAT, "the head has no method and target as HTTP writes them")
+
+
+def parse_response_head(data: bytes, *, limit: int) -> ResponseHead:
+    match _table(data, limit, "status"):
+        case {"status": int(status), "headers": headers} if 200 <= status <= 599:
+            return ResponseHead(status=status, headers=_headers(headers))
+    raise MalformedError(Check.SEALED_FORMAT, "the head has no status from 200 to 599")
+
+
+def _table(data: bytes, limit: int, *names: str) -> dict[str, Any]:
+    table = parse_json_object(data, Check.SEALED_FORMAT, "the head", limit=limit)
+    if table.keys() != {*names, "headers"}:
+        raise MalformedError(Check.SEALED_FORMAT, f"expected {', '.join(names)} and headers in the head")
+    return table
+
+
+def _headers(value: object) -> Headers:
+    if not isinstance(value, list):
+        raise MalformedError(Check.SEALED_FORMAT, "headers must be a list of pairs")
+    return tuple(map(_header, value))
+
+
+def _header(pair: object) -> tuple[str, str]:
+    match pair:
+        case [str(name), str(value)] if _NAME.fullmatch(name) and _VALUE.fullmatch(value):
+            if name in OF_THE_CONNECTION:
+                raise MalformedError(
+                    Check.SEALED_FORMAT, f"the header {name!r} belongs to a connection, not into a seal"
+                )
+            return name, value
+    raise MalformedError(Check.SEALED_FORMAT, "a header must be a pair of a name in lower case and a value")
