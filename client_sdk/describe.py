@@ -121,7 +121,14 @@ def _document(data: bytes) -> dict[str, Any]:
         "statement": plain(parse_statement(evidence.statement)),
         "cpu": cpu,
         "gpus": [_device(device) for device in parse_list(evidence.gpu)] if evidence.gpu else [],
-        "collateral": {"intel": intel is not None, "amd": amd is not None, "amd_crl": bool(amd and amd.crl)},
+        "gpu_token": bool(evidence.gpu_token),
+        "event_log": bool(evidence.event_log),
+        "collateral": {
+            "intel": intel is not None,
+            "amd": amd is not None,
+            "amd_crl": bool(amd and amd.crl),
+            "nvidia": evidence.collateral.nvidia is not None,
+        },
     }
 
 
@@ -268,21 +275,25 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
 
 
 def _certificate(cert: x509.Certificate) -> dict[str, Any]:
-    return {
-        "subject": common_name(cert.subject),
-        "issuer": common_name(cert.issuer),
-        "not_before": plain(cert.not_valid_before_utc),
-        "not_after": plain(cert.not_valid_after_utc),
-    }
+    def read(cert: x509.Certificate) -> dict[str, Any]:  # cryptography parses most of it only now
+        return {
+            "subject": common_name(cert.subject),
+            "issuer": common_name(cert.issuer),
+            "not_before": plain(cert.not_valid_before_utc),
+            "not_after": plain(cert.not_valid_after_utc),
+        }
+
+    fields: dict[str, Any] = _guard(read, cert)
+    return fields
 
 
 def _crl(der: bytes) -> dict[str, Any]:
     crl = parse_crl(der, Check.EVIDENCE_FORMAT, "revocation list")
     return {
-        "issuer": common_name(crl.issuer),
+        "issuer": _guard(common_name, crl.issuer),
         "this_update": plain(crl.last_update_utc),
         "next_update": plain(crl.next_update_utc),
-        "revoked": len(crl),
+        "revoked": _guard(len, crl),
     }
 
 
