@@ -126,7 +126,7 @@ class Inference:
             raise ApiError(408, "body_timeout", "The request's body did not arrive in time.") from None
 
     async def _relay(self, exchange: Exchange, answer: EngineAnswer) -> None:
-        content_type = answer.content_type.encode("latin-1")
+        content_type = answer.content_type
         if answer.status == 200 and answer.is_stream:
             await exchange.start(content_type)
             await self._relay_stream(exchange, answer)
@@ -138,7 +138,7 @@ class Inference:
 
     async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer) -> None:
         events = Events()
-        async for chunk in answer.chunks():
+        while chunk := await answer.more():
             if whole := events.feed(chunk):
                 await exchange.events(whole)
         if events.failed:

@@ -1,19 +1,24 @@
-"""The way to the engine: one narrow interface over a Unix socket, so that the HTTP client behind it can be replaced.
+"""The way to the engine: kept connections over a Unix socket, and nothing that this gateway does not need.
 
-Nothing of the client's request but its body and its route is sent on. Every failure is an `UpstreamError`.
+Nothing of the client's request but its body and its route is sent on. Every failure is an `UpstreamError`. A plain answer
+wakes its reader once, when it is whole; a stream once for each read of the socket (ADR 9 says why this is our own).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
-import aiohttp
+import httptools
 
 _CONNECT_SECONDS = 5.0
-_KEEP_ALIVE_SECONDS = 3.0  # less than vLLM's own 5, so that it never closes a connection just taken into use
+_KEEP_ALIVE_SECONDS = (
+    3.0  # less than vLLM's own 5, so that it hardly ever closes a connection just taken into use
+)
+_STALE_SECONDS = 1.0  # a peer that had closed before we wrote says so at once; later it died of what we asked
+_MAX_HEAD = 32 * 1024
+_HIGH_WATER = 256 * 1024  # bytes held for a slow reader, before the engine is made to wait
 
 
 class UpstreamError(Exception):
@@ -32,90 +37,248 @@ class TooLongError(UpstreamError):
     """The engine's answer is larger than the gateway holds."""
 
 
-class EngineAnswer:
-    """An answer whose head has arrived. Ends with the `request` block that gave it."""
+class EngineAnswer(asyncio.Protocol):
+    """A connection, and the answer under way on it: usable once its head has arrived, inside its `request` block."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.content_type = response.headers.get("content-type", "application/json")
+    def __init__(self, pool: Upstream) -> None:
+        self._pool, self._loop = pool, asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.idle_since = self._heard = self._loop.time()
+        self._expect()
+        self.complete = True  # nothing was asked yet
+
+    def _expect(self) -> None:
+        self.status = 0
+        self.content_type = b"application/json"
+        self._parts: list[bytes] = []
+        self._held = self._head_size = 0
+        self.complete = False
+        self._error: UpstreamError | None = None
 
     @property
     def is_stream(self) -> bool:
-        return self.content_type.startswith("text/event-stream")
+        return self.content_type.startswith(b"text/event-stream")
 
     async def read(self, limit: int) -> bytes:
         """The whole body."""
         parts, size = [], 0
-        async for part in self.chunks():
+        while part := await self.more():
             size += len(part)
             if size > limit:
                 raise TooLongError(f"more than {limit} bytes")
             parts.append(part)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives: what one read of the socket brought."""
-        with _translated():
-            while chunk := await self._response.content.readany():
-                yield chunk
+    async def more(self) -> bytes:
+        """What has arrived of the body since the last call; empty at its end."""
+        while not self._parts:
+            if self.complete:
+                return b""
+            await self._wait()
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        if self._held > _HIGH_WATER:
+            self._transport.resume_reading()
+        self._held = 0
+        return data
+
+    # what `_Request` calls
+
+    async def ask(self, head: bytes, body: bytes) -> None:
+        """Send a request; returns when the head of a stream, or all of a plain answer, has arrived."""
+        self._expect()
+        self._heard = self._loop.time()
+        if self._transport.is_closing():
+            raise UpstreamError("the connection was lost")
+        self._transport.writelines((head, body) if body else (head,))
+        while not (self.status and self._worth_waking()):
+            await self._wait()
+
+    @property
+    def untouched(self) -> bool:
+        """It was lost before any byte of an answer, and so soon that the engine cannot have begun one."""
+        return not self._head_size and self._loop.time() - self._heard < _STALE_SECONDS
+
+    @property
+    def reusable(self) -> bool:
+        return (
+            self.complete
+            and self._held <= _HIGH_WATER
+            and not self._transport.is_closing()
+            and self._parser.should_keep_alive()
+        )
+
+    def close(self) -> None:
+        self._pool.forget(self)
+        self._transport.abort()
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._pool.read_seconds, self._look)
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _look(self) -> None:
+        """One timer serves many requests: it looks when the last byte came, and sets itself again while somebody waits."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        left = self._heard + self._pool.read_seconds - self._loop.time()
+        if left <= 0:
+            self._fail(TooSlowError("nothing read for too long"))
+        else:
+            self._timer = self._loop.call_later(left, self._look)
+
+    def _worth_waking(self) -> bool:
+        return self.complete or self._error is not None or self.is_stream or self._held > _HIGH_WATER
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: UpstreamError) -> None:
+        if not self.complete and self._error is None:
+            self._error = error
+        self.close()
+        self._wake()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.complete:
+            return self.close()  # an answer that nobody asked for
+        self._heard = self._loop.time()
+        if not self.status:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return self._fail(UpstreamError("not HTTP"))
+        if not self.status and self._head_size > _MAX_HEAD:
+            return self._fail(UpstreamError("an answer's head without an end"))
+        if self._held > _HIGH_WATER:
+            self._transport.pause_reading()
+        if self._waiter is not None and self._worth_waking():
+            self._wake()
+        return None
+
+    def eof_received(self) -> None:
+        self.close()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail(UpstreamError("the connection was lost"))
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise UpstreamError("two answers to one request")  # ends the parser; the first one stands
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-type":
+            self.content_type = value
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            self._fail(UpstreamError("an interim answer, which nobody asked for"))
+
+    def on_body(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._held += len(part)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
 
 
 class Upstream:
     """A pool of connections to the engine behind `socket`. Use as an async context."""
 
     def __init__(self, socket: Path, *, read_seconds: float) -> None:
-        self._socket = socket
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=read_seconds
-        )
-        self._session: aiohttp.ClientSession | None = None
+        self._socket, self.read_seconds = str(socket), read_seconds
+        self._idle: dict[EngineAnswer, None] = {}  # in the order in which they became idle
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            "http://engine",
-            connector=aiohttp.UnixConnector(
-                str(self._socket), limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=self._timeout,
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            trust_env=False,
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        while self._idle:
+            self._idle.popitem()[0].close()
 
-    @asynccontextmanager
-    async def request(self, method: str, path: str, body: bytes = b"") -> AsyncIterator[EngineAnswer]:
-        """Send a request. Leaving the block before the answer's end closes the connection, which tells vLLM to stop."""
-        if self._session is None:
-            raise UnreachableError("not open")
-        headers = {"Content-Type": "application/json"} if body else {}
-        with _translated():
-            response = await self._session.request(
-                method, path, data=body or None, headers=headers, allow_redirects=False
-            )
+    def request(self, method: str, path: str, body: bytes = b"") -> _Request:
+        """`async with` it. Leaving the block before the answer's end closes the connection, which tells vLLM to stop."""
+        return _Request(self, method, path, body)
+
+    async def connect(self) -> EngineAnswer:
+        loop = asyncio.get_running_loop()
         try:
-            yield EngineAnswer(response)
-        finally:
-            response.close() if not response.content.is_eof() else response.release()
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, connection = await loop.create_unix_connection(lambda: EngineAnswer(self), self._socket)
+        except OSError:  # TimeoutError too
+            raise UnreachableError("no connection") from None
+        return connection
 
-
-class _translated:  # noqa: N801 - reads as the context manager it is
-    """aiohttp's errors become ours; their texts stay behind."""
-
-    def __enter__(self) -> None:
+    def kept(self) -> EngineAnswer | None:
+        """The connection that was in use last, unless the engine may be about to close it."""
+        if not self._idle:
+            return None
+        connection, _ = self._idle.popitem()
+        if asyncio.get_running_loop().time() - connection.idle_since < _KEEP_ALIVE_SECONDS:
+            return connection
+        connection.close()  # and all others are older
         return None
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        match error:
-            case aiohttp.ClientConnectorError():
-                raise UnreachableError("no connection") from None
-            case TimeoutError():
-                raise TooSlowError("nothing read for too long") from None
-            case aiohttp.ClientError() | OSError():
-                raise UpstreamError(type(error).__name__) from None
+    def keep(self, connection: EngineAnswer) -> None:
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle[connection] = None
+
+    def forget(self, connection: EngineAnswer) -> None:
+        self._idle.pop(connection, None)
+
+
+class _Request:
+    """One request and its answer."""
+
+    __slots__ = ("_body", "_connection", "_head", "_pool")
+
+    def __init__(self, pool: Upstream, method: str, path: str, body: bytes) -> None:
+        self._pool, self._body = pool, body
+        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+        self._head = f"{method} {path} HTTP/1.1\r\nHost: engine\r\n{fields}\r\n".encode("ascii")
+
+    async def __aenter__(self) -> EngineAnswer:
+        kept = self._pool.kept()
+        self._connection = kept or await self._pool.connect()
+        try:
+            return await self._ask()
+        except UpstreamError:
+            if kept is None or not kept.untouched:
+                raise
+        self._connection = await self._pool.connect()
+        return await self._ask()
+
+    async def _ask(self) -> EngineAnswer:
+        try:
+            await self._connection.ask(self._head, self._body)
+        except BaseException:
+            self._connection.close()
+            raise
+        return self._connection
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._connection.reusable:
+            self._pool.keep(self._connection)
+        else:
+            self._connection.close()
