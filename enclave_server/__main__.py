@@ -11,6 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from enclave_server import log as logs
+from enclave_server.access.cli import cli as keys_cli
+from enclave_server.access.gate import Access
+from enclave_server.access.store import StoreError
 from enclave_server.app import create_app
 from enclave_server.attest import Attester, TokenBucket
 from enclave_server.engine import Engine, EngineError, find_engine
@@ -26,6 +29,7 @@ from enclave_server.upstream import Upstream
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 model_cli = typer.Typer(no_args_is_help=True, help="The model's files.")
 cli.add_typer(model_cli, name="model")
+cli.add_typer(keys_cli, name="keys")
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")]
 
@@ -34,7 +38,7 @@ def main() -> None:
     """The console script. What an operator can mend is one line on standard error, and exit status 1."""
     try:
         cli()
-    except (EngineError, ModelError, NotImplementedError, OSError, ValueError) as exc:
+    except (EngineError, ModelError, NotImplementedError, OSError, StoreError, ValueError) as exc:
         typer.echo(f"enclave-server: {exc}", err=True)
         raise SystemExit(1) from None
 
@@ -46,6 +50,8 @@ def serve(config: Config = None) -> None:
     logs.configure()
     keep_memory_private()
     listener = listen(settings)
+    access = Access(settings)
+    access.prepare()
     log.info("model check starts", model=settings.model_name)
     manifest = check_model(settings.model_dir, settings.model_digest)
     log.info("model checked", model_digest=settings.model_digest, files=len(manifest.files))
@@ -62,6 +68,7 @@ def serve(config: Config = None) -> None:
         ),
         engine=engine,
         upstream=Upstream(engine.socket, read_seconds=settings.engine_read_seconds),
+        access=access,
     )
     server = make_server(app, settings, identity)
 

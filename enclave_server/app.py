@@ -17,11 +17,14 @@ from starlette.exceptions import HTTPException
 from attestation._b64 import b64url_encode
 from attestation.evidence import MEDIA_TYPE
 from attestation.receipt import NONCE_HEADER
+from enclave_server.access.gate import Access
 from enclave_server.attest import Attester
 from enclave_server.errors import ApiError
 from enclave_server.exchange import Receive, Scope, Send, parse_nonce
 from enclave_server.identity import Identity
 from enclave_server.inference import EngineStatus, Inference
+from enclave_server.sealed import RAW_PATH as SEALED
+from enclave_server.sealed import Sealed
 from enclave_server.settings import Settings
 from enclave_server.upstream import Upstream
 
@@ -41,14 +44,24 @@ class Engine(EngineStatus, Protocol):
 
 
 def create_app(
-    settings: Settings, *, identity: Identity, attester: Attester, engine: Engine, upstream: Upstream
+    settings: Settings,
+    *,
+    identity: Identity,
+    attester: Attester,
+    engine: Engine,
+    upstream: Upstream,
+    access: Access | None = None,
 ) -> App:
     """The whole gateway. Its ASGI lifespan starts and stops the engine."""
-    inference = Inference(settings, identity, engine, upstream)
+    access = access or Access(settings)
+    inference = Inference(settings, identity, engine, upstream, access)
+
+    sealed = Sealed(settings, identity, inference)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(access)
             await stack.enter_async_context(upstream)
             stack.push_async_callback(engine.stop)
             await engine.start()
@@ -57,11 +70,13 @@ def create_app(
             await inference.idle()
 
     control = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    _add_control_routes(control, identity, attester, engine)
+    _add_control_routes(control, identity, attester, engine, access)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["raw_path"] == b"/v1" or scope["raw_path"].startswith(b"/v1/")):
             await inference(scope, receive, send)
+        elif scope["type"] == "http" and scope["raw_path"] == SEALED:
+            await sealed(scope, receive, send)
         else:
             await control(scope, receive, send)  # type: ignore[arg-type]  # the same ASGI under other names
 
@@ -69,7 +84,7 @@ def create_app(
 
 
 def _add_control_routes(
-    control: FastAPI, identity: Identity, attester: Attester, engine: EngineStatus
+    control: FastAPI, identity: Identity, attester: Attester, engine: EngineStatus, access: Access
 ) -> None:
     @control.get("/healthz")
     async def healthz() -> dict[str, bool]:
@@ -82,6 +97,7 @@ def _add_control_routes(
             reason = "identity_expired"
         elif reason is None and not attester.ready:
             reason = "evidence_missing"
+        reason = reason or access.unready
         response.status_code = 503 if reason else 200
         return {"ready": reason is None, "reason": reason}
 

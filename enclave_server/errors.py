@@ -31,6 +31,8 @@ class ApiError(Exception):
             self.headers["retry-after"] = str(retry_after)
         if allow is not None:
             self.headers["allow"] = allow
+        if status == 401:
+            self.headers["www-authenticate"] = "Bearer"
 
     @property
     def type(self) -> str:

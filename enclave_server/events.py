@@ -12,13 +12,17 @@ from enclave_server.upstream import TooLongError, UpstreamError
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _END = b"\n\n"
 _DONE = b"data: [DONE]\n\n"
+_ONLY_USAGE = b'"choices":[],"usage":{'  # cannot stand inside a JSON string, whose quotes are escaped
 _ERRORS = (b'data: {"error"', b'data: {"object":"error"')
 
 
 class Events:
     """Takes reads of the socket, gives whole events, and knows how the stream ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hide_usage: bool = False) -> None:
+        self._hide_usage = (
+            hide_usage  # leave out the event that only counts tokens: the client did not ask for it
+        )
         self._tail = b""  # the start of an event that is still to come
         self._last = self._before = b""  # what was given last; usage stands just before [DONE]
         self.failed = False  # the engine reported an error inside its 200
@@ -35,7 +39,7 @@ class Events:
             raise TooLongError("an event without an end")
         if whole:
             self._look(whole)
-        return whole
+        return self._without_usage(whole) if self._hide_usage else whole
 
     @property
     def complete(self) -> bool:
@@ -50,6 +54,14 @@ class Events:
             return None
         event = recent[recent.rfind(b"data: ", 0, start) : recent.find(_END, start)]
         return usage_of(event.removeprefix(b"data: "))
+
+    def _without_usage(self, whole: bytes) -> bytes:
+        at = whole.rfind(_ONLY_USAGE)
+        if at < 0:
+            return whole
+        before = whole.rfind(_END, 0, at)
+        start = before + len(_END) if before >= 0 else 0
+        return whole[:start] + whole[whole.find(_END, at) + len(_END) :]
 
     def _look(self, whole: bytes) -> None:
         self._before, self._last = self._last, whole

@@ -68,6 +68,11 @@ class Exchange:
         self.response = RunningDigest(self.nonce)
         self.sampling: Mapping[str, Any] = {}
         self.streaming = self.done = False
+        self.hide_usage = False  # the gateway asked for the token counts of a stream, the client did not
+        self.status, self.outcome = 0, "gone"  # until a receipt says another
+        self.usage: Usage | None = None
+        self.event_count = 0
+        self.first_byte: float | None = None
 
     def use_nonce(self, headers: Headers) -> None:
         """Take the client's nonce, if it sent one; a malformed one is refused, and answered under ours."""
@@ -97,7 +102,7 @@ class Exchange:
             body = b""
         self.response.update(body)
         receipt = self._receipt(status, outcome, usage).encode()
-        self.done = True
+        self.done, self.first_byte = True, time.monotonic()
         await self._start(
             status,
             [
@@ -116,6 +121,8 @@ class Exchange:
 
     async def events(self, data: bytes) -> None:
         """Whole events, as the engine wrote them: one write."""
+        self.first_byte = self.first_byte or time.monotonic()
+        self.event_count += data.count(b"\n\n")
         self.response.update(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
@@ -141,6 +148,7 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _receipt(self, status: int, outcome: Outcome, usage: Usage | None) -> str:
+        self.status, self.outcome, self.usage = status, outcome.value, usage
         number, counter = self._numbers.next()
         model = self._identity.statement.model
         return Receipt(

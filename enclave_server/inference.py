@@ -13,6 +13,7 @@ from typing import Protocol
 
 from attestation.receipt import Outcome
 from enclave_server import errors
+from enclave_server.access.gate import Access
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Receive, Scope, Send
@@ -47,9 +48,15 @@ class Inference:
     """The ASGI application for everything below /v1."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, engine: EngineStatus, upstream: Upstream
+        self,
+        settings: Settings,
+        identity: Identity,
+        engine: EngineStatus,
+        upstream: Upstream,
+        access: Access,
     ) -> None:
         self._settings, self._identity, self._engine, self._upstream = settings, identity, engine, upstream
+        self._access = access
         self._numbers = ReceiptNumbers()
         self.in_flight = 0
 
@@ -60,6 +67,15 @@ class Inference:
             await exchange_or_error(exchange, self._serve(exchange, scope, receive))
         finally:
             self.in_flight -= 1
+
+    async def refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
+        """Answer a request with a signed error, without looking at it."""
+        exchange = Exchange(scope, send, self._identity, self._numbers)
+        try:
+            exchange.use_nonce(scope["headers"])
+        except ApiError as exc:
+            error = exc
+        await exchange.fail(error)
 
     async def idle(self, seconds: float = 5) -> None:
         """Wait until the last answers, cut short or not, are on the wire."""
@@ -72,13 +88,17 @@ class Inference:
         exchange.use_nonce(scope["headers"])
         path: bytes = scope["raw_path"]
         self._admit(exchange, scope, path)
-        async with asyncio.timeout(self._settings.request_seconds):
+        async with (
+            self._access.admit(scope["headers"], exchange) as visit,
+            asyncio.timeout(self._settings.request_seconds),
+        ):
             body = await self._body(exchange, receive)
             if exchange.method == "POST":
                 exchange.sampling = sampling_of(body)
+            sent, exchange.hide_usage = visit.body(body, path)
             async with (
                 until_gone(receive),
-                self._upstream.request(exchange.method, path.decode(), body) as answer,
+                self._upstream.request(exchange.method, path.decode(), sent) as answer,
             ):
                 await self._relay(exchange, answer)
 
@@ -137,7 +157,7 @@ class Inference:
         await exchange.plain(answer.status, body, outcome, content_type=content_type, usage=usage)
 
     async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer) -> None:
-        events = Events()
+        events = Events(hide_usage=exchange.hide_usage)
         while chunk := await answer.more():
             if whole := events.feed(chunk):
                 await exchange.events(whole)

@@ -7,6 +7,7 @@ policy can name exactly one configuration. There are no secrets here: keys are m
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from enum import StrEnum
 from hashlib import sha256
@@ -41,10 +42,19 @@ class Isolation(StrEnum):
     NONE = "none"
 
 
+class AccessMode(StrEnum):
+    """Who may use the gateway."""
+
+    KEYS = "keys"
+    OPEN = "open"
+
+
 class Settings(BaseSettings):
     """The effective configuration. Relative paths are relative to the working directory."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=False, hide_input_in_errors=True
+    )
 
     # where it listens
     host: str = "127.0.0.1"
@@ -86,10 +96,30 @@ class Settings(BaseSettings):
         None  # private place of the engine's socket; a new one under the system's when unset
     )
 
+    # who may use it, see docs/access.md
+    access: AccessMode = AccessMode.KEYS
+    access_database: str = (
+        "sqlite:///access.db"  # or postgresql://user@host/name; its password never stands here
+    )
+    access_refresh_seconds: float = Field(default=2, ge=0.1, le=60)  # so soon a revocation acts
+    access_stale_seconds: Seconds = 60  # how long keys work when the database does not answer
+    usage_flush_seconds: Seconds = 10
+    key_requests_per_minute: int | None = Field(default=None, ge=1)  # of a key that has no limit of its own
+    key_tokens_per_minute: int | None = Field(default=None, ge=1)
+    key_concurrency: int | None = Field(default=64, ge=1)
+    max_in_flight: int = Field(
+        default=256, ge=1
+    )  # so many bodies and answers are held at once, in each worker
+    max_queued: int = Field(default=256, ge=0)
+    queue_seconds: Seconds = 10
+
     # limits of a request
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     max_answer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     max_headers: int = Field(default=100, ge=8)
+    sealed_remembered: int = Field(
+        default=1_000_000, ge=1000
+    )  # sealed requests of the last minutes, so that none is answered twice; about 60 bytes each, refused when full
     body_seconds: Seconds = 60  # until a request's body has arrived
     engine_read_seconds: Seconds = 600  # until the engine's first byte, and between two
     request_seconds: Seconds = 3600
@@ -111,6 +141,15 @@ class Settings(BaseSettings):
     @classmethod
     def _environment(cls, value: dict[str, str]) -> dict[str, str]:
         return check_environment(value)
+
+    @field_validator("access_database")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not value.startswith(("sqlite:///", "postgresql://")):
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        if re.match(r"[a-z]+://[^/@]*:[^/@]*@|.*[?&]password=", value):
+            raise ValueError("must hold no password: libpq finds it in PGPASSFILE or PGPASSWORD")
+        return value
 
     def effective(self) -> dict[str, Any]:
         """Plain values, as `enclave-server config` prints and `digest` covers them."""

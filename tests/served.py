@@ -34,6 +34,8 @@ class Served:
             "port": free_port(),
             "tee": "simulated-tdx",
             "simulator_dir": str(folder / "simulator"),
+            "access": "open",
+            "access_database": f"sqlite:///{folder}/access.db",
             **values,
         }
         self.config.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in values.items()))

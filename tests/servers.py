@@ -323,6 +323,8 @@ def gateway_settings(tmp_path: Path, *, tee: str = "simulated-tdx", **changes: A
         "simulator_dir": tmp_path / "simulator",
         "engine_python": Path("/nonexistent/python"),
         "drain_seconds": 2,
+        "access": "open",
+        "access_database": f"sqlite:///{tmp_path}/access.db",
         "evidence_per_second": 50,
         "evidence_burst": 200,
     }

@@ -1,0 +1,158 @@
+"""`enclave-server keys`: what an operator does with API keys, at any time, also while gateways run."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from enclave_server.access.keys import Key
+from enclave_server.access.store import Store, Use
+from enclave_server.settings import Settings
+
+cli = typer.Typer(no_args_is_help=True, help="API keys: who may use the gateway, and how much.")
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")]
+KeyId = Annotated[str, typer.Argument(help="The key's id, as `list` shows it; never the key itself.")]
+Requests = Annotated[int | None, typer.Option(min=0, help="0: what the settings say.")]
+Tokens = Annotated[int | None, typer.Option(min=0, help="Prompt and completion; 0: what the settings say.")]
+AtOnce = Annotated[int | None, typer.Option(min=0, help="Requests at once; 0: what the settings say.")]
+When = Annotated[str, typer.Option(help="Such as 90d, 12h, 2027-01-31 (UTC), or never.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+
+
+@cli.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What it is for; operators see it, nobody else.")],
+    tenant: Annotated[str, typer.Option(help="Keys of one tenant share a prefix cache.")] = "",
+    expires: When = "never",
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrency: AtOnce = None,
+    config: Config = None,
+) -> None:
+    """Make a key. It is printed now, and never again."""
+    store = _open(config)
+    key, secret = store.create(
+        name,
+        tenant=tenant,
+        expires_at=_moment(expires),
+        requests_per_minute=requests_per_minute or None,
+        tokens_per_minute=tokens_per_minute or None,
+        concurrency=concurrency or None,
+    )
+    typer.echo(f"{key.id}: keep this key now, only its SHA-256 is stored", err=True)
+    typer.echo(secret)
+
+
+@cli.command(name="list")
+def list_keys(as_json: AsJson = False, config: Config = None) -> None:
+    """List the keys; never their secrets."""
+    keys = [_words(key) for key in _open(config).all()]
+    if as_json:
+        typer.echo(json.dumps(keys, indent=2))
+    else:
+        _table(keys)
+
+
+@cli.command()
+def limit(
+    key_id: KeyId,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrency: AtOnce = None,
+    config: Config = None,
+) -> None:
+    """Change a key's limits; what is not named stays."""
+    given = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "concurrency": concurrency,
+    }
+    changes = {name: value or None for name, value in given.items() if value is not None}
+    if not changes:
+        raise ValueError("name at least one limit")
+    _open(config).change(key_id, **changes)
+
+
+@cli.command()
+def expire(key_id: KeyId, at: When, config: Config = None) -> None:
+    """Say when a key ends."""
+    _open(config).change(key_id, expires_at=_moment(at))
+
+
+@cli.command()
+def revoke(key_id: KeyId, config: Config = None) -> None:
+    """End a key for good. Running gateways refuse it within `access_refresh_seconds`."""
+    _open(config).change(key_id, revoked_at=int(time.time()))
+
+
+@cli.command()
+def usage(
+    key_id: Annotated[str | None, typer.Argument(help="One key; all without.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Today and so many days before, less one.")] = 30,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """What keys used: requests let in and refused, and tokens as the engine counted them."""
+    store = _open(config)
+    since = f"{datetime.now(UTC) - timedelta(days=days - 1):%Y-%m-%d}"
+    used = store.use(since=since, key_id=key_id)
+    names = {key.id: key.name for key in store.all()}
+    rows = [
+        {"id": found, "name": names[found], **{n: getattr(use, n) for n in Use.__slots__}}
+        for found, use in used.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _table(rows)
+
+
+def _open(config: Path | None) -> Store:
+    store = Store(Settings.load(config).access_database)
+    store.migrate()
+    return store
+
+
+def _moment(text: str) -> int | None:
+    """Unix seconds of a date, or of so many days or hours from now."""
+    if text == "never":
+        return None
+    if span := re.fullmatch(r"(\d{1,5})([dh])", text):
+        return int(time.time()) + int(span[1]) * (86_400 if span[2] == "d" else 3600)
+    moment = datetime.fromisoformat(text)
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _words(key: Key) -> dict[str, Any]:
+    status = "usable" if key.usable(time.time()) else "revoked" if key.revoked_at else "expired"
+    return {
+        "id": key.id,
+        "name": key.name,
+        "tenant": key.tenant,
+        "status": status,
+        "created": _date(key.created_at),
+        "expires": _date(key.expires_at),
+        "requests_per_minute": key.requests_per_minute,
+        "tokens_per_minute": key.tokens_per_minute,
+        "concurrency": key.concurrency,
+    }
+
+
+def _date(moment: int | None) -> str | None:
+    return None if moment is None else f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%MZ}"
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    lines = [list(rows[0]), *(["-" if v is None else str(v) for v in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,76 @@
+"""What one key may do at a time: requests and tokens in a minute, and requests at once.
+
+A minute begins with a key's first use and ends with all counts at zero. Tokens are known only when an answer has ended,
+so they are charged then: a key that went over its limit waits for the minute's end. Rates are counted for all workers of
+a gateway together; requests at once are counted in each worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from math import ceil
+
+from limits import RateLimitItemPerMinute
+from limits.strategies import FixedWindowRateLimiter
+
+from enclave_server.access.counters import SharedCounters
+from enclave_server.access.keys import Key
+from enclave_server.errors import ApiError
+from enclave_server.settings import Settings
+
+
+@lru_cache(maxsize=1024)
+def _per_minute(amount: int, what: str) -> RateLimitItemPerMinute:
+    return RateLimitItemPerMinute(amount, namespace=what)
+
+
+class Limiter:
+    """Counts by key id. Make it before workers are forked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._windows = FixedWindowRateLimiter(SharedCounters())
+        self._running: Counter[str] = Counter()
+
+    @contextmanager
+    def enter(self, key: Key) -> Iterator[None]:
+        """Count one request, for as long as the block lasts; 429 when a limit is reached."""
+        tokens, requests = self._tokens(key), self._requests(key)
+        if tokens is not None and not self._windows.test(tokens, key.id):
+            raise self._too_many("token_rate_limit", "tokens a minute", tokens, key)
+        most = key.concurrency or self._settings.key_concurrency
+        if most is not None and self._running[key.id] >= most:
+            raise ApiError(
+                429, "concurrency_limit", f"This key may have {most} requests at once.", retry_after=1
+            )
+        if requests is not None and not self._windows.hit(requests, key.id):
+            raise self._too_many("request_rate_limit", "requests a minute", requests, key)
+        self._running[key.id] += 1
+        try:
+            yield
+        finally:
+            self._running[key.id] -= 1
+            if not self._running[key.id]:
+                del self._running[key.id]
+
+    def charge(self, key: Key, tokens: int) -> None:
+        """Count the tokens of an answer."""
+        if tokens and (limit := self._tokens(key)) is not None:
+            self._windows.hit(limit, key.id, cost=tokens)
+
+    def _requests(self, key: Key) -> RateLimitItemPerMinute | None:
+        amount = key.requests_per_minute or self._settings.key_requests_per_minute
+        return None if amount is None else _per_minute(amount, "requests")
+
+    def _tokens(self, key: Key) -> RateLimitItemPerMinute | None:
+        amount = key.tokens_per_minute or self._settings.key_tokens_per_minute
+        return None if amount is None else _per_minute(amount, "tokens")
+
+    def _too_many(self, code: str, what: str, limit: RateLimitItemPerMinute, key: Key) -> ApiError:
+        wait = self._windows.get_window_stats(limit, key.id).reset_time - time.time()
+        message = f"This key may have {limit.amount} {what}."
+        return ApiError(429, code, message, retry_after=max(1, ceil(wait)))

@@ -1,0 +1,1 @@
+"""The database's forms, one after the other. Never change one that was released: add another."""
