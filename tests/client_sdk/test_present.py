@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -144,3 +146,9 @@ def test_each_branch_of_the_error_tree_has_its_exit_code(
 ) -> None:
     """0, 2, 3, 4 and 5, in the order of the tree; wrong usage is none of them."""
     assert exit_code(error) == code != ExitCode.USAGE
+
+
+def test_the_documentation_has_every_exit_code() -> None:
+    """docs/evidence.md lists what a script may rely on."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "evidence.md").read_text()
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == sorted(ExitCode)
