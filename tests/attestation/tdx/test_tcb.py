@@ -122,3 +122,14 @@ def test_an_extension_field_of_another_size_is_refused() -> None:
     size = int.from_bytes(der[2:4], "big") - 1
     with pytest.raises(ValueError, match="5 octets"):
         parse_sgx_extension(b"\x30\x82" + size.to_bytes(2, "big") + der[4:].replace(octets, shorter))
+
+
+def test_a_signature_has_one_length(sim: SimulatedTdx) -> None:
+    """The same two numbers in more bytes are refused."""
+    good = sim.collateral(NOW)
+    signature = good.tcb_info_signature
+    longer = replace(good, tcb_info_signature=signature[:32] + b"\0" + signature[32:])
+    with pytest.raises(VerificationError) as caught:
+        verify(sim.quote(bytes(64)), longer, (sim.root,), NOW)
+    assert caught.value.check is Check.TDX_TCB_INFO_SIGNATURE
+    assert "found 65" in caught.value.detail
