@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
 
-from attestation._b64 import b64url_decode
+from attestation._b64 import b64url_decode, b64url_encode
 from attestation._json import parse_json_object
 from attestation._table import load_table
 from attestation.checks import Check
@@ -33,6 +33,8 @@ TYPE = "attested-receipt+jwt"
 MAX_RECEIPT_BYTES = 16 * 1024
 MAX_CLOCK_SKEW = 300  # seconds between the enclave's clock and the verifier's
 _JWS = PyJWS(algorithms=["EdDSA"])
+_HEADER = b64url_encode(f'{{"alg":"EdDSA","typ":"{TYPE}"}}'.encode())
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Outcome(StrEnum):
@@ -92,8 +94,37 @@ class Receipt:
     statement: bytes = field(metadata={"size": 32})
 
     def sign(self, key: Ed25519PrivateKey) -> str:
-        payload = json.dumps(_plain(asdict(self)), separators=(",", ":")).encode()
-        return _JWS.encode(payload, key, algorithm="EdDSA", headers={"typ": TYPE})
+        """The receipt as a compact JWS. Put together by hand, since it is a quarter of what an answer costs."""
+        signed = f"{_HEADER}.{b64url_encode(_to_json(self._claims()).encode())}"
+        return f"{signed}.{b64url_encode(key.sign(signed.encode()))}"
+
+    def _claims(self) -> dict[str, Any]:
+        request, response, model, usage = self.request, self.response, self.model, self.usage
+        counts = usage and {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+        return {
+            "id": self.id,
+            "counter": self.counter,
+            "time": self.time,
+            "request": {
+                "method": request.method,
+                "path": request.path,
+                "digest": request.digest.hex(),
+                "length": request.length,
+            },
+            "response": {
+                "status": response.status,
+                "digest": response.digest.hex(),
+                "length": response.length,
+            },
+            "outcome": self.outcome,
+            "model": {"name": model.name, "digest": model.digest.hex()},
+            "usage": counts,
+            "sampling": self.sampling,
+            "statement": self.statement.hex(),
+        }
 
 
 class RunningDigest:
@@ -180,13 +211,6 @@ def _segments(token: str) -> tuple[dict[str, Any], bytes, bytes]:
 def _parse_claims(payload: bytes) -> Receipt:
     raw = parse_json_object(payload, Check.RECEIPT_FORMAT, "receipt", limit=MAX_RECEIPT_BYTES)
     return load_table(Receipt, raw, "receipt", Check.RECEIPT_FORMAT)
-
-
-def _plain(value: Any) -> Any:
-    """JSON's types: bytes become hex."""
-    if isinstance(value, bytes):
-        return value.hex()
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _words(request: Request) -> str:

@@ -54,7 +54,7 @@ class EngineAnswer(asyncio.Protocol):
         self.content_type = b"application/json"
         self._parts: list[bytes] = []
         self._held = self._head_size = 0
-        self.complete = False
+        self.complete = self._keep_alive = False
         self._error: UpstreamError | None = None
 
     @property
@@ -103,12 +103,7 @@ class EngineAnswer(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return (
-            self.complete
-            and self._held <= _HIGH_WATER
-            and not self._transport.is_closing()
-            and self._parser.should_keep_alive()
-        )
+        return self._keep_alive and self._held <= _HIGH_WATER and not self._transport.is_closing()
 
     def close(self) -> None:
         self._pool.forget(self)
@@ -200,7 +195,7 @@ class EngineAnswer(asyncio.Protocol):
         self._held += len(part)
 
     def on_message_complete(self) -> None:
-        self.complete = True
+        self.complete, self._keep_alive = True, self._parser.should_keep_alive()
 
 
 class Upstream:
