@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import socket
@@ -49,6 +50,13 @@ def main() -> int:
     policy.write_text(text)
     _say(f"{policy.relative_to(ROOT)} names the simulator's roots: no default policy trusts them")
 
+    _step("The operator gives out an API key: shown once, stored as its SHA-256")
+    for old in HOME.glob("access.db*"):
+        old.unlink()
+    key = _run("enclave-server", "keys", "create", "demo", "--config", str(config)).strip()
+    os.environ["OPENAI_API_KEY"] = key  # where OpenAI's client, ours and `attested chat` look for it
+    _run("enclave-server", "keys", "list", "--config", str(config), show=True)
+
     _step("The gateway starts: model files hashed, vLLM loaded, keys made in memory")
     with _gateway(config, url):
         _step("A client verifies the enclave before it sends anything")
@@ -80,6 +88,7 @@ model_digest = "{digest}"
 tee = "simulated-tdx"
 simulator_dir = "{HOME / "simulator"}"
 simulated_gpus = 1
+access_database = "sqlite:///{HOME / "access.db"}"
 engine_python = "{ROOT / ".venv-engine" / "bin" / "python"}"
 engine_dtype = "float32"
 engine_eager = true
@@ -131,7 +140,7 @@ def _unready(url: str) -> str | None:
 
 def _tamper(url: str, policy: Path) -> AttestationError | None:
     """Take a genuine answer and its receipt, change one word, and check it as the SDK does."""
-    with OpenAI(base_url=f"{url}/v1", policy=policy, api_key="none") as client:
+    with OpenAI(base_url=f"{url}/v1", policy=policy) as client:
         genuine: Any = client.chat.completions.with_raw_response.create(
             model="smollm2-135m-instruct", messages=[{"role": "user", "content": QUESTION}], temperature=0
         )

@@ -86,7 +86,10 @@ class Store:
             self._url = self._url.set(drivername="postgresql+psycopg")
         self._file = Path(self._url.database) if self._is_sqlite and self._url.database else None
         try:
-            self._engine = sa.create_engine(self._url, pool_size=1, max_overflow=1, pool_pre_ping=True)
+            if self._is_sqlite:  # no pool: an open file would hide that another was put in its place
+                self._engine = sa.create_engine(self._url, poolclass=sa.NullPool)
+            else:
+                self._engine = sa.create_engine(self._url, pool_size=1, max_overflow=1, pool_pre_ping=True)
         except ModuleNotFoundError:
             raise StoreError("access_database: PostgreSQL needs the extra `postgres`") from None
         if self._is_sqlite:

@@ -1,0 +1,135 @@
+"""The small parts: splicing, shared counters, migrations."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclave_server.access.body import for_engine
+from enclave_server.access.counters import SharedCounters
+from enclave_server.access.store import Store, StoreError, Use
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(
+    st.dictionaries(st.text().filter(lambda name: name != "cache_salt"), JSON), st.text(" \n\t", max_size=3)
+)
+def test_splicing_changes_one_member(value: dict[str, object], space: str) -> None:
+    """Whatever object a client sends, the engine reads the same one, and the salt."""
+    body = (json.dumps(value) + space).encode()
+    sent, counts = for_engine(body, b"/v1/embeddings", b"salt")
+    assert json.loads(sent) == {**value, "cache_salt": "salt"}
+    assert not counts
+
+
+@given(st.binary())
+def test_any_bytes_pass_or_get_a_salt(body: bytes) -> None:
+    """What is no JSON object passes unchanged; the engine, or the gateway elsewhere, refuses it."""
+    sent, _ = for_engine(body, b"/v1/completions", b"salt")
+    assert sent == body or json.loads(sent)["cache_salt"] == "salt"
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        (b'{"stream":true}', True),
+        (b'{"stream": true , "x": 1}', True),
+        (b'{"stream":false}', False),
+        (b"{}", False),
+        (b'{"stream":true,"stream_options":null}', False),
+        (b'{"stream":true,"stream_options":{"include_usage":false}}', False),
+        (b'{"x":{"stream":true}}', False),
+    ],
+)
+def test_when_a_count_is_asked_for(body: bytes, asked: bool) -> None:
+    """Only for a stream whose options the client left open."""
+    sent, counts = for_engine(body, b"/v1/completions", b"salt")
+    assert counts is asked
+    assert (b'"stream_options":{"include_usage":true}' in sent) is asked
+
+
+def test_counters_are_shared_by_forked_workers() -> None:
+    """What one process counts, another reads; a process that dies with the lock in its hand blocks nobody."""
+    counters = SharedCounters()
+    child = os.fork()
+    if child == 0:
+        counters.incr("k", 60, 5)
+        counters._locked().__enter__()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert counters.incr("k", 60) == 6
+    assert counters.get("other") == 0
+
+
+def test_counters_end() -> None:
+    """A counter is zero after its end, and the end does not move while it counts."""
+    counters = SharedCounters()
+    counters.incr("k", 0.2)
+    end = counters.get_expiry("k")
+    assert counters.incr("k", 0.2) == 2
+    assert counters.get_expiry("k") == end
+    time.sleep(0.25)
+    assert counters.get("k") == 0
+    counters.incr("k", 60)
+    counters.clear("k")
+    assert counters.get("k") == 0
+    counters.incr("k", 60)
+    counters.reset()
+    assert counters.get("k") == 0
+
+
+def test_counters_with_no_place_left() -> None:
+    """In a full table the counter that ends first gives way; nothing fails."""
+    counters = SharedCounters(slots=4)
+    for number in range(20):
+        assert counters.incr(f"k{number}", 60 + number) == 1
+    assert counters.get("k19") == 1
+
+
+def test_migrations_make_what_the_code_expects(tmp_path: Path) -> None:
+    """The migrated tables are those of `store.metadata`, and migrating again changes nothing."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from enclave_server.access.store import metadata
+
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    store.migrate()
+    store.migrate()
+    with store._engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    store.close()
+
+
+def test_use_adds_up(tmp_path: Path) -> None:
+    """Counts of one key and day are added, also when several gateways write them."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    store.migrate()
+    key, _ = store.create("k")
+    for _ in range(2):
+        store.add_use({(key.id, "2026-01-01"): Use(1, 0, 2, 3), (key.id, "2026-01-02"): Use(1, 1, 0, 0)})
+    assert store.use(since="2026-01-01") == {key.id: Use(4, 2, 4, 6)}
+    assert store.use(since="2026-01-02") == {key.id: Use(2, 2, 0, 0)}
+    assert store.use(since="2026-01-01", key_id="other") == {}
+    store.close()
+
+
+def test_a_database_that_is_none(tmp_path: Path) -> None:
+    """A file that is no database is an error of ours that quotes nothing."""
+    (tmp_path / "a.db").write_text("sk-enclave-secret, not a database at all" * 50)
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    with pytest.raises(StoreError, match=r"cannot be used \(DatabaseError\)") as caught:
+        store.migrate()
+    store.close()
+    assert "secret" not in repr(caught.value)
