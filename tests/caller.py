@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -118,7 +118,7 @@ class Caller:
                     on_first()
         return self.check(response, nonce, data, b"".join(pieces))
 
-    def stream(self, path: str, body: Any) -> Iterator[bytes]:
+    def stream(self, path: str, body: Any) -> Generator[bytes, None, None]:
         """The body's pieces as they arrive, unverified."""
         with self.http.stream("POST", path, json=body) as response:
             yield from response.iter_raw()
