@@ -1,17 +1,17 @@
 """Receipts, checked as bytes arrive and without I/O: nothing that an answer's receipt contradicts is taken as whole.
 
 `Exchange` knows what was asked, and of whom. `PlainCheck` gives out a plain answer once its receipt has been verified,
-and nothing before. `StreamCheck` gives out events as they come, and holds the last ones back (those at which clients
-stop reading) until the receipt at the stream's very end has been verified.
+and nothing before. `StreamCheck` gives out events as they come, and holds back those at which a client stops reading
+(`[DONE]`, errors, what cannot be read) until the receipt at the stream's very end has been verified.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from attestation._b64 import b64url_encode
 from attestation.checks import Check
@@ -32,7 +32,6 @@ from attestation.verdict import Verdict
 EVENT_STREAM = "text/event-stream"
 MAX_HELD_BYTES = 16 * 1024 * 1024  # of a stream: an event that does not end, or events after the terminal one
 _END = b"\n\n"
-_TERMINAL = re.compile(rb'(?:^|[\r\n])(?:\xef\xbb\xbf)?data:[ \t]*(?:\[DONE\]|\{\s*"error")')
 _DO_NOT_USE = "The answer was altered on the way, or belongs to another request; do not use it"
 
 
@@ -130,16 +129,12 @@ class StreamCheck:
         whole, self._tail = (data[:cut], data[cut:]) if cut >= len(_END) else (b"", data)
         if len(self._tail) + len(self._held) > MAX_HELD_BYTES:
             raise MalformedError(Check.STREAM_TRUNCATED, f"no end within {MAX_HELD_BYTES} bytes")
-        if (
-            self._held
-            or self._token is not None
-            or b"[DONE]" in whole
-            or b'"error"' in whole
-            or COMMENT in whole
-        ):
-            return self._by_event(whole)
-        self._digest.update(whole)
-        return whole
+        released, start = [], 0
+        while (end := whole.find(_END, start) + len(_END)) >= len(_END):
+            released.append(self._take(whole[start:end]))
+            start = end
+        self._tail = whole[start:] + self._tail
+        return b"".join(released)
 
     def finish(self, now: datetime) -> bytes:
         """The stream has ended: verify its receipt, and give out what was held back."""
@@ -153,7 +148,7 @@ class StreamCheck:
             return bytes(self._held)
         self._aborted = _outcome(receipt, "the stream was cut short by the enclave")
         error = bytes(self._held[: self._held.find(_END) + len(_END)])
-        if not _is_error(error):
+        if not (_value(error) or {}).get("error"):
             raise self._aborted
         return error
 
@@ -170,15 +165,6 @@ class StreamCheck:
             advice="The connection was cut, or the end of the answer was taken away; ask again",
         )
 
-    def _by_event(self, whole: bytes) -> bytes:
-        """The slow path, near the end of a stream: look at each event on its own."""
-        released, start = bytearray(), 0
-        while (end := whole.find(_END, start)) >= 0:
-            released += self._take(whole[start : end + len(_END)])
-            start = end + len(_END)
-        self._tail = whole[start:] + self._tail
-        return bytes(released)
-
     def _take(self, event: bytes) -> bytes:
         if self._token is not None:
             raise _after_receipt()
@@ -190,7 +176,7 @@ class StreamCheck:
                 raise MalformedError(Check.RECEIPT_FORMAT, "the receipt is not ASCII") from exc
             event = event[: len(event) - len(text)]
         self._digest.update(event)
-        if not self._held and not _TERMINAL.search(event):
+        if not self._held and not _stops_a_client(event):
             return event
         self._held += event
         return b""
@@ -222,13 +208,22 @@ def check_answer(exchange: Exchange, status: int, headers: Mapping[str, str]) ->
     return (StreamCheck if kind == EVENT_STREAM else PlainCheck)(exchange, status, headers)
 
 
-def _is_error(event: bytes) -> bool:
-    """An event at which OpenAI's clients raise the error in it."""
+def _stops_a_client(event: bytes) -> bool:
+    """Whether a client may stop reading at this event: at the end, at an error, at what it cannot read."""
+    if not any(line.startswith((b"data", b"\xef\xbb\xbf")) for line in event.splitlines()):
+        return False  # nothing that a client hears of
+    value = _value(event)
+    return value is None or bool(value.get("error"))
+
+
+def _value(event: bytes) -> dict[str, Any] | None:
+    """The JSON object that an event carries; None when it carries anything else."""
+    data = b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
     try:
-        value = json.loads(event.removeprefix(b"data:"))
+        value = json.loads(data.decode())
     except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and bool(value.get("error"))
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _missing(detail: str) -> VerificationError:

@@ -131,7 +131,14 @@ class TestStream:
             b"id: 1\rdata: [DONE]\n\n",
             b"\n\xef\xbb\xbfdata: [DONE]\n\n",
             b'data: {"error":"x"}\n\n',
-            b'data:{ "error": {}}\n\n',
+            b'data:{ "error": {"a": 1}}\n\n',
+            b'data: {"id":1,"error":"x"}\n\n',
+            b'data: {"id":1,\ndata: "error":"x"}\n\n',
+            b'data: {"id":1\n\n',
+            b"data: 1\n\n",
+            b"data\n\n",
+            b'data: {"id":"\xff"}\n\n',
+            b"data: " + b"[" * 100_000 + b"\n\n",
         ],
     )
     def test_nothing_at_which_a_client_stops_goes_out_before_the_receipt(self, terminal: bytes) -> None:
@@ -143,7 +150,10 @@ class TestStream:
         assert failed(caught) is Check.STREAM_TRUNCATED
 
     def test_a_model_may_speak_of_done_and_error(self) -> None:
-        """Text inside an event holds nothing back."""
+        """Text inside an event holds nothing back; neither do comments and other fields."""
+        check = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE))
+        for event in (b": ping\n\n", b"\n\n", b"event: x\nid: 1\ndata: {}\n\n", b'data: {"error":null}\n\n'):
+            assert check.feed(event) == event
         event = (
             b'data: {"choices":[{"delta":{"content":"data: [DONE] and \\"error\\" and : attested x"}}]}\n\n'
         )
