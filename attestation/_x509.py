@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
+from typing import Generic, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -22,11 +23,29 @@ from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
 from attestation.roots import Root
 
+T = TypeVar("T")
+
 MAX_CERTIFICATE_BYTES = 16 * 1024
 MAX_CRL_BYTES = 1024 * 1024  # Intel's processor CRL is the largest seen, about 100 KiB
 _CACHE = 512
 _CRL_CACHE = 32  # lists are remembered before they are judged: this bounds what strangers can fill
+_END = b"-----END CERTIFICATE-----"
 _UNDERSTOOD = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
+
+
+class _ById(Generic[T]):
+    """A cache key by identity. Lists have no hash, certificates a slow one; parsing gives equal bytes one object."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: T) -> None:
+        self.item = item
+
+    def __hash__(self) -> int:
+        return id(self.item)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.item is other.item
 
 
 @contextmanager
@@ -38,9 +57,17 @@ def _serial_zero_accepted() -> Iterator[None]:
 
 
 @lru_cache(maxsize=_CACHE)
-def _parse_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
+def _parse_block(pem: bytes) -> x509.Certificate:
     with _serial_zero_accepted():
-        return tuple(map(_touched, x509.load_pem_x509_certificates(pem)))
+        return _touched(x509.load_pem_x509_certificate(pem))
+
+
+def _parse_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """One certificate at a time, since a new leaf mostly comes with known issuers."""
+    *blocks, rest = pem.split(_END)
+    if not blocks or b"-----" in rest:
+        raise ValueError("no certificate, or an unfinished one")
+    return tuple(_parse_block(block.lstrip() + _END) for block in blocks)
 
 
 @lru_cache(maxsize=_CACHE)
@@ -105,9 +132,15 @@ def parse_crl(der: bytes, check: Check, what: str) -> x509.CertificateRevocation
         raise MalformedError(check, f"{what}: not a DER CRL ({exc})") from exc
 
 
-@lru_cache(maxsize=_CACHE)
 def spki_sha256(cert: x509.Certificate) -> bytes:
-    return sha256(cert.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    """What roots are pinned by."""
+    return _spki_sha256(_ById(cert))
+
+
+@lru_cache(maxsize=_CACHE)
+def _spki_sha256(key: _ById[x509.Certificate]) -> bytes:
+    spki = key.item.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return sha256(spki).digest()
 
 
 def common_name(name: x509.Name) -> str:
@@ -131,8 +164,9 @@ def find_root(cert: x509.Certificate, roots: Sequence[Root], check: Check) -> Ro
 
 
 @lru_cache(maxsize=_CACHE)
-def _signed_by(cert: x509.Certificate, issuer: x509.Certificate) -> str:
+def _signed_by(cert_key: _ById[x509.Certificate], issuer_key: _ById[x509.Certificate]) -> str:
     """Empty when `issuer` issued `cert`, else the reason. Cached: it depends on nothing but the two certificates."""
+    cert, issuer = cert_key.item, issuer_key.item
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
@@ -156,7 +190,7 @@ def _signed_by(cert: x509.Certificate, issuer: x509.Certificate) -> str:
 
 def verify_issued_by(cert: x509.Certificate, issuer: x509.Certificate, check: Check) -> None:
     """`issuer` is a CA, is named as the issuer, and its key signed `cert`."""
-    if reason := _signed_by(cert, issuer):
+    if reason := _signed_by(_ById(cert), _ById(issuer)):
         raise VerificationError(
             check,
             f"{common_name(cert.subject)!r} was not issued by {common_name(issuer.subject)!r}: {reason}",
@@ -179,24 +213,11 @@ def _not_understood(extensions: x509.Extensions, known: tuple[type[x509.Extensio
     )
 
 
-class _ById:
-    """CRLs have no hash. `parse_crl` returns the same object for the same bytes, so identity will do as a key."""
-
-    __slots__ = ("crl",)
-
-    def __init__(self, crl: x509.CertificateRevocationList) -> None:
-        self.crl = crl
-
-    def __hash__(self) -> int:
-        return id(self.crl)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and self.crl is other.crl
-
-
 @lru_cache(maxsize=_CRL_CACHE)
-def _crl_signed_by(key: _ById, issuer: x509.Certificate) -> str:
-    crl = key.crl
+def _crl_signed_by(
+    list_key: _ById[x509.CertificateRevocationList], issuer_key: _ById[x509.Certificate]
+) -> str:
+    crl, issuer = list_key.item, issuer_key.item
     if crl.issuer != issuer.subject:
         return f"it names {common_name(crl.issuer)!r} as issuer"
     try:
@@ -223,7 +244,7 @@ def verify_crl(
     dates: Check,
 ) -> datetime:
     """The CRL is `issuer`'s and is in date at `now`. Returns its nextUpdate."""
-    if reason := _crl_signed_by(_ById(crl), issuer):
+    if reason := _crl_signed_by(_ById(crl), _ById(issuer)):
         raise VerificationError(
             signature, f"the CRL was not signed by {common_name(issuer.subject)!r}: {reason}"
         )

@@ -12,6 +12,7 @@ Layout (Intel TDX DCAP Quoting Library API, appendix 3), little endian:
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from attestation._reader import Reader
@@ -27,6 +28,23 @@ TEE_SGX, TEE_TDX = 0x00, 0x81
 TD10, TD15, TD15EX = 2, 3, 4
 BODY_BYTES = {TD10: 584, TD15: 648, TD15EX: 885}
 _QE_REPORT_DATA, _PCK_CHAIN = 6, 5
+
+# TD 1.0: SVNs, module, three attribute words, eight registers of 48 bytes, report data
+_TD10 = struct.Struct("<16s 48s48s QQQ 48s48s48s48s 48s48s48s48s 64s")
+_TD10_FIELDS = (
+    *("tee_tcb_svn", "mr_seam", "mr_signer_seam", "seam_attributes", "td_attributes", "xfam"),
+    *(
+        "mrtd",
+        "mr_config_id",
+        "mr_owner",
+        "mr_owner_config",
+        "rtmr0",
+        "rtmr1",
+        "rtmr2",
+        "rtmr3",
+        "report_data",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,23 +206,10 @@ def _certification_data(reader: Reader, expected: int, name: str) -> Reader:
 
 
 def _td_report(reader: Reader, body_type: int) -> TdReport:
-    report = TdReport(  # arguments are evaluated in order, which is the order of the fields
+    fields = dict(zip(_TD10_FIELDS, _TD10.unpack(reader.take(_TD10.size, "TD 1.0")), strict=True))
+    report = TdReport(
         body_type=body_type,
-        tee_tcb_svn=reader.take(16, "TEE_TCB_SVN"),
-        mr_seam=reader.take(48, "MRSEAM"),
-        mr_signer_seam=reader.take(48, "MRSIGNERSEAM"),
-        seam_attributes=reader.uint(8, "SEAMATTRIBUTES"),
-        td_attributes=reader.uint(8, "TDATTRIBUTES"),
-        xfam=reader.uint(8, "XFAM"),
-        mrtd=reader.take(48, "MRTD"),
-        mr_config_id=reader.take(48, "MRCONFIGID"),
-        mr_owner=reader.take(48, "MROWNER"),
-        mr_owner_config=reader.take(48, "MROWNERCONFIG"),
-        rtmr0=reader.take(48, "RTMR0"),
-        rtmr1=reader.take(48, "RTMR1"),
-        rtmr2=reader.take(48, "RTMR2"),
-        rtmr3=reader.take(48, "RTMR3"),
-        report_data=reader.take(64, "REPORTDATA"),
+        **fields,
         tee_tcb_svn2=reader.take(16, "TEE_TCB_SVN2") if body_type != TD10 else None,
         mr_service_td=reader.take(48, "MRSERVICETD") if body_type != TD10 else None,
         history=_history(reader) if body_type == TD15EX else None,
