@@ -22,6 +22,9 @@ TARGETS = (
     "attestation.tdx:parse_quote",
     "attestation.snp:parse_report",
     "attestation.nitro:parse_document",
+    "attestation.vtpm:parse_evidence",
+    "attestation.vtpm:parse_hcl_report",
+    "attestation.vtpm:parse_quote",
     "attestation.nvidia.evidence:parse_evidence",
     "attestation.nvidia.devices:parse_list",
     "attestation.nvidia.ocsp:parse_answer",
@@ -59,6 +62,7 @@ def seeds() -> Iterator[bytes]:
     from attestation.simulator import SimulatedTdx  # noqa: PLC0415
     from attestation.simulator.nitro import SimulatedNitro  # noqa: PLC0415
     from attestation.simulator.nvidia import SimulatedNvidia  # noqa: PLC0415
+    from attestation.simulator.vtpm import make_hcl_report, make_quote  # noqa: PLC0415
 
     now, machine, gpus = datetime.now(UTC), SimulatedTdx.create(), SimulatedNvidia.create()
     quote, collateral = machine.quote(bytes(64)), machine.collateral(now)
@@ -67,6 +71,7 @@ def seeds() -> Iterator[bytes]:
     yield from (quote, machine.quote(bytes(64), version=5), quote.hex().encode(), collateral.to_json())
     yield from (b"\x02" + bytes(1183), SimulatedNitro().document(now), dump_evidence(document))
     yield from (device.report, gpus.evidence(bytes(32)), stapled.ocsp[0], stapled.rims[0])
+    yield from (make_quote(bytes(32), (bytes(32),) * 24), make_hcl_report(bytes(1184), b'{"keys": []}'))
     yield b'[{"imr": 3, "event_type": 134217729, "digest": "", "event": "app-id", "event_payload": "00"}]'
 
 

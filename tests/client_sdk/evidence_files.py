@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attestation._b64 import b64url_encode
 from attestation.nitro import parse_document
 from attestation.nvidia.rim import load_rim
 from attestation.simulator import SimulatedTdx
@@ -17,6 +19,7 @@ from attestation.simulator.nitro import NitroDefect, SimulatedNitro
 from attestation.simulator.nvidia import GpuDefect, Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp, SnpDefect
 from attestation.simulator.tdx import TdxDefect
+from attestation.simulator.vtpm import SimulatedVtpm, VtpmDefect
 from client_sdk.amd_file import dump_amd
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -42,6 +45,11 @@ def nvidia() -> SimulatedNvidia:
 @cache
 def amazon() -> SimulatedNitro:
     return SimulatedNitro()
+
+
+@cache
+def microsoft() -> SimulatedVtpm:
+    return SimulatedVtpm(amd())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,21 @@ class Bench:
         fetched = self.file("amd.json", dump_amd(amd().collateral(NOW)))
         arguments = self.snp()
         return [*arguments[:3], "--collateral", fetched, *arguments[arguments.index("--at") : -2]]
+
+    def azure(self, defect: VtpmDefect | None = None) -> list[str]:
+        evidence = microsoft().evidence(NONCE, defect)
+        text = {
+            "version": 1,
+            "tpm_quote": {
+                "message": evidence.quote.hex(),
+                "signature": evidence.signature.hex(),
+                "pcrs": [pcr.hex() for pcr in evidence.pcrs],
+            },
+            "hcl_report": b64url_encode(evidence.hcl_report),
+        }
+        file = self.file("azure.json", json.dumps(text).encode())
+        snp = self.snp()
+        return ["evidence", "azure", file, "--nonce", NONCE.hex(), *snp[3:]]
 
     def nitro(self, defect: NitroDefect | None = None) -> list[str]:
         document = amazon().document(NOW, defect)
