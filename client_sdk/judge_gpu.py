@@ -11,7 +11,7 @@ from attestation.errors import AttestationError, MalformedError, PolicyError
 from attestation.evidence import parse_evidence
 from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.nvidia.devices import GpuDevice, parse_list
-from attestation.nvidia.tokens import TokenClaims, verify_ita, verify_nras
+from attestation.nvidia.tokens import TokenClaims, verify_token
 from attestation.nvidia.verify import GpuClaims
 from client_sdk import chains
 from client_sdk.files import read_file, read_raw
@@ -53,9 +53,7 @@ def judge_nvidia(
 def judge_token(terms: Terms, token: Path, jwks: Path, nonce: bytes) -> Judged:
     """NVIDIA's detached EAT (a JSON list), or a token of Intel Trust Authority with claims about a GPU (a JWT)."""
     try:
-        data, keys = read_raw(token), read_raw(jwks)
-        verify = verify_nras if data.lstrip()[:1] == b"[" else verify_ita
-        claims: TokenClaims = verify(data, keys, nonce, terms.now)
+        claims: TokenClaims = verify_token(read_raw(token), read_raw(jwks), nonce, terms.now)
     except AttestationError as exc:
         return Judged(error=exc, lines=walk(chains.TOKEN, exc)[:-1])
     return Judged(error=None, lines=walk(chains.TOKEN, None)[:-1], claims=claims, expires=claims.expires)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from attestation.simulator.tdx import TdxDefect
 from attestation.simulator.vtpm import VtpmDefect
 from attestation.snp.report import REPORT_BYTES
 from client_sdk.cli import app
-from tests.client_sdk.evidence_files import AT, NOW, Bench, amd, intel
+from tests.attestation.nvidia import token_makers
+from tests.attestation.nvidia.conftest import NOW as ISSUED
+from tests.client_sdk.evidence_files import AT, NONCE, NOW, Bench, amd, intel
 from tests.vectors import needs_vectors, read
 
 ACCEPT, MALFORMED, NOT_AUTHENTIC, POLICY, UNDECIDED, USAGE = 0, 2, 3, 4, 5, 64
@@ -289,3 +292,37 @@ def test_real_evidence(arguments: list[str], code: int, tmp_path: Path) -> None:
     result = attested("evidence", *given)
     assert result.exit_code == code, result.output
     assert "hardware vendor's" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("make", "at", "code", "check"),
+    [
+        (token_makers.nras, ISSUED, ACCEPT, None),
+        (token_makers.ita, ISSUED, ACCEPT, None),
+        (
+            lambda: token_makers.nras(gpu={"measres": "fail"}),
+            ISSUED,
+            NOT_AUTHENTIC,
+            "gpu.token_result",
+        ),
+        (
+            lambda: token_makers.nras(key=token_makers.STRANGER),
+            ISSUED,
+            NOT_AUTHENTIC,
+            "gpu.token_signature",
+        ),
+        (token_makers.nras, NOW.replace(year=2030), NOT_AUTHENTIC, "gpu.token_time"),
+        (lambda: b"[]", ISSUED, MALFORMED, "gpu.token_format"),
+    ],
+    ids=["nras", "ita", "failed", "stranger", "expired", "malformed"],
+)
+def test_a_services_token_is_judged_by_the_keys_given(
+    bench: Bench, make: Any, at: datetime, code: int, check: str | None
+) -> None:
+    """NVIDIA's and Intel's services; the output says that such a token is a service's word."""
+    jwks = bench.file("keys.json", token_makers.JWKS)
+    arguments = ["evidence", "nvidia-token", bench.file("token", make()), "--jwks", jwks]
+    arguments += ["--nonce", NONCE.hex(), "--at", str(int(at.timestamp()))]
+    assert "a service's word" in attested(*arguments).output
+    found = as_json(arguments)
+    assert (found[0], found[1]["check"]) == (code, check)
