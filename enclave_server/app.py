@@ -23,6 +23,7 @@ from enclave_server.errors import ApiError
 from enclave_server.exchange import Receive, Scope, Send, parse_nonce
 from enclave_server.identity import Identity
 from enclave_server.inference import EngineStatus, Inference
+from enclave_server.metrics import Metrics
 from enclave_server.sealed import RAW_PATH as SEALED
 from enclave_server.sealed import Sealed
 from enclave_server.settings import Settings
@@ -53,14 +54,29 @@ def create_app(
     access: Access | None = None,
 ) -> App:
     """The whole gateway. Its ASGI lifespan starts and stops the engine."""
-    access = access or Access(settings)
-    inference = Inference(settings, identity, engine, upstream, access)
+    access, metrics = access or Access(settings), Metrics()
+    inference = Inference(settings, identity, engine, upstream, access, metrics)
+
+    def unready() -> str | None:
+        if identity.expired():
+            return "identity_expired"
+        return engine.unready or (None if attester.ready else "evidence_missing") or access.unready
+
+    metrics.watch(
+        {
+            "in_flight": ("Requests under way, waiting ones too.", lambda: inference.in_flight),
+            "queued": ("Requests waiting for a place.", lambda: access.admission.queued),
+            "ready": ("1 when it can answer.", lambda: unready() is None),
+            "evidence_age_seconds": ("Age of the renewed evidence.", lambda: attester.age),
+        }
+    )
 
     sealed = Sealed(settings, identity, inference)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.enter_context(metrics.served(settings.metrics_host, settings.metrics_port))
             await stack.enter_async_context(access)
             await stack.enter_async_context(upstream)
             stack.push_async_callback(engine.stop)
@@ -70,7 +86,7 @@ def create_app(
             await inference.idle()
 
     control = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    _add_control_routes(control, identity, attester, engine, access)
+    _add_control_routes(control, attester, unready)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["raw_path"] == b"/v1" or scope["raw_path"].startswith(b"/v1/")):
@@ -83,21 +99,14 @@ def create_app(
     return app
 
 
-def _add_control_routes(
-    control: FastAPI, identity: Identity, attester: Attester, engine: EngineStatus, access: Access
-) -> None:
+def _add_control_routes(control: FastAPI, attester: Attester, unready: Callable[[], str | None]) -> None:
     @control.get("/healthz")
     async def healthz() -> dict[str, bool]:
         return {"alive": True}
 
     @control.get("/readyz")
     async def readyz(response: Response) -> dict[str, bool | str | None]:
-        reason = engine.unready
-        if identity.expired():
-            reason = "identity_expired"
-        elif reason is None and not attester.ready:
-            reason = "evidence_missing"
-        reason = reason or access.unready
+        reason = unready()
         response.status_code = 503 if reason else 200
         return {"ready": reason is None, "reason": reason}
 

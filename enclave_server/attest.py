@@ -53,10 +53,16 @@ class Attester:
     def __init__(self, statement: bytes, tee: Tee, bucket: TokenBucket, *, renew_seconds: float) -> None:
         self._statement, self._tee, self._bucket, self._renew_seconds = statement, tee, bucket, renew_seconds
         self._current: Document | None = None
+        self._made_at = float("nan")
 
     @property
     def ready(self) -> bool:
         return self._current is not None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the renewed document was made; not a number when there is none."""
+        return time.monotonic() - self._made_at
 
     def current(self) -> Document:
         """The renewed document."""
@@ -86,6 +92,7 @@ class Attester:
         while True:
             try:
                 self._current = await self._make(secrets.token_bytes(NONCE_BYTES))
+                self._made_at = time.monotonic()
                 delay = self._renew_seconds
             except Exception as exc:  # noqa: BLE001 - the old document stays in use; the next attempt is near
                 log.error("evidence failed", **failure(exc))

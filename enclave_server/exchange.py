@@ -71,6 +71,7 @@ class Exchange:
         self.hide_usage = False  # the gateway asked for the token counts of a stream, the client did not
         self.status, self.outcome = 0, "gone"  # until a receipt says another
         self.usage: Usage | None = None
+        self.error_code: str | None = None
         self.event_count = 0
         self.first_byte: float | None = None
 
@@ -136,6 +137,7 @@ class Exchange:
         """End the exchange with an error, wherever it stands."""
         if self.done:
             return
+        self.error_code = error.code
         if self.streaming:
             await self.events(error.to_event())
             await self.end(Outcome.ABORTED)

@@ -7,6 +7,7 @@ with an error and a signed `aborted`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -19,6 +20,7 @@ from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Receive, Scope, Send
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.log import failure, log
+from enclave_server.metrics import Metrics
 from enclave_server.peek import sampling_of, usage_of
 from enclave_server.settings import Settings
 from enclave_server.upstream import EngineAnswer, TooSlowError, UnreachableError, Upstream, UpstreamError
@@ -54,19 +56,23 @@ class Inference:
         engine: EngineStatus,
         upstream: Upstream,
         access: Access,
+        metrics: Metrics,
     ) -> None:
         self._settings, self._identity, self._engine, self._upstream = settings, identity, engine, upstream
-        self._access = access
+        self._access, self._metrics = access, metrics
         self._numbers = ReceiptNumbers()
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, send, self._identity, self._numbers)
         self.in_flight += 1
+        started = time.monotonic()
         try:
             await exchange_or_error(exchange, self._serve(exchange, scope, receive))
         finally:
             self.in_flight -= 1
+            path: bytes = scope["raw_path"]
+            self._metrics.answered(path.decode() if path in ROUTES else "other", exchange, started)
 
     async def refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
         """Answer a request with a signed error, without looking at it."""

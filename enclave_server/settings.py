@@ -96,6 +96,10 @@ class Settings(BaseSettings):
         None  # private place of the engine's socket; a new one under the system's when unset
     )
 
+    # numbers for Prometheus: a listener of their own, without TLS; none when no port is set
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+
     # who may use it, see docs/access.md
     access: AccessMode = AccessMode.KEYS
     access_database: str = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,8 +101,7 @@ def usage(
 ) -> None:
     """What keys used: requests let in and refused, and tokens as the engine counted them."""
     store = _open(config)
-    since = f"{datetime.now(UTC) - timedelta(days=days - 1):%Y-%m-%d}"
-    used = store.use(since=since, key_id=key_id)
+    used = store.use(since=int(time.time()) // 86_400 - days + 1, key_id=key_id)
     names = {key.id: key.name for key in store.all()}
     rows = [
         {"id": found, "name": names[found], **{n: getattr(use, n) for n in Use.__slots__}}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 
 from attestation.receipt import Usage
 from enclave_server.access.keys import Key, digest_of, unauthorized
@@ -27,7 +26,7 @@ class KeyRing:
         self._keys: dict[bytes, Key] = {}
         self._changes: int | None = None
         self._fresh_at = float("-inf")
-        self._use: dict[tuple[str, str], Use] = {}
+        self._use: dict[tuple[str, int], Use] = {}  # by key and day since 1970
 
     def prepare(self) -> int:
         """Make or migrate the tables, and count the usable keys. Leaves no connection open."""
@@ -62,7 +61,9 @@ class KeyRing:
 
     def count(self, key: Key, usage: Usage | None, *, refused: bool) -> None:
         """Remember one request of a key, until `flush`."""
-        use = self._use.setdefault((key.id, f"{datetime.now(UTC):%Y-%m-%d}"), Use())
+        at = (key.id, int(time.time()) // 86_400)
+        if (use := self._use.get(at)) is None:
+            use = self._use[at] = Use()
         use.requests += not refused
         use.refused += refused
         if usage is not None:

@@ -42,7 +42,7 @@ api_key_usage = sa.Table(
     "api_key_usage",
     metadata,
     sa.Column("key_id", sa.String(32), sa.ForeignKey("api_keys.id"), primary_key=True),
-    sa.Column("day", sa.String(10), primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("requests", sa.BigInteger, nullable=False),
     sa.Column("refused", sa.BigInteger, nullable=False),
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
@@ -148,8 +148,8 @@ class Store:
             if done.rowcount != 1:
                 raise StoreError(f"there is no key {key_id}")
 
-    def add_use(self, uses: Mapping[tuple[str, str], Use]) -> None:
-        """Add counts, by key and day (YYYY-MM-DD, UTC)."""
+    def add_use(self, uses: Mapping[tuple[str, int], Use]) -> None:
+        """Add counts, by key and day (since 1970, UTC)."""
         insert = sqlite.insert if self._is_sqlite else postgresql.insert
         counts = ("requests", "refused", "prompt_tokens", "completion_tokens")
         with self._transaction() as connection:
@@ -162,7 +162,7 @@ class Store:
                     statement.on_conflict_do_update(index_elements=["key_id", "day"], set_=more)
                 )
 
-    def use(self, *, since: str, key_id: str | None = None) -> dict[str, Use]:
+    def use(self, *, since: int, key_id: str | None = None) -> dict[str, Use]:
         """Counts by key from a day on."""
         table = api_key_usage.c
         columns = [sa.func.sum(table[name]) for name in Use.__slots__]

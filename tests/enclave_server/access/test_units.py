@@ -118,10 +118,10 @@ def test_use_adds_up(tmp_path: Path) -> None:
     store.migrate()
     key, _ = store.create("k")
     for _ in range(2):
-        store.add_use({(key.id, "2026-01-01"): Use(1, 0, 2, 3), (key.id, "2026-01-02"): Use(1, 1, 0, 0)})
-    assert store.use(since="2026-01-01") == {key.id: Use(4, 2, 4, 6)}
-    assert store.use(since="2026-01-02") == {key.id: Use(2, 2, 0, 0)}
-    assert store.use(since="2026-01-01", key_id="other") == {}
+        store.add_use({(key.id, 1): Use(1, 0, 2, 3), (key.id, 2): Use(1, 1, 0, 0)})
+    assert store.use(since=1) == {key.id: Use(4, 2, 4, 6)}
+    assert store.use(since=2) == {key.id: Use(2, 2, 0, 0)}
+    assert store.use(since=1, key_id="other") == {}
     store.close()
 
 

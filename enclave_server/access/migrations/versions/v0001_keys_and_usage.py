@@ -24,7 +24,7 @@ def upgrade() -> None:
     op.create_table(
         "api_key_usage",
         sa.Column("key_id", sa.String(32), sa.ForeignKey("api_keys.id"), primary_key=True),
-        sa.Column("day", sa.String(10), primary_key=True),
+        sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("requests", sa.BigInteger, nullable=False),
         sa.Column("refused", sa.BigInteger, nullable=False),
         sa.Column("prompt_tokens", sa.BigInteger, nullable=False),

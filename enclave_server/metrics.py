@@ -1,0 +1,97 @@
+"""Numbers for Prometheus, on a listener of their own: how much, how fast, how well. Never what, and never whose.
+
+Every label has a fixed set of values. Content, API keys, key names and tenants are no label and no number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+
+from enclave_server.exchange import Exchange
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+# What a refusal is counted under: the codes that say that a caller has to wait, or is not let in.
+_REFUSALS = frozenset(
+    {
+        "access_unavailable",
+        "concurrency_limit",
+        "engine_unavailable",
+        "invalid_api_key",
+        "overloaded",
+        "request_rate_limit",
+        "token_rate_limit",
+    }
+)
+
+
+class Metrics:
+    """The numbers of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        new: dict[str, Any] = {"namespace": "enclave", "registry": self.registry}
+        self._requests = Counter(
+            "requests", "Answers by route, status and outcome.", ["route", "status", "outcome"], **new
+        )
+        self._refused = Counter("refused", "Requests refused at the door, by reason.", ["code"], **new)
+        self._seconds = Histogram(
+            "request_seconds",
+            "From a request's head to the end of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            **new,
+        )
+        self._first = Histogram(
+            "first_byte_seconds",
+            "From a request's head to the first byte of a good answer's body.",
+            ["route"],
+            buckets=_SECONDS,
+            **new,
+        )
+        self._tokens = Counter("tokens", "Tokens as the engine counted them.", ["kind"], **new)
+
+    def answered(self, route: str, exchange: Exchange, since: float) -> None:
+        """Count one exchange that has ended. `route` is one of the table's, or `other`."""
+        status = str(exchange.status or "none")
+        self._requests.labels(route, status, exchange.outcome).inc()
+        if exchange.error_code in _REFUSALS:
+            self._refused.labels(exchange.error_code).inc()
+            return
+        self._seconds.labels(route).observe(time.monotonic() - since)
+        if exchange.status == 200 and exchange.first_byte is not None:
+            self._first.labels(route).observe(exchange.first_byte - since)
+        if exchange.usage is not None:
+            self._tokens.labels("prompt").inc(exchange.usage.prompt_tokens)
+            self._tokens.labels("completion").inc(exchange.usage.completion_tokens)
+
+    def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        """Gauges by name, each with its description, and asked when Prometheus asks."""
+        for name, (words, ask) in gauges.items():
+            Gauge(name, words, namespace="enclave", registry=self.registry).set_function(ask)
+
+    @contextmanager
+    def served(self, host: str, port: int | None) -> Iterator[None]:
+        """Answer Prometheus over plain HTTP for as long as the block lasts, when there is a port."""
+        if port is None:
+            yield
+            return
+        server, thread = start_http_server(port, host, self.registry)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
