@@ -101,10 +101,11 @@ def policy(config: Config = None) -> None:
 
 @cli.command(name="config")
 def show_config(config: Config = None) -> None:
-    """Print the effective settings (TOML) and their digest."""
-    settings = Settings.load(config)
+    """Print the effective settings (TOML), where each came from, and their digest."""
+    settings, origins = Settings.load(config), Settings.origins(config)
     for name, value in settings.effective().items():
-        typer.echo(f"# {name} is not set" if value is None else f"{name} = {_toml(value)}")
+        line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        typer.echo(f"{line}  # {origins[name]}")
     typer.echo(f"# digest: {settings.digest().hex()}")
 
 

@@ -133,8 +133,14 @@ class Settings(BaseSettings):
     def load(cls, file: Path | None = None, **changes: Any) -> Settings:
         """Settings from `file`, overridden by ENCLAVE_* variables, overridden by `changes`."""
         _refuse_unknown_variables(set(cls.model_fields))
-        values = tomllib.loads(file.read_text()) if file is not None else {}
-        return cls(**{**values, **EnvSettingsSource(cls)(), **changes})
+        return cls(**{**_in_file(file), **EnvSettingsSource(cls)(), **changes})
+
+    @classmethod
+    def origins(cls, file: Path | None = None) -> dict[str, str]:
+        """Where `load` takes each setting from: `environment`, `file` or `default`."""
+        variables, values = EnvSettingsSource(cls)(), _in_file(file)
+        places = {name: "file" for name in values} | {name: "environment" for name in variables}
+        return {name: places.get(name, "default") for name in cls.model_fields}
 
     @field_validator("engine_flags")
     @classmethod
@@ -162,6 +168,10 @@ class Settings(BaseSettings):
     def digest(self) -> bytes:
         """SHA-256 of the RFC 8785 canonical JSON of every setting."""
         return sha256(rfc8785.dumps(self.effective())).digest()
+
+
+def _in_file(file: Path | None) -> dict[str, Any]:
+    return tomllib.loads(file.read_text()) if file is not None else {}
 
 
 def _refuse_unknown_variables(known: set[str]) -> None:

@@ -89,6 +89,17 @@ def test_simulator_needs_a_place(file: Path) -> None:
         open_tee(Settings.load(file))
 
 
+def test_config_tells_origins(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting is printed with the place it came from, and the place that won is the one named."""
+    file.write_text(NEEDED + "port = 1234\nmax_headers = 50\n")
+    monkeypatch.setenv("ENCLAVE_PORT", "4321")
+    printed = CliRunner().invoke(cli, ["config", "--config", str(file)]).stdout.splitlines()
+    assert "port = 4321  # environment" in printed
+    assert "max_headers = 50  # file" in printed
+    assert 'access = "keys"  # default' in printed
+    assert "# runtime_dir is not set  # default" in printed
+
+
 def test_config_command(file: Path) -> None:
     """`enclave-server config` prints TOML that gives the same settings again, and the digest."""
     file.write_text(
