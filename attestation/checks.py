@@ -40,6 +40,8 @@ class Check(StrEnum):
     SEALED_KEY = "sealed.key"
     SEALED_OPEN = "sealed.open"
     SEALED_TIME = "sealed.time"
+    SEALED_REPLAY = "sealed.replay"
+    SEALED_MISSING = "sealed.missing"
     SEALED_ORDER = "sealed.order"
     SEALED_TRUNCATED = "sealed.truncated"
 

@@ -286,11 +286,15 @@ class AnswerOpener:
     def end(self) -> None:
         """Nothing more will come: the last chunk must have."""
         if not self._ended:
-            raise VerificationError(
-                Check.SEALED_TRUNCATED,
-                "the sealed answer ended before its last chunk",
-                advice="The connection was cut, or the end of the answer was taken away; ask again",
-            )
+            raise self.truncated()
+
+    @staticmethod
+    def truncated() -> VerificationError:
+        return VerificationError(
+            Check.SEALED_TRUNCATED,
+            "the sealed answer ended before its last chunk",
+            advice="The connection was cut, or the end of the answer was taken away; ask again",
+        )
 
     def _whole(self) -> Iterator[tuple[bytes, bool]]:
         while self._tail:

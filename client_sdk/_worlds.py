@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from attestation.errors import VerificationError
+from attestation.sealed import AnswerOpener
+from attestation.sealed_head import ResponseHead
 from client_sdk.receipts import StreamCheck
 
 Http = Any  # requests, responses and transports of either library
@@ -38,6 +40,7 @@ class World(Protocol):
     def lock(self) -> AbstractAsyncContextManager[Any]: ...
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http: ...
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http: ...
+    async def unseal(self, stream: Http, opener: AnswerOpener) -> tuple[ResponseHead, Http]: ...
     async def body(self, request: Http) -> bytes: ...
     async def send(self, transport: Http, request: Http) -> Http: ...
     async def read(self, stream: Http, limit: int | None) -> bytes: ...
@@ -61,6 +64,7 @@ class Blocking:
     def __init__(self, http: ModuleType) -> None:
         self.http = http
         self._stream = type("VerifiedStream", (_BlockingStream, http.SyncByteStream), {})
+        self._unsealed = type("UnsealedStream", (_BlockingUnsealed, http.SyncByteStream), {})
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return _ThreadLock()
@@ -70,6 +74,10 @@ class Blocking:
 
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http:
         return self._stream(stream, check, clock, done, broken(self.http))
+
+    async def unseal(self, stream: Http, opener: AnswerOpener) -> tuple[ResponseHead, Http]:
+        unsealed = self._unsealed(stream, opener)
+        return unsealed.begin(), unsealed
 
     async def body(self, request: Http) -> bytes:
         body: bytes = request.read()
@@ -95,6 +103,7 @@ class Async:
     def __init__(self, http: ModuleType) -> None:
         self.http = http
         self._stream = type("AsyncVerifiedStream", (_AsyncStream, http.AsyncByteStream), {})
+        self._unsealed = type("AsyncUnsealedStream", (_AsyncUnsealed, http.AsyncByteStream), {})
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return anyio.Lock()
@@ -104,6 +113,10 @@ class Async:
 
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http:
         return self._stream(stream, check, clock, done, broken(self.http))
+
+    async def unseal(self, stream: Http, opener: AnswerOpener) -> tuple[ResponseHead, Http]:
+        unsealed = self._unsealed(stream, opener)
+        return await unsealed.begin(), unsealed
 
     async def body(self, request: Http) -> bytes:
         body: bytes = await request.aread()
@@ -210,3 +223,61 @@ class _AsyncStream(_Stream):
             await self._stream.aclose()
         finally:
             await self._finished()()
+
+
+class _Unsealed:
+    """The body inside a sealed answer. `begin` reads until the head is there, which is one chunk."""
+
+    def __init__(self, stream: Http, opener: AnswerOpener) -> None:
+        self._stream, self._opener = stream, opener
+        self._begun = b""
+
+    def _taken(self) -> bytes:
+        """Once: openai 3.x reads what is left of a stream by iterating over it again."""
+        begun, self._begun = self._begun, b""
+        return begun
+
+
+class _BlockingUnsealed(_Unsealed):
+    def begin(self) -> ResponseHead:
+        self._reads = iter(self._stream)
+        for data in self._reads:
+            self._begun += self._opener.feed(data)
+            if self._opener.head is not None:
+                return self._opener.head
+        raise self._opener.truncated()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if begun := self._taken():
+            yield begun
+        for data in self._reads:
+            if opened := self._opener.feed(data):
+                yield opened
+        self._opener.end()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncUnsealed(_Unsealed):
+    async def begin(self) -> ResponseHead:
+        self._reads = aiter(self._stream)
+        async for data in self._reads:
+            self._begun += self._opener.feed(data)
+            if self._opener.head is not None:
+                return self._opener.head
+        raise self._opener.truncated()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if begun := self._taken():
+            yield begun
+        async for data in self._reads:
+            if opened := self._opener.feed(data):
+                yield opened
+        self._opener.end()
+
+    async def aclose(self) -> None:
+        try:
+            await self._reads.aclose()
+        finally:
+            await self._stream.aclose()

@@ -1,8 +1,8 @@
-"""One enclave as a transport sees it: attest first, pin the connection, send, check the receipt.
+"""One enclave as a transport sees it: attest first, seal to its key, pin the connection, send, check the receipt.
 
 Written once for both worlds (`_worlds`). Two promises: no byte of a request leaves before there is a verdict that is
-valid at that moment, nor on a connection whose peer does not hold the attested TLS key; and no answer is handed out
-that its receipt does not cover.
+valid at that moment, nor unsealed on a connection whose peer does not hold the attested TLS key; and no answer is handed
+out that its receipt does not cover.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
 from attestation.evidence import MAX_DOCUMENT_BYTES, MEDIA_TYPE
 from attestation.receipt import NONCE_HEADER
+from attestation.sealed import PATH as SEALED_PATH
 from attestation.verdict import Verdict
 from client_sdk._worlds import Clock, Http, TooLongError, World, broken
 from client_sdk.receipts import Attestation, Exchange, PlainCheck, StreamCheck, check_answer
+from client_sdk.sealing import HEADERS, MAX_ERROR_BYTES, Channel, is_sealed, not_sealed, seal
 from client_sdk.session import Session, make_nonce
 from client_sdk.tls import pinned_context, unpinned_context
 
@@ -26,6 +28,7 @@ EVIDENCE_PATH = "/.well-known/attestation"
 EVIDENCE_TIMEOUT = {"connect": 10.0, "read": 30.0, "write": 10.0, "pool": 10.0}  # seconds
 #: The gateway's own routes, which carry no user's data and no receipts (docs/protocol.md §6).
 WITHOUT_RECEIPT = frozenset({EVIDENCE_PATH, "/healthz", "/readyz", "/metrics"})
+_RESTARTED = {Check.CHANNEL_TLS_KEY, Check.SEALED_KEY}
 
 
 class Enclave:
@@ -37,10 +40,11 @@ class Enclave:
         origin: str,
         session: Session,
         clock: Clock,
+        channel: Channel,
         options: Mapping[str, Any],
     ) -> None:
         self._world, self._origin, self._session, self._clock = world, origin, session, clock
-        self._options = options
+        self._channel, self._options = channel, options
         self._attesting = world.lock()
         self._connections: Connections | None = None
 
@@ -51,10 +55,13 @@ class Enclave:
         try:
             return await self._send(request, body, verdict)
         except VerificationError as error:
-            if error.check is not Check.CHANNEL_TLS_KEY:
+            if error.check not in _RESTARTED:
                 raise
-        # The enclave was restarted. The handshake failed, so nothing was sent: verify it anew, then send.
-        verdict = await self._attested(verdict)
+            refused = error
+        # The enclave was restarted, so nobody has read anything: verify it anew, then send.
+        stale, verdict = verdict, await self._attested(verdict)
+        if refused.check is Check.SEALED_KEY and verdict.statement_digest == stale.statement_digest:
+            raise refused  # the same enclave still: whoever says that it cannot open this is somebody else
         return await self._send(request, body, verdict)
 
     async def close(self) -> None:
@@ -124,7 +131,8 @@ class Enclave:
         old = self._connections
         if old is not None and old.pin == pin:
             return
-        self._connections = Connections(pin, self._world.connect(pinned_context(pin), self._options))
+        context = pinned_context(pin) if self._channel.pins else unpinned_context()
+        self._connections = Connections(pin, self._world.connect(context, self._options))
         if old is not None and old.retire():
             await self._world.close(old.transport)
 
@@ -141,15 +149,44 @@ class Enclave:
             nonce = make_nonce()
             request.headers[NONCE_HEADER] = b64url_encode(nonce)
             request.headers["Accept-Encoding"] = "identity"
-            answer = await self._world.send(connections.transport, request)
             path = request.url.raw_path.decode("ascii")
             exchange = Exchange(verdict=verdict, nonce=nonce, method=request.method, path=path, body=body)
+            if self._channel.seals and path.partition("?")[0] not in WITHOUT_RECEIPT:
+                answer = await self._sealed(connections.transport, request, exchange)
+            elif self._channel.pins:
+                answer = await self._world.send(connections.transport, request)
+            else:
+                raise _cannot_be_sealed(path)
             checked = await self._checked(exchange, answer, connections)
             streams = isinstance(checked.extensions["attestation"].check, StreamCheck)
             return checked
         finally:
             if not streams:
                 await self._left(connections)
+
+    async def _sealed(self, transport: Http, request: Http, exchange: Exchange) -> Http:
+        """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
+        http = self._world.http
+        data, opener = seal(exchange, request.headers.raw, self._clock())
+        url = self._origin + SEALED_PATH
+        outer = http.Request("POST", url, headers=HEADERS, content=data, extensions=request.extensions)
+        answer = await self._world.send(transport, outer)
+        try:
+            if not is_sealed(answer.status_code, answer.headers.get("Content-Type")):
+                raise not_sealed(answer.status_code, await self._error_body(answer.stream))
+            head, stream = await self._world.unseal(answer.stream, opener)
+        except BaseException:
+            await self._world.close(answer.stream)
+            raise
+        return http.Response(
+            head.status, headers=list(head.headers), stream=stream, extensions=answer.extensions
+        )
+
+    async def _error_body(self, stream: Http) -> bytes:
+        try:
+            return await self._world.read(stream, MAX_ERROR_BYTES)
+        except TooLongError:
+            return b""
 
     async def _checked(self, exchange: Exchange, answer: Http, connections: Connections) -> Http:
         """The answer with nothing in it that is unproven: a verified body, or a stream that verifies itself."""
@@ -180,6 +217,14 @@ class Enclave:
     async def _left(self, connections: Connections) -> None:
         if connections.leave():
             await self._world.close(connections.transport)
+
+
+def _cannot_be_sealed(path: str) -> VerificationError:
+    return VerificationError(
+        Check.CHANNEL_UNPROTECTED,
+        f"{path} is no route for sealed requests, and this client's connections are not pinned to the enclave",
+        advice="Ask for it in another way; only routes under /v1 are sealed",
+    )
 
 
 class Connections:

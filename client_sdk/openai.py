@@ -21,7 +21,15 @@ import openai
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from client_sdk.session import MAX_AGE
-from client_sdk.transport import Library, PolicyLike, async_attested_transport, attested_transport, check_url
+from client_sdk.transport import (
+    DEFAULT_CHANNEL,
+    ChannelLike,
+    Library,
+    PolicyLike,
+    async_attested_transport,
+    attested_transport,
+    check_url,
+)
 
 OpenAIError = openai.OpenAIError
 LIBRARY: Library = "httpx2" if int(openai.__version__.partition(".")[0]) >= 3 else "httpx"
@@ -52,13 +60,14 @@ class AttestedClient(openai.DefaultHttpxClient):
         self,
         policy: PolicyLike,
         *,
+        channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
         transport_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         _refuse_other_ways(options)
         inner = {"limits": openai.DEFAULT_CONNECTION_LIMITS, **(transport_options or {})}
-        transport: Any = attested_transport(policy, LIBRARY, max_age=max_age, **inner)
+        transport: Any = attested_transport(policy, LIBRARY, channel=channel, max_age=max_age, **inner)
         super().__init__(transport=transport, **options)
 
     def send(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,13 +88,14 @@ class AsyncAttestedClient(openai.DefaultAsyncHttpxClient):
         self,
         policy: PolicyLike,
         *,
+        channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
         transport_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         _refuse_other_ways(options)
         inner = {"limits": openai.DEFAULT_CONNECTION_LIMITS, **(transport_options or {})}
-        transport: Any = async_attested_transport(policy, LIBRARY, max_age=max_age, **inner)
+        transport: Any = async_attested_transport(policy, LIBRARY, channel=channel, max_age=max_age, **inner)
         super().__init__(transport=transport, **options)
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
@@ -139,13 +149,14 @@ class OpenAI(_Attested, openai.OpenAI):
         self,
         *,
         policy: PolicyLike | None = None,
+        channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
         http_client: AttestedClient | None = None,
         **options: Any,
     ) -> None:
         _check_source(policy, http_client, AttestedClient)
         if policy is not None:
-            http_client = AttestedClient(policy, max_age=max_age)
+            http_client = AttestedClient(policy, channel=channel, max_age=max_age)
         super().__init__(http_client=http_client, **options)
         check_url(self.base_url)
 
@@ -169,13 +180,14 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
         self,
         *,
         policy: PolicyLike | None = None,
+        channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
         http_client: AsyncAttestedClient | None = None,
         **options: Any,
     ) -> None:
         _check_source(policy, http_client, AsyncAttestedClient)
         if policy is not None:
-            http_client = AsyncAttestedClient(policy, max_age=max_age)
+            http_client = AsyncAttestedClient(policy, channel=channel, max_age=max_age)
         super().__init__(http_client=http_client, **options)
         check_url(self.base_url)
 

@@ -21,6 +21,7 @@ from attestation.errors import MalformedError, VerificationError
 from attestation.policy import Policy, parse_policy
 from client_sdk._worlds import Async, Blocking, Clock, Http, World, run
 from client_sdk.enclave import Enclave
+from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 Library = Literal["httpx", "httpx2"]
 PolicyLike = Policy | PathLike[str] | str
+ChannelLike = Channel | Literal["sealed+pinned", "sealed", "pinned"]
+DEFAULT_CHANNEL = Channel.SEALED_AND_PINNED
 
 
 def load_policy(policy: PolicyLike) -> Policy:
@@ -60,10 +63,16 @@ class _Enclaves:
     """The enclaves behind one transport, by origin."""
 
     def __init__(
-        self, world: World, policy: PolicyLike, max_age: timedelta, clock: Clock, options: dict[str, Any]
+        self,
+        world: World,
+        policy: PolicyLike,
+        channel: ChannelLike,
+        max_age: timedelta,
+        clock: Clock,
+        options: dict[str, Any],
     ) -> None:
         self._world, self._policy, self._max_age = world, load_policy(policy), max_age
-        self._clock, self._options = clock, options
+        self._channel, self._clock, self._options = Channel(channel), clock, options
         self._enclaves: dict[str, Enclave] = {}
 
     def at(self, request: Http) -> Enclave:
@@ -72,7 +81,7 @@ class _Enclaves:
         if known is not None:
             return known
         session = Session(self._policy, max_age=self._max_age)
-        made = Enclave(self._world, origin, session, self._clock, self._options)
+        made = Enclave(self._world, origin, session, self._clock, self._channel, self._options)
         return self._enclaves.setdefault(origin, made)  # atomic: threads that race share the first one
 
     async def close(self) -> None:
@@ -111,6 +120,7 @@ def attested_transport(
     policy: PolicyLike,
     library: Literal["httpx"] = "httpx",
     *,
+    channel: ChannelLike = ...,
     max_age: timedelta = ...,
     clock: Clock = ...,
     **options: Any,
@@ -120,6 +130,7 @@ def attested_transport(
     policy: PolicyLike,
     library: Literal["httpx2"],
     *,
+    channel: ChannelLike = ...,
     max_age: timedelta = ...,
     clock: Clock = ...,
     **options: Any,
@@ -128,13 +139,16 @@ def attested_transport(
     policy: PolicyLike,
     library: Library = "httpx",
     *,
+    channel: ChannelLike = DEFAULT_CHANNEL,
     max_age: timedelta = MAX_AGE,
     clock: Clock = _now,
     **options: Any,
 ) -> Any:
     """A transport for `httpx.Client` or `httpx2.Client`. `options` are those of the library's own HTTPTransport."""
     http = importlib.import_module(library)
-    return _make(_BlockingTransport, http.BaseTransport, Blocking(http), policy, max_age, clock, options)
+    return _make(
+        _BlockingTransport, http.BaseTransport, Blocking(http), policy, channel, max_age, clock, options
+    )
 
 
 @overload
@@ -142,6 +156,7 @@ def async_attested_transport(
     policy: PolicyLike,
     library: Literal["httpx"] = "httpx",
     *,
+    channel: ChannelLike = ...,
     max_age: timedelta = ...,
     clock: Clock = ...,
     **options: Any,
@@ -151,6 +166,7 @@ def async_attested_transport(
     policy: PolicyLike,
     library: Literal["httpx2"],
     *,
+    channel: ChannelLike = ...,
     max_age: timedelta = ...,
     clock: Clock = ...,
     **options: Any,
@@ -159,13 +175,16 @@ def async_attested_transport(
     policy: PolicyLike,
     library: Library = "httpx",
     *,
+    channel: ChannelLike = DEFAULT_CHANNEL,
     max_age: timedelta = MAX_AGE,
     clock: Clock = _now,
     **options: Any,
 ) -> Any:
     """A transport for `httpx.AsyncClient` or `httpx2.AsyncClient`; otherwise as `attested_transport`."""
     http = importlib.import_module(library)
-    return _make(_AsyncTransport, http.AsyncBaseTransport, Async(http), policy, max_age, clock, options)
+    return _make(
+        _AsyncTransport, http.AsyncBaseTransport, Async(http), policy, channel, max_age, clock, options
+    )
 
 
 def _make(
@@ -173,6 +192,7 @@ def _make(
     base: type,
     world: World,
     policy: PolicyLike,
+    channel: ChannelLike,
     max_age: timedelta,
     clock: Clock,
     options: dict[str, Any],
@@ -183,4 +203,4 @@ def _make(
         )
     name = kind.__name__.lstrip("_").replace("BlockingT", "T")
     transport = type(f"Attested{name}", (kind, base), {})
-    return transport(_Enclaves(world, policy, max_age, clock, options))
+    return transport(_Enclaves(world, policy, channel, max_age, clock, options))

@@ -28,6 +28,7 @@ from attestation.receipt import (
     ServedModel,
 )
 from attestation.roots import Roots
+from attestation.sealed import SealingKeys
 from attestation.simulator.tdx import DEFAULT_TD, SimulatedTdx
 from attestation.tdx.policy import TdxMeasurement, TdxPolicy
 from client_sdk.receipts import Exchange
@@ -55,6 +56,7 @@ class PretendEnclave:
     """One boot: keys of its own and a statement about them."""
 
     receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    sealing_keys: SealingKeys = field(default_factory=SealingKeys.generate)
     tls_spki: bytes = bytes(32)
     not_after: datetime = NOW + timedelta(days=7)
 
@@ -68,6 +70,8 @@ class PretendEnclave:
                     **{spec.name: bytes(spec.metadata["size"]) for spec in dataclasses.fields(Keys)},
                     "receipt_ed25519": self.receipt_key.public_key().public_bytes_raw(),
                     "tls_spki_sha256": self.tls_spki,
+                    "sealing_x_wing": self.sealing_keys.public_x_wing,
+                    "sealing_x25519": self.sealing_keys.public_x25519,
                 }
             ),
             not_before=int((NOW - timedelta(hours=1)).timestamp()),

@@ -28,7 +28,7 @@ from attestation.errors import (
     VerificationError,
 )
 from attestation.receipt import Outcome
-from client_sdk import Attestation, async_attested_transport, attested_transport, load_policy
+from client_sdk import Attestation, AttestedClient, async_attested_transport, attested_transport, load_policy
 from client_sdk.enclave import Connections
 from client_sdk.transport import Library
 from tests.client_sdk.conftest import Recorded, Relay, Switch
@@ -164,12 +164,16 @@ def test_a_request_in_pieces(gateway: LiveGateway) -> None:
 
 
 def test_the_gateways_own_routes_have_a_verdict_and_no_receipt(gateway: LiveGateway) -> None:
-    """/healthz and its like carry nothing of a user's."""
-    with client_for(gateway.policy_text) as client:
+    """/healthz and its like carry nothing of a user's; of anything else an answer without a receipt is none."""
+    with client_for(gateway.policy_text, channel="pinned") as client:
         response = client.get(gateway.origin + "/healthz")
         assert response.status_code == 200
         assert proven(response).receipt is None
         assert proven(response).verdict.statement.model.names == (MODEL,)
+        other = client.get(gateway.origin + "/anything-else")
+        assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
+        assert proven(other).receipt is not None, "asked through the seal, behind which there is only /v1"
+    with client_for(gateway.policy_text, channel="pinned") as client:
         with pytest.raises(VerificationError) as caught:
             client.get(gateway.origin + "/anything-else")
         assert caught.value.check is Check.RECEIPT_MISSING
@@ -314,6 +318,22 @@ def test_nobody_there(gateway: LiveGateway, http: Any, ask: Ask) -> None:
     with pytest.raises(UnavailableError) as caught:
         ask(gateway.policy_text, f"https://127.0.0.1:{free_port()}", http)
     assert caught.value.check is Check.EVIDENCE_FETCH
+
+
+@LIBRARIES
+def test_a_proxy_in_the_environment_is_no_way_around(
+    gateway: LiveGateway, http: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPS_PROXY and its like make ordinary clients use a transport of their own; an attested one has no other."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with client_for(gateway.policy_text, http) as client:
+        assert not client._mounts
+        assert proven(client.post(gateway.origin + CHAT, json=ASKED)).receipt is not None
+    with AttestedClient(gateway.policy_text) as attested:
+        assert not attested._mounts
 
 
 def _answer_without_tls(server: socket.socket) -> None:

@@ -1,0 +1,109 @@
+"""How a request is protected on its way, and the way into and out of a seal. No I/O.
+
+`Channel` has no member that protects nothing: one cannot be asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from attestation import sealed
+from attestation.checks import Check
+from attestation.errors import AttestationError, UnavailableError, VerificationError
+from attestation.sealed_head import OF_THE_CONNECTION, RequestHead
+from client_sdk.receipts import Exchange
+
+MAX_ERROR_BYTES = 64 * 1024
+#: What goes around every sealed request, whatever is inside.
+HEADERS = {
+    "Content-Type": sealed.REQUEST_TYPE,
+    "Accept": sealed.ANSWER_TYPE,
+    "Accept-Encoding": "identity",
+    "User-Agent": "attested-inference",
+}
+_BY_CODE = {
+    check.replace(".", "_"): check
+    for check in (
+        Check.SEALED_FORMAT,
+        Check.SEALED_SUITE,
+        Check.SEALED_KEY,
+        Check.SEALED_OPEN,
+        Check.SEALED_REPLAY,
+    )
+}
+
+
+class Channel(StrEnum):
+    """What keeps a request from everybody but the attested enclave."""
+
+    SEALED_AND_PINNED = (
+        "sealed+pinned"  # encrypted to the attested sealing key, over TLS to the attested TLS key
+    )
+    SEALED = "sealed"  # TLS may end anywhere, such as at a balancer
+    PINNED = "pinned"  # TLS to the attested key, and no seal inside
+
+    @property
+    def seals(self) -> bool:
+        return self is not Channel.PINNED
+
+    @property
+    def pins(self) -> bool:
+        return self is not Channel.SEALED
+
+
+def seal(
+    exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime
+) -> tuple[bytes, sealed.AnswerOpener]:
+    """The body of the POST to /sealed, and what opens its answer."""
+    pairs = ((name.decode("ascii").lower(), value.decode("latin-1")) for name, value in headers)
+    head = RequestHead(
+        method=exchange.method,
+        target=exchange.path,
+        headers=tuple(pair for pair in pairs if pair[0] not in OF_THE_CONNECTION),
+    )
+    return sealed.seal_request(
+        head,
+        exchange.body,
+        keys=exchange.verdict.statement.keys,
+        statement=exchange.verdict.statement_digest,
+        now=now,
+    )
+
+
+def is_sealed(status: int, content_type: str | None) -> bool:
+    """The answer says that it is sealed; opening it will tell."""
+    return status == 200 and content_type == sealed.ANSWER_TYPE
+
+
+def not_sealed(status: int, body: bytes) -> AttestationError:
+    """What an answer without a seal means. Anybody may have written it: it is never handed out as an answer."""
+    code = _code(body)
+    if check := _BY_CODE.get(code):
+        return VerificationError(
+            check,
+            f"the gateway, or somebody in its place, did not open the sealed request: {code}",
+            advice="If it stays: see whether a balancer sends requests of one client to different enclaves",
+        )
+    detail = f"expected a sealed answer, found status {status}" + (f" ({code})" if code else "")
+    if status >= 500 or status == 429:
+        return UnavailableError(
+            Check.SEALED_MISSING, detail, advice="Something before the enclave is not well"
+        )
+    return VerificationError(
+        Check.SEALED_MISSING,
+        detail,
+        advice="What answered is not the gateway in the enclave, or the seal was taken off; do not use the answer",
+    )
+
+
+def _code(body: bytes) -> str:
+    """The `code` of an error in OpenAI's shape, when it looks like one."""
+    try:
+        value: Any = json.loads(body)
+        code = value["error"]["code"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    return code if isinstance(code, str) and code.isidentifier() and len(code) < 64 else ""

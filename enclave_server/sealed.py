@@ -1,0 +1,204 @@
+"""POST /sealed: a sealed request comes in, the request inside goes to `Inference`, and its answer leaves sealed.
+
+Pure ASGI in front of the same application that answers unsealed requests, so both have the same limits, access rules and
+receipts. Only /v1 is behind it. Before a request is opened, errors are plain and say nothing of it; after, all are sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from attestation import sealed
+from attestation.checks import Check
+from attestation.errors import AttestationError, VerificationError
+from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
+from enclave_server.errors import ApiError
+from enclave_server.exchange import Receive, Scope, Send
+from enclave_server.identity import Identity
+from enclave_server.replays import Replays
+from enclave_server.settings import Settings
+
+RAW_PATH = sealed.PATH.encode()
+_TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), sealed.ANSWER_TYPE.encode()
+_ERRORS = {
+    Check.SEALED_FORMAT: (400, "This is not a sealed request of this protocol."),
+    Check.SEALED_SUITE: (400, "The request is sealed with a suite that this gateway does not know."),
+    Check.SEALED_OPEN: (400, "The sealed request does not open."),
+    Check.SEALED_KEY: (422, "The request is sealed to another statement's keys; verify this enclave again."),
+    Check.SEALED_REPLAY: (409, "This sealed request was here before."),
+    Check.SEALED_TIME: (400, "The time inside the seal is too far from this gateway's clock."),
+}
+
+
+class Inner(Protocol):
+    """The application behind the seal."""
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]: ...
+
+    def refuse(self, scope: Scope, send: Send, error: ApiError) -> Awaitable[None]:
+        """Answer with a signed error."""
+        ...
+
+
+class Sealed:
+    """The ASGI application for POST /sealed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        identity: Identity,
+        inner: Inner,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._inner, self._wall_clock = settings, inner, wall_clock
+        self._latest = 0.0
+        self._keys = {identity.statement_digest: identity.sealing_keys}
+        self._replays = Replays(settings.sealed_remembered)
+        self._limit = sealed.max_request_bytes(settings.max_request_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._admit(scope)
+            data = await self._body(receive)
+            if data is None:
+                return
+            now = self._now()
+            opened = self._open(data, now)
+        except ApiError as error:
+            await _refuse(send, error)
+        except AttestationError as error:
+            await _refuse(send, _api_error(error))
+        else:
+            await self._serve(opened, now, scope, receive, _Sealing(send, sealed.AnswerSealer(opened)))
+
+    def _now(self) -> float:
+        """Unix seconds; a clock that is set back stands still."""
+        self._latest = max(self._latest, self._wall_clock())
+        return self._latest
+
+    def _admit(self, scope: Scope) -> None:
+        if scope["method"] != "POST":
+            raise ApiError(405, "method_not_allowed", "This route takes only POST.", allow="POST")
+        headers = dict(scope["headers"])
+        if headers.get(b"content-type") != _TYPE:
+            raise ApiError(415, "unsupported_media_type", f"Content-Type must be {sealed.REQUEST_TYPE}.")
+        if int(headers.get(b"content-length", 0)) > self._limit:
+            raise self._too_large()
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """All of it; None when the client went away."""
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    data += message.get("body", b"")
+                    if len(data) > self._limit:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(data)
+        except TimeoutError:
+            raise ApiError(408, "body_timeout", "The request's body did not arrive in time.") from None
+
+    def _open(self, data: bytes, now: float) -> sealed.Opened:
+        """In the order of cost: what is not for us, or not new, is not decrypted."""
+        envelope = sealed.parse_envelope(data)
+        keys = self._keys.get(envelope.statement)
+        if keys is None:
+            raise VerificationError(Check.SEALED_KEY, "sealed to another statement")
+        self._replays.check(envelope.enc, now)
+        return sealed.open_request(envelope, keys)
+
+    async def _serve(
+        self, opened: sealed.Opened, now: float, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            message = sealed.parse_message(opened.content)
+        except AttestationError as error:
+            await self._inner.refuse(scope, send, _api_error(error))
+            return
+        path, _, query = message.head.target.encode("ascii").partition(b"?")
+        headers = [(n.encode("ascii"), v.encode("latin-1")) for n, v in message.head.headers]
+        inside = {
+            **scope,
+            "method": message.head.method,
+            "path": path.decode(),
+            "raw_path": path,
+            "query_string": query,
+            "headers": [*headers, (b"content-length", b"%d" % len(message.body))],
+        }
+        try:
+            sealed.check_time(message, datetime.fromtimestamp(now, UTC))
+        except AttestationError as error:
+            await self._inner.refuse(inside, send, _api_error(error))
+            return
+        self._replays.remember(opened.enc)  # nothing was awaited since `check`
+        await self._inner(inside, _with_body(message.body, receive), send)
+
+    def _too_large(self) -> ApiError:
+        limit = self._settings.max_request_bytes
+        return ApiError(413, "request_too_large", f"A request's body may have {limit} bytes.")
+
+
+class _Sealing:
+    """ASGI's `send`: what the application says is sealed on its way, one chunk for each piece, none of them delayed."""
+
+    def __init__(self, send: Send, sealer: sealed.AnswerSealer) -> None:
+        self._send, self._sealer = send, sealer
+        self._head: ResponseHead | None = None
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._head = _head(message)
+            return
+        head, self._head = self._head, None
+        last = not message.get("more_body", False)
+        data = self._sealer.seal(message.get("body", b""), head=head, last=last)
+        if head is not None:
+            headers = [
+                (b"content-type", _ANSWER_TYPE),
+                (b"cache-control", b"no-store"),
+                (b"x-accel-buffering", b"no"),  # asks a balancer not to hold a stream back
+            ]
+            if last:
+                headers.append((b"content-length", b"%d" % len(data)))
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+def _head(message: dict[str, Any]) -> ResponseHead:
+    pairs = ((name.decode("ascii"), value.decode("latin-1")) for name, value in message["headers"])
+    return ResponseHead(
+        status=message["status"],
+        headers=tuple(pair for pair in pairs if pair[0] not in OF_THE_CONNECTION),
+    )
+
+
+def _with_body(body: bytes, receive: Receive) -> Receive:
+    """ASGI's `receive`: the body that was inside, then whatever becomes of the connection."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def received() -> Any:
+        return messages.pop() if messages else await receive()
+
+    return received
+
+
+def _api_error(error: AttestationError) -> ApiError:
+    status, message = _ERRORS[error.check]
+    return ApiError(status, error.check.replace(".", "_"), message)
+
+
+async def _refuse(send: Send, error: ApiError) -> None:
+    body = error.to_json()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
