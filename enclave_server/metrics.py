@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +22,7 @@ from prometheus_client import (
 )
 
 from enclave_server.exchange import Exchange
+from enclave_server.log import log
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # What a refusal is counted under: the codes that say that a caller has to wait, or is not let in.
@@ -83,15 +86,22 @@ class Metrics:
             Gauge(name, words, namespace="enclave", registry=self.registry).set_function(ask)
 
     @contextmanager
-    def served(self, host: str, port: int | None) -> Iterator[None]:
-        """Answer Prometheus over plain HTTP for as long as the block lasts, when there is a port."""
+    def served(self, host: str, port: int | None, workers: int = 1) -> Iterator[None]:
+        """Answer Prometheus over plain HTTP for as long as the block lasts: on the first free port of one a worker."""
         if port is None:
             yield
             return
-        server, thread = start_http_server(port, host, self.registry)
+        server, thread = self._listen(host, range(port, port + workers))
+        log.info("metrics listen", address=f"{host}:{server.server_port}")
         try:
             yield
         finally:
             server.shutdown()
             server.server_close()
             thread.join()
+
+    def _listen(self, host: str, ports: range) -> tuple[WSGIServer, Thread]:
+        for port in ports:
+            with suppress(OSError):  # another worker has it
+                return start_http_server(port, host, self.registry)
+        raise OSError(f"metrics_port: {host} has no free port of {ports.start} to {ports.stop - 1}")
