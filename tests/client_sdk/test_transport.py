@@ -170,13 +170,22 @@ def test_the_gateways_own_routes_have_a_verdict_and_no_receipt(gateway: LiveGate
         assert response.status_code == 200
         assert proven(response).receipt is None
         assert proven(response).verdict.statement.model.names == (MODEL,)
-        other = client.get(gateway.origin + "/anything-else")
-        assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
-        assert proven(other).receipt is not None, "asked through the seal, behind which there is only /v1"
-    with client_for(gateway.policy_text, channel="pinned") as client:
         with pytest.raises(VerificationError) as caught:
             client.get(gateway.origin + "/anything-else")
         assert caught.value.check is Check.RECEIPT_MISSING
+
+
+def test_behind_a_seal_there_is_only_v1(gateway: LiveGateway) -> None:
+    """The gateway's own routes go over the pinned connection as they are; anything else is asked for sealed."""
+    with client_for(gateway.policy_text) as client:
+        assert client.get(gateway.origin + "/healthz").status_code == 200
+        other = client.get(gateway.origin + "/anything-else")
+        assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
+        assert proven(other).receipt is not None
+    with client_for(gateway.policy_text, channel="sealed") as client:
+        with pytest.raises(VerificationError) as caught:
+            client.get(gateway.origin + "/healthz")
+        assert caught.value.check is Check.CHANNEL_UNPROTECTED
 
 
 @LIBRARIES
