@@ -1,13 +1,19 @@
 """What was here before: the encapsulated key of each sealed request, for as long as the request could be accepted again.
 
 Bounded, and closed when full: a request that cannot be remembered is refused, never let through. The time comes from the
-same clock that judges the requests' own, which never goes back: who sets this machine's clock cannot make it forget.
+same clock that judges the requests' own, which never goes back: who sets this machine's clock cannot make it forget. The
+memory is shared with every process that is forked off later, so a request is answered once by all workers together.
 """
 
 from __future__ import annotations
 
+import fcntl
+import mmap
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
-from math import ceil
 
 from attestation.checks import Check
 from attestation.errors import VerificationError
@@ -17,39 +23,80 @@ from enclave_server.errors import ApiError
 WINDOW = (
     2 * MAX_CLOCK_SKEW + 2
 )  # seconds from the first moment at which a request is accepted to the last, and rounding
+_WORD = 8
+_TURN, _YOUNG = 0, 1  # words of the first page: when the tables change places, and which one is young
+_COUNT = (2, 3)  # entries of each table
 
 
 class Replays:
-    """Remembers for one window at least, and for two at most: by then the request's own time refuses it."""
+    """Remembers for one window at least, and for two at most: by then the request's own time refuses it.
+
+    Two tables of 8-byte digests, half of each empty at least, found by probing; the old one is emptied at every turn.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._young: set[int] = set()
-        self._old: set[int] = set()
-        self._turn = 0.0
+        self._table = -(-2 * limit * _WORD // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._file = os.memfd_create("replays", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        os.ftruncate(self._file, mmap.PAGESIZE + 2 * self._table)
+        self._memory = mmap.mmap(self._file, 0)  # pages are taken when they are first written
+        self._words = memoryview(self._memory).cast("Q")
 
     def check(self, enc: bytes, now: float) -> None:
         """This key is new, and there is room to remember it."""
-        if now >= self._turn:
-            late = now >= self._turn + WINDOW
-            self._young, self._old = set(), set() if late else self._young
-            self._turn = now + WINDOW
-        short = _short(enc)
-        if short in self._young or short in self._old:
-            raise VerificationError(Check.SEALED_REPLAY, "this sealed request was here before")
-        if len(self._young) + len(self._old) >= self._limit:
-            raise ApiError(
-                503,
-                "sealed_full",
-                "Too many sealed requests in a few minutes.",
-                retry_after=max(1, ceil(self._turn - now)),
-            )
+        with self._alone():
+            self._check(_short(enc), int(now))
 
-    def remember(self, enc: bytes) -> None:
-        """Once `check` let it through, and the request was opened."""
-        self._young.add(_short(enc))
+    def remember(self, enc: bytes, now: float) -> None:
+        """Once the request was opened. Of those who remember the same key, in whatever process, one gets through."""
+        short = _short(enc)
+        with self._alone():
+            self._check(short, int(now))
+            young = self._words[_YOUNG]
+            self._words[self._place(young, short)] = short
+            self._words[_COUNT[young]] += 1
+
+    def _check(self, short: int, now: int) -> None:
+        if now >= self._words[_TURN]:
+            self._turn(now)
+        if any(self._words[self._place(table, short)] for table in (0, 1)):
+            raise VerificationError(Check.SEALED_REPLAY, "this sealed request was here before")
+        if self._words[_COUNT[0]] + self._words[_COUNT[1]] >= self._limit:
+            wait = max(1, self._words[_TURN] - now)
+            raise ApiError(503, "sealed_full", "Too many sealed requests in a few minutes.", retry_after=wait)
+
+    def _turn(self, now: int) -> None:
+        """The old table is emptied and becomes the young one; after a long pause, both are emptied."""
+        if now >= self._words[_TURN] + WINDOW:
+            self._empty(self._words[_YOUNG])
+        self._words[_YOUNG] ^= 1
+        self._empty(self._words[_YOUNG])
+        self._words[_TURN] = now + WINDOW
+
+    def _empty(self, table: int) -> None:
+        self._memory.madvise(mmap.MADV_REMOVE, mmap.PAGESIZE + table * self._table, self._table)
+        self._words[_COUNT[table]] = 0
+
+    def _place(self, table: int, short: int) -> int:
+        """Where in a table an entry stands, or would."""
+        slots = self._table // _WORD
+        start = mmap.PAGESIZE // _WORD + table * slots
+        at = short % slots
+        while self._words[start + at] not in {0, short}:
+            at = (at + 1) % slots
+        return start + at
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process is inside; a lock that dies with its holder."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
 def _short(enc: bytes) -> int:
-    """8 bytes of a digest: nobody can aim at a key that another client has not sent yet."""
-    return int.from_bytes(sha256(enc).digest()[:8], "big")
+    """8 bytes of a digest: nobody can aim at a key that another client has not sent yet. Never 0, which is an empty place."""
+    return int.from_bytes(sha256(enc).digest()[:_WORD], "big") or 1

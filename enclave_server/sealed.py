@@ -53,12 +53,13 @@ class Sealed:
         identity: Identity,
         inner: Inner,
         *,
+        replays: Replays | None = None,  # shared by all workers
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._inner, self._wall_clock = settings, inner, wall_clock
         self._latest = 0.0
         self._keys = {identity.statement_digest: identity.sealing_keys}
-        self._replays = Replays(settings.sealed_remembered)
+        self._replays = replays or Replays(settings.sealed_remembered)
         self._limit = sealed.max_request_bytes(settings.max_request_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,10 +137,13 @@ class Sealed:
         }
         try:
             sealed.check_time(message, datetime.fromtimestamp(now, UTC))
+            self._replays.remember(opened.enc, now)
         except AttestationError as error:
             await self._inner.refuse(inside, send, _api_error(error))
             return
-        self._replays.remember(opened.enc)  # nothing was awaited since `check`
+        except ApiError as error:
+            await self._inner.refuse(inside, send, error)
+            return
         await self._inner(inside, _with_body(message.body, receive), send)
 
     def _too_large(self) -> ApiError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -315,7 +317,7 @@ def test_replays_are_remembered_for_as_long_as_they_could_be_accepted() -> None:
         replays = Replays(1000)
         assert not seen(replays, b"zero", 0)
         assert not seen(replays, b"one", start)
-        replays.remember(b"one")
+        replays.remember(b"one", start)
         for later in (0.0, 1.0, WINDOW / 2, WINDOW - 0.01):
             assert seen(replays, b"one", start + later), (start, later)
         assert not seen(replays, b"one", start + 2 * WINDOW)
@@ -324,9 +326,9 @@ def test_replays_are_remembered_for_as_long_as_they_could_be_accepted() -> None:
 def test_a_pause_forgets_what_is_old_and_nothing_else() -> None:
     """After hours without a request nothing of before is left over, or taken for young."""
     replays = Replays(1000)
-    replays.remember(b"one")
+    replays.remember(b"one", 1)
     assert not seen(replays, b"one", 100 * WINDOW)
-    replays.remember(b"two")
+    replays.remember(b"two", 100 * WINDOW)
     assert seen(replays, b"two", 101 * WINDOW - 1)
 
 
@@ -335,13 +337,46 @@ def test_when_nothing_more_can_be_remembered_nothing_more_is_accepted() -> None:
     replays = Replays(3)
     for enc in (b"one", b"two", b"three"):
         replays.check(enc, 1)
-        replays.remember(enc)
+        replays.remember(enc, 1)
     with pytest.raises(ApiError) as caught:
         replays.check(b"four", 2)
     assert (caught.value.status, caught.value.code) == (503, "sealed_full")
     assert 0 < int(caught.value.headers["retry-after"]) <= WINDOW
     assert seen(replays, b"one", 3)
     assert not seen(replays, b"four", 2 * WINDOW + 2)
+
+
+def test_all_that_was_remembered_is_found() -> None:
+    """Also when it fills the tables to their limit, and after a turn."""
+    replays = Replays(1000)
+    keys = [number.to_bytes(4, "big") for number in range(1000)]
+    for key in keys:
+        replays.remember(key, 1)
+    assert all(seen(replays, key, WINDOW - 1) for key in keys)
+    assert all(seen(replays, key, WINDOW + 1) for key in keys[:500])
+
+
+def test_one_of_many_processes_gets_a_request() -> None:
+    """The memory is shared with every process forked off: two of them never both accept what is sealed once."""
+    replays, keys = Replays(1000), [number.to_bytes(4, "big") for number in range(200)]
+    ends = []
+    for _ in range(4):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            won = bytearray()
+            for key in keys:
+                with suppress(VerificationError):
+                    replays.remember(key, 1)
+                    won += key
+            os.write(writer, won)
+            os._exit(0)
+        os.close(writer)
+        ends.append(reader)
+    all_won = b"".join(os.read(reader, 65_536) for reader in ends)
+    for _ in ends:
+        assert os.wait()[1] == 0
+    assert sorted(all_won[at : at + 4] for at in range(0, len(all_won), 4)) == keys
+    assert all(seen(replays, key, 2) for key in keys)
 
 
 async def test_a_clock_that_is_set_back_makes_nothing_new(tmp_path: Path) -> None:
