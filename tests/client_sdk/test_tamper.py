@@ -22,7 +22,15 @@ from attestation.checks import Check
 from attestation.collateral import Collateral, IntelCollateral
 from attestation.errors import AttestationError
 from attestation.evidence import Evidence, TdxEvidence, dump_evidence
-from attestation.receipt import COMMENT, NONCE_HEADER, RECEIPT_HEADER, Outcome, Request, RunningDigest
+from attestation.receipt import (
+    COMMENT,
+    NONCE_HEADER,
+    RECEIPT_HEADER,
+    Outcome,
+    Request,
+    RunningDigest,
+    ServedModel,
+)
 from attestation.verify import verify
 from client_sdk import AsyncOpenAI, OpenAI
 from client_sdk.receipts import Exchange, PlainCheck, StreamCheck
@@ -238,6 +246,8 @@ def test_every_byte_of_an_answers_nonce() -> None:
 
 SECOND = replace(EXCHANGE, nonce=b"\x0a" * 32)  # the same request once more, with a nonce of its own
 
+OTHER_MODEL = ServedModel(name="m", digest=b"\x02" * 32)
+
 PLAIN_TABLE: dict[str, tuple[Check, Callable[[], object]]] = {
     "a missing receipt": (
         Check.RECEIPT_MISSING,
@@ -269,9 +279,7 @@ PLAIN_TABLE: dict[str, tuple[Check, Callable[[], object]]] = {
     ),
     "a receipt for another model": (
         Check.RECEIPT_MODEL,
-        lambda: plain(
-            ANSWER, PretendEnclave(receipt_key=ENCLAVE.receipt_key).headers(EXCHANGE, ANSWER, **_model())
-        ),
+        lambda: plain(ANSWER, ENCLAVE.headers(EXCHANGE, ANSWER, model=OTHER_MODEL)),
     ),
     "a changed status": (
         Check.RECEIPT_STATUS,
@@ -296,12 +304,6 @@ PLAIN_TABLE: dict[str, tuple[Check, Callable[[], object]]] = {
         lambda: plain(ANSWER, ENCLAVE.headers(EXCHANGE, ANSWER, request=_part())),
     ),
 }
-
-
-def _model() -> dict[str, Any]:
-    from attestation.receipt import ServedModel
-
-    return {"model": ServedModel(name="m", digest=b"\x02" * 32)}
 
 
 def _part() -> Request:
@@ -452,13 +454,15 @@ def meddler(rig: Rig) -> Iterator[Meddler]:
     rig.meddler.edit = rig.meddler.ask = None
 
 
+# unsealed, so that there is something to meddle with: a seal leaves nothing to change but itself
+PINNED: dict[str, Any] = {"api_key": "k", "channel": "pinned"}
 ASKED: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello you there"}]}
 USED = {"stream_options": {"include_usage": True}}
 
 
 def ask_blocking(rig: Rig, streamed: bool) -> str:
     client: Any
-    with OpenAI(base_url=rig.gateway.url, policy=rig.gateway.policy_text, api_key="k") as client:
+    with OpenAI(base_url=rig.gateway.url, policy=rig.gateway.policy_text, **PINNED) as client:
         if not streamed:
             return str(client.chat.completions.create(**ASKED).choices[0].message.content)
         with client.chat.completions.create(stream=True, **ASKED, **USED) as events:
@@ -468,9 +472,7 @@ def ask_blocking(rig: Rig, streamed: bool) -> str:
 def ask_async(rig: Rig, streamed: bool) -> str:
     async def work() -> str:
         client: Any
-        async with AsyncOpenAI(
-            base_url=rig.gateway.url, policy=rig.gateway.policy_text, api_key="k"
-        ) as client:
+        async with AsyncOpenAI(base_url=rig.gateway.url, policy=rig.gateway.policy_text, **PINNED) as client:
             if not streamed:
                 return str((await client.chat.completions.create(**ASKED)).choices[0].message.content)
             async with await client.chat.completions.create(stream=True, **ASKED, **USED) as events:
@@ -598,8 +600,8 @@ def _body(change: Callable[[bytes], bytes]) -> Edit:
     return lambda status, headers, body: (status, headers, change(body))
 
 
-def _flip(at: int) -> Callable[[bytes], bytes]:
-    return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+def _flip(at: int, bits: int = 1) -> Callable[[bytes], bytes]:
+    return lambda data: data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :]
 
 
 LIVE_PLAIN: dict[str, tuple[Check, Edit]] = {
@@ -661,6 +663,33 @@ def test_live_streamed(rig: Rig, meddler: Meddler, ask: Callable[[Rig, bool], st
     meddler.edit = _body(change)
     assert refused(ask, rig, True) is check
     assert len(meddler.seen) == 1, "a refusal is not retried"
+
+
+def read_blocking(rig: Rig) -> None:
+    client: Any
+    with OpenAI(base_url=rig.gateway.url, policy=rig.gateway.policy_text, **PINNED) as client:
+        for _ in client.chat.completions.create(stream=True, **ASKED, **USED):
+            pass
+
+
+def read_async(rig: Rig) -> None:
+    async def work() -> None:
+        client: Any
+        async with AsyncOpenAI(base_url=rig.gateway.url, policy=rig.gateway.policy_text, **PINNED) as client:
+            async for _ in await client.chat.completions.create(stream=True, **ASKED, **USED):
+                pass
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("read", [read_blocking, read_async], ids=["blocking", "async"])
+def test_live_any_byte_of_a_stream(rig: Rig, meddler: Meddler, read: Callable[[Rig], None]) -> None:
+    """OpenAI's client never gets to complain first: what it could not read is held back until the receipt refuses it."""
+    read(rig)
+    length = len(meddler.seen[0][1])
+    for at in range(0, length, length // 40):
+        meddler.edit = _body(_flip(at, 1 << at % 8))
+        assert refused(read, rig) in {*RECEIPT_CHECKS, Check.RECEIPT_RESPONSE, Check.STREAM_TRUNCATED}, at
 
 
 @ASK
