@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import signal
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +16,13 @@ from enclave_server.access.cli import cli as keys_cli
 from enclave_server.access.gate import Access
 from enclave_server.access.store import StoreError
 from enclave_server.app import create_app
-from enclave_server.attest import Attester, TokenBucket
-from enclave_server.engine import Engine, EngineError, find_engine
+from enclave_server.attest import make_attester
+from enclave_server.engine import Engine, EngineError, find_engine, keep
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
 from enclave_server.model import ModelError, check_model, read_manifest
 from enclave_server.policy import policy_text
+from enclave_server.prefork import Family, SharedStatus
 from enclave_server.server import listen, make_server
 from enclave_server.settings import Settings
 from enclave_server.tee import open_tee
@@ -32,6 +34,9 @@ cli.add_typer(model_cli, name="model")
 cli.add_typer(keys_cli, name="keys")
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes that serve: the setting of this name.")
+]
 
 
 def main() -> None:
@@ -44,12 +49,12 @@ def main() -> None:
 
 
 @cli.command()
-def serve(config: Config = None) -> None:
+def serve(config: Config = None, workers: Workers = None) -> None:
     """Check the model, start the engine, and serve."""
-    settings = Settings.load(config)
+    settings = _load(config, workers)
     logs.configure()
     keep_memory_private()
-    listener = listen(settings)
+    listeners = listen(settings)
     access = Access(settings)
     access.prepare()
     log.info("model check starts", model=settings.model_name)
@@ -58,51 +63,53 @@ def serve(config: Config = None) -> None:
     installed = find_engine(settings.engine_python)
     tee = open_tee(settings)
     identity = make_identity(settings, engine_version=installed.version)
-    bucket = TokenBucket(settings.evidence_per_second, settings.evidence_burst)
-    engine = Engine(settings, installed)
-    app = create_app(
-        settings,
-        identity=identity,
-        attester=Attester(
-            identity.statement_bytes, tee, bucket, renew_seconds=settings.evidence_renew_seconds
-        ),
-        engine=engine,
-        upstream=Upstream(engine.socket, read_seconds=settings.engine_read_seconds),
-        access=access,
-    )
-    server = make_server(app, settings, identity)
+    status = SharedStatus()
+    engine = Engine(settings, installed, status)
 
-    def stop() -> None:
-        server.should_exit = True
+    def work(listener: socket.socket) -> int:
+        app = create_app(
+            settings,
+            identity=identity,
+            attester=make_attester(settings, identity.statement_bytes, tee),
+            engine=status,
+            upstream=Upstream(engine.socket, read_seconds=settings.engine_read_seconds),
+            access=access,
+        )
+        make_server(app, settings, identity).run(sockets=[listener])
+        return 0
 
-    engine.on_give_up = stop
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has shut down
-        signal.signal(number, lambda *_: None)
-    host, port = listener.getsockname()[:2]
+    host, port = listeners[0].getsockname()[:2]
     log.info(
         "gateway listens",
         address=f"{host}:{port}",
         tee=settings.tee,
         statement=identity.statement_digest.hex(),
+        count=settings.workers,
     )
-    server.run(sockets=[listener])
+    family = Family(
+        keeper=lambda: asyncio.run(keep(engine)),
+        worker=work,
+        listeners=listeners,
+        drain_seconds=settings.drain_seconds,
+    )
+    exit_status = family.run()
     log.info("gateway stopped")
-    if engine.gave_up:
-        raise SystemExit(1)
+    raise SystemExit(exit_status)
 
 
 @cli.command()
-def policy(config: Config = None) -> None:
+def policy(config: Config = None, workers: Workers = None) -> None:
     """Print the client policy (TOML) that accepts exactly this configuration."""
-    settings = Settings.load(config)
+    settings = _load(config, workers)
     typer.echo(f"# Made by `enclave-server policy` on {datetime.now(UTC):%Y-%m-%d}.")
     typer.echo(policy_text(settings, open_tee(settings)), nl=False)
 
 
 @cli.command(name="config")
-def show_config(config: Config = None) -> None:
+def show_config(config: Config = None, workers: Workers = None) -> None:
     """Print the effective settings (TOML), where each came from, and their digest."""
-    settings, origins = Settings.load(config), Settings.origins(config)
+    settings = _load(config, workers)
+    origins = Settings.origins(config) | ({} if workers is None else {"workers": "option"})
     for name, value in settings.effective().items():
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
         typer.echo(f"{line}  # {origins[name]}")
@@ -119,6 +126,10 @@ def model_digest(
         for file in manifest.files:
             typer.echo(f"{file.sha256}  {file.size:>12}  {file.path}")
     typer.echo(manifest.digest().hex())
+
+
+def _load(config: Path | None, workers: int | None) -> Settings:
+    return Settings.load(config, **({} if workers is None else {"workers": workers}))
 
 
 def _toml(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -32,28 +32,16 @@ from enclave_server.upstream import Upstream
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Engine(EngineStatus, Protocol):
-    """An engine that the gateway starts and stops."""
-
-    async def start(self) -> None:
-        """Begin to start it; returns before it is ready."""
-        ...
-
-    async def stop(self) -> None:
-        """End it, and everything that it started."""
-        ...
-
-
 def create_app(
     settings: Settings,
     *,
     identity: Identity,
     attester: Attester,
-    engine: Engine,
+    engine: EngineStatus,
     upstream: Upstream,
     access: Access | None = None,
 ) -> App:
-    """The whole gateway. Its ASGI lifespan starts and stops the engine."""
+    """The whole gateway, but for the engine, which somebody else starts and stops."""
     access, metrics = access or Access(settings), Metrics()
     inference = Inference(settings, identity, engine, upstream, access, metrics)
 
@@ -76,11 +64,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            stack.enter_context(metrics.served(settings.metrics_host, settings.metrics_port))
+            stack.enter_context(
+                metrics.served(settings.metrics_host, settings.metrics_port, settings.workers)
+            )
             await stack.enter_async_context(access)
             await stack.enter_async_context(upstream)
-            stack.push_async_callback(engine.stop)
-            await engine.start()
             await stack.enter_async_context(_running(attester.renew()))
             yield
             await inference.idle()

@@ -16,6 +16,7 @@ from attestation.binding import NONCE_BYTES, gpu_nonce, report_data
 from attestation.evidence import Evidence, dump_evidence
 from enclave_server.errors import ApiError
 from enclave_server.log import failure, log
+from enclave_server.settings import Settings
 from enclave_server.tee import Tee
 
 _RETRY_SECONDS = 5.0
@@ -45,6 +46,13 @@ class TokenBucket:
             return (1 - self._tokens) / self._rate
         self._tokens -= 1
         return 0.0
+
+
+def make_attester(settings: Settings, statement: bytes, tee: Tee) -> Attester:
+    """One for each worker. Together they make evidence at the rate of the settings, whichever a caller comes to."""
+    share = settings.workers
+    bucket = TokenBucket(settings.evidence_per_second / share, max(1, settings.evidence_burst // share))
+    return Attester(statement, tee, bucket, renew_seconds=settings.evidence_renew_seconds)
 
 
 class Attester:

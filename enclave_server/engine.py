@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from enclave_server import engine_child
 from enclave_server.engine_flags import command, environment
@@ -69,11 +70,17 @@ def find_engine(python: Path) -> Installed:
     return Installed(version, frozenset(path.name for path in Path(folder).rglob("*.py")))
 
 
+class Status(Protocol):
+    """Where it says why it cannot answer now; None when it can."""
+
+    unready: str | None
+
+
 class Engine:
     """Starts vLLM, watches it, and starts it again."""
 
-    def __init__(self, settings: Settings, installed: Installed) -> None:
-        self._settings, self._installed = settings, installed
+    def __init__(self, settings: Settings, installed: Installed, status: Status) -> None:
+        self._settings, self._installed, self._status = settings, installed, status
         self.on_give_up: Callable[[], None] = lambda: None
         base = settings.runtime_dir
         if base is None:
@@ -88,7 +95,14 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
         self._served: float | None = None  # seconds of its last life that it was ready for
         self.gave_up = self._stopping = False
-        self.unready: str | None = "engine_starting"
+
+    @property
+    def unready(self) -> str | None:
+        return self._status.unready
+
+    @unready.setter
+    def unready(self, reason: str | None) -> None:
+        self._status.unready = reason
 
     @property
     def socket(self) -> Path:
@@ -209,6 +223,19 @@ class Engine:
             if not self._stopping:
                 output.explain_start()
             shutil.rmtree(private, ignore_errors=True)
+
+
+async def keep(engine: Engine) -> int:
+    """Run the engine until SIGTERM, or until it is given up. An exit status."""
+    over = asyncio.Event()
+    engine.on_give_up = over.set
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, over.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's Ctrl-C: its parent says when
+    await engine.start()
+    await over.wait()
+    await engine.stop()
+    return 1 if engine.gave_up else 0
 
 
 async def _healthy(upstream: Upstream) -> bool:

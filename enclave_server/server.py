@@ -71,10 +71,18 @@ def make_server(app: App, settings: Settings, identity: Identity) -> Server:
     )
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket, taken before anything slow is started."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((settings.host, settings.port))
+def listen(settings: Settings) -> list[socket.socket]:
+    """A socket for each worker, taken before anything slow is started; the kernel spreads connections over them."""
+    alone = _bind(settings.host, settings.port, shared=False)  # fails where somebody else listens
+    if settings.workers == 1:
+        return [alone]
+    port: int = alone.getsockname()[1]
+    alone.close()
+    return [_bind(settings.host, port, shared=True) for _ in range(settings.workers)]
+
+
+def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
     return listener

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     # where it listens
     host: str = "127.0.0.1"
     port: int = Field(default=8443, ge=0, le=65535)
+    workers: int = Field(
+        default=1, ge=1, le=256
+    )  # processes that share one identity, each with its own socket
 
     # the model: its digest is what `enclave-server model digest DIR` prints
     model_dir: Path

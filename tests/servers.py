@@ -21,7 +21,7 @@ import uvicorn
 from aiohttp import web
 
 from enclave_server.app import App, create_app
-from enclave_server.attest import Attester, TokenBucket
+from enclave_server.attest import make_attester
 from enclave_server.identity import Identity, make_identity
 from enclave_server.model import read_manifest
 from enclave_server.policy import policy_text
@@ -118,13 +118,6 @@ class FakeEngine:
         self.behaviour, self.unready = Behaviour(), None
         self.requests.clear()
         self.cancelled = self.finished = 0
-
-    # what the gateway calls: this engine is always there
-    async def start(self) -> None:
-        self.unready = None
-
-    async def stop(self) -> None:
-        self.unready = "stopping"
 
     async def _listen(self) -> None:
         app = web.Application(client_max_size=2**30)
@@ -279,10 +272,8 @@ class LiveGateway:
     def start(self) -> None:
         settings = self.settings
         self.identity = make_identity(settings, engine_version=VERSION)
-        bucket = TokenBucket(settings.evidence_per_second, settings.evidence_burst)
-        attester = Attester(
-            self.identity.statement_bytes, self.tee, bucket, renew_seconds=settings.evidence_renew_seconds
-        )
+        attester = make_attester(settings, self.identity.statement_bytes, self.tee)
+        self.engine.unready = None
         app = create_app(
             settings,
             identity=self.identity,

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from enclave_server import engine as engine_module
 from enclave_server.engine import Engine, EngineError, find_engine
 from enclave_server.engine_flags import ALLOWED_FLAGS
+from enclave_server.prefork import SharedStatus
 from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
 from tests.processes import running_with
 from tests.servers import VERSION, gateway_settings
@@ -39,7 +40,7 @@ async def supervised(
     with TemporaryDirectory(prefix="run-") as short:  # a socket's path has 107 bytes at most
         changes = {"runtime_dir": short, "engine_isolation": "none", **changes}
         settings = gateway_settings(tmp_path, engine_python=python, **changes)
-        engine = Engine(settings, find_engine(python))
+        engine = Engine(settings, find_engine(python), SharedStatus())
         await engine.start()
         try:
             yield engine
@@ -174,7 +175,7 @@ def test_long_runtime_dir(tmp_path: Path) -> None:
     python = fake_python(tmp_path / "python")
     settings = gateway_settings(tmp_path, engine_python=python, runtime_dir=tmp_path / ("x" * 80))
     with pytest.raises(EngineError, match="too long"):
-        Engine(settings, find_engine(python))
+        Engine(settings, find_engine(python), SharedStatus())
 
 
 @pytest.mark.parametrize(

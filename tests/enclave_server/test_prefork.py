@@ -1,0 +1,194 @@
+"""Workers: one identity in several processes, each of which may die and be replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestation.receipt import Outcome
+from enclave_server.prefork import MAX_DEATHS, SharedStatus
+from tests.caller import Caller
+from tests.enclave_server.fake_vllm import fake_python
+from tests.processes import running_with, until
+from tests.served import Served, model_settings, served
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "gateway").mkdir()
+    python = fake_python(tmp_path / "python", behaviour={"delay": 0.02, "chunks": 10})
+    return {
+        **model_settings(model, "fake-model"),
+        "engine_python": str(python),
+        "drain_seconds": 3,
+        "workers": 2,
+    }
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, values: dict[str, Any]) -> Iterator[Served]:
+    with served(tmp_path / "gateway", **values) as running:
+        yield running
+
+
+def children(gateway: Served) -> dict[int, str]:
+    """The processes that the parent forked, with what each says of itself: `worker` has the port open, `keeper` not."""
+    port = f"{int(gateway.origin.rpartition(':')[2]):04X}"
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    listening = {line.split()[9] for line in lines if line.split()[1].endswith(f":{port}")}
+    found = {}
+    for pid in Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split():
+        links = [str(link.readlink()) for link in _descriptors(int(pid))]
+        sockets = {link.removeprefix("socket:[").rstrip("]") for link in links if link.startswith("socket:")}
+        found[int(pid)] = "worker" if sockets & listening else "keeper"
+    return found
+
+
+def _descriptors(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/fd").iterdir())
+
+
+def workers(gateway: Served) -> list[int]:
+    return sorted(pid for pid, kind in children(gateway).items() if kind == "worker")
+
+
+def series(gateway: Served, answers: int = 24) -> dict[str, list[int]]:
+    """The counters seen, by the part of the id that names a worker; each answer comes over a connection of its own."""
+    seen: dict[str, list[int]] = {}
+    policy = gateway.run("policy")
+    with Caller(gateway.origin, policy) as caller:
+        for _ in range(answers):
+            response = caller.http.get(
+                "/v1/models", headers={"Connection": "close", "Attested-Nonce": "A" * 43}
+            )
+            receipt = caller.check(response, bytes(32), b"").receipt
+            name, _, number = receipt.id.rpartition("-")
+            assert int(number) == receipt.counter
+            seen.setdefault(name, []).append(receipt.counter)
+    return seen
+
+
+def test_one_identity(gateway: Served) -> None:
+    """Both workers answer, under one statement, with receipts that no other has; counters go up in each."""
+    seen = series(gateway)
+    assert len(seen) == 2
+    assert all(counters == list(range(1, len(counters) + 1)) for counters in seen.values())
+
+
+def test_worker_killed(gateway: Served) -> None:
+    """A worker that dies is replaced by one with the same keys; the engine and the other worker do not notice."""
+    before = workers(gateway)
+    with Caller(gateway.origin, gateway.run("policy")) as caller:
+        engine, statement = gateway.engine_pid(), caller.verdict.statement
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: len(workers(gateway)) == 2 and workers(gateway) != before)
+    gateway.until_ready(10)
+    until(lambda: len(series(gateway, 8)) == 2)
+    with Caller(gateway.origin, gateway.run("policy")) as caller:
+        assert caller.verdict.statement == statement
+    assert gateway.engine_pid() == engine
+    assert '"event": "worker ended, another takes its place"' in gateway.log
+
+
+def test_workers_that_always_die(gateway: Served) -> None:
+    """Workers that die again and again end the gateway, with a reason."""
+    for _ in range(MAX_DEATHS + 1):
+        now = workers(gateway)
+        os.kill(now[0], signal.SIGKILL)
+        until(lambda now=now: gateway.process.poll() is not None or workers(gateway) != now)
+    assert gateway.process.wait(20) == 1
+    assert '"event": "gateway gives up"' in gateway.log
+
+
+def test_keeper_killed(gateway: Served, tmp_path: Path) -> None:
+    """Without the process that looks after the engine the gateway ends, and so does the engine."""
+    keeper = next(pid for pid, kind in children(gateway).items() if kind == "keeper")
+    os.kill(keeper, signal.SIGKILL)
+    assert gateway.process.wait(20) == 1
+    until(lambda: not running_with(str(tmp_path / "python")))
+
+
+def test_parent_killed(gateway: Served, tmp_path: Path) -> None:
+    """After kill -9 of the parent no worker is left, nor anything of the engine."""
+    family = list(children(gateway))
+    assert len(family) == 3
+    gateway.process.kill()
+    gateway.process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+    until(lambda: not running_with(str(tmp_path / "python")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drain(gateway: Served, tmp_path: Path, number: int) -> None:
+    """Told to stop, every worker finishes its streams and takes no new connection; then the engine ends."""
+    answers: list[Any] = []
+    policy = gateway.run("policy")
+
+    def chat() -> None:
+        with Caller(gateway.origin, policy) as caller:
+            ready.wait(10)
+            answers.append(caller.chat("hello", stream=True))
+
+    ready = threading.Barrier(7)
+    callers = [threading.Thread(target=chat) for _ in range(6)]
+    for thread in callers:
+        thread.start()
+    ready.wait(10)
+    until(lambda: running_with(str(tmp_path / "python")))
+    signal_after(gateway, number, 0.1)
+    for thread in callers:
+        thread.join(20)
+    assert [answer.outcome for answer in answers] == [Outcome.COMPLETE] * 6
+    assert gateway.process.wait(20) == 0
+    assert not running_with(str(tmp_path / "python"))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(gateway.origin.rpartition(":")[2])))
+
+
+def signal_after(gateway: Served, number: int, seconds: float) -> None:
+    threading.Event().wait(seconds)
+    gateway.process.send_signal(number)
+
+
+def test_memory_is_private(gateway: Served) -> None:
+    """The keys are in the parent and in each worker: of none may a core dump be made, nor may others look into it."""
+    for pid in [gateway.process.pid, *children(gateway)]:
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert next(line for line in limits.splitlines() if "core file" in line).split()[4:6] == ["0", "0"]
+        assert Path(f"/proc/{pid}/mem").stat().st_uid == 0  # root's, whoever runs it: PR_SET_DUMPABLE is off
+
+
+def test_metrics_of_each(tmp_path: Path, values: dict[str, Any]) -> None:
+    """Each worker has a listener for Prometheus of its own, at the port of the settings and the one after it."""
+    import httpx
+
+    from tests.servers import free_port
+
+    port = free_port()
+    with served(tmp_path / "gateway", **values, metrics_port=port):
+        for number in range(2):
+            text = httpx.get(f"http://127.0.0.1:{port + number}/metrics", trust_env=False).text
+            assert "enclave_ready 1.0" in text
+
+
+def test_shared_status() -> None:
+    """What the keeper writes is what another process reads."""
+    status = SharedStatus()
+    assert status.unready == "engine_starting"
+    if (pid := os.fork()) == 0:
+        status.unready = None
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert status.unready is None
+    with pytest.raises(ValueError, match="tuple"):
+        status.unready = "no such reason"
