@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,15 +39,16 @@ def create(
     config: Config = None,
 ) -> None:
     """Make a key. It is printed now, and never again."""
-    store = _open(config)
-    key, secret = store.create(
-        name,
-        tenant=tenant,
-        expires_at=_moment(expires),
-        requests_per_minute=requests_per_minute or None,
-        tokens_per_minute=tokens_per_minute or None,
-        concurrency=concurrency or None,
-    )
+    expires_at = _moment(expires)
+    with _open(config) as store:
+        key, secret = store.create(
+            name,
+            tenant=tenant,
+            expires_at=expires_at,
+            requests_per_minute=requests_per_minute or None,
+            tokens_per_minute=tokens_per_minute or None,
+            concurrency=concurrency or None,
+        )
     typer.echo(f"{key.id}: keep this key now, only its SHA-256 is stored", err=True)
     typer.echo(secret)
 
@@ -53,7 +56,8 @@ def create(
 @cli.command(name="list")
 def list_keys(as_json: AsJson = False, config: Config = None) -> None:
     """List the keys; never their secrets."""
-    keys = [_words(key) for key in _open(config).all()]
+    with _open(config) as store:
+        keys = [_words(key) for key in store.all()]
     if as_json:
         typer.echo(json.dumps(keys, indent=2))
     else:
@@ -77,19 +81,23 @@ def limit(
     changes = {name: value or None for name, value in given.items() if value is not None}
     if not changes:
         raise ValueError("name at least one limit")
-    _open(config).change(key_id, **changes)
+    with _open(config) as store:
+        store.change(key_id, **changes)
 
 
 @cli.command()
 def expire(key_id: KeyId, at: When, config: Config = None) -> None:
     """Say when a key ends."""
-    _open(config).change(key_id, expires_at=_moment(at))
+    expires_at = _moment(at)
+    with _open(config) as store:
+        store.change(key_id, expires_at=expires_at)
 
 
 @cli.command()
 def revoke(key_id: KeyId, config: Config = None) -> None:
     """End a key for good. Running gateways refuse it within `access_refresh_seconds`."""
-    _open(config).change(key_id, revoked_at=int(time.time()))
+    with _open(config) as store:
+        store.change(key_id, revoked_at=int(time.time()))
 
 
 @cli.command()
@@ -100,9 +108,9 @@ def usage(
     config: Config = None,
 ) -> None:
     """What keys used: requests let in and refused, and tokens as the engine counted them."""
-    store = _open(config)
-    used = store.use(since=int(time.time()) // 86_400 - days + 1, key_id=key_id)
-    names = {key.id: key.name for key in store.all()}
+    with _open(config) as store:
+        used = store.use(since=int(time.time()) // 86_400 - days + 1, key_id=key_id)
+        names = {key.id: key.name for key in store.all()}
     rows = [
         {"id": found, "name": names[found], **{n: getattr(use, n) for n in Use.__slots__}}
         for found, use in used.items()
@@ -113,10 +121,14 @@ def usage(
         _table(rows)
 
 
-def _open(config: Path | None) -> Store:
+@contextmanager
+def _open(config: Path | None) -> Iterator[Store]:
     store = Store(Settings.load(config).access_database)
-    store.migrate()
-    return store
+    try:
+        store.migrate()
+        yield store
+    finally:
+        store.close()
 
 
 def _moment(text: str) -> int | None:

@@ -1,0 +1,78 @@
+"""Keys with the installed command: created, used, revoked, and found in nothing that was written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from attestation.receipt import Outcome
+from tests.caller import Caller
+from tests.enclave_server.fake_vllm import fake_python, starts
+from tests.processes import until
+from tests.served import everything_written, model_settings, served
+from tests.servers import free_port
+
+CANARY = "Canary7f3a9eXyzzyError"
+
+
+def test_keys_and_prompts_are_written_nowhere(tmp_path: Path) -> None:
+    """A marked key and a marked prompt, through success and every refusal, are in no file, log or metric."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "gateway").mkdir()
+    python = fake_python(tmp_path / "python")
+    port = free_port()
+    values: dict[str, Any] = {
+        **model_settings(tmp_path / "model", "fake-model"),
+        "engine_python": str(python),
+        "access": "keys",
+        "access_refresh_seconds": 0.2,
+        "metrics_port": port,
+        "drain_seconds": 1,
+    }
+    with served(tmp_path / "gateway", **values) as gateway:
+        assert "there is no usable API key yet" in gateway.log
+        key = gateway.run("keys", "create", "one", "--requests-per-minute", "5").strip()
+        private = Path(starts(tmp_path / "python")[0]["environment"]["HOME"])
+        with Caller(gateway.origin, gateway.run("policy")) as caller:
+            caller.http.headers["authorization"] = f"Bearer {key}"
+            until(lambda: caller.get("/v1/models").status == 200)
+            assert caller.chat(CANARY).outcome is Outcome.COMPLETE
+            assert caller.chat(CANARY, stream=True).outcome is Outcome.COMPLETE
+            assert caller.chat(CANARY, cache_salt=CANARY).status == 400
+            caller.post("/v1/chat/completions", {"model": key})  # the stand-in fails, and prints what it got
+            assert caller.chat(CANARY).status == 429
+            assert caller.call("GET", "/v1/models", headers={"x-api-key": key}).status == 401
+            [listed] = json.loads(gateway.run("keys", "list", "--json"))
+            gateway.run("keys", "revoke", listed["id"])
+            until(lambda: caller.get("/v1/models").status == 401)
+            numbers = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).content
+        assert gateway.terminate() == 0
+        [row] = json.loads(gateway.run("keys", "usage", "--json"))
+        assert row["completion_tokens"] == 10
+    written = everything_written(tmp_path / "gateway", private) + numbers
+    for secret in (CANARY, key, re.sub(r"^sk-enclave-", "", key)):
+        assert secret.encode() not in written
+
+
+def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
+    """One clear line and status 1, before the engine is started."""
+    from tests.served import Served
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "gateway").mkdir()
+    python = fake_python(tmp_path / "python")
+    values = {**model_settings(tmp_path / "model", "m"), "engine_python": str(python), "access": "keys"}
+    gateway = Served(
+        tmp_path / "gateway", {**values, "access_database": f"sqlite:///{tmp_path}/no/such/access.db"}
+    )
+    gateway.start()
+    assert gateway.process.wait(30) == 1
+    assert "access_database cannot be used (FileNotFoundError)" in gateway.log
+    assert "Traceback" not in gateway.log
+    assert not starts(tmp_path / "python")
