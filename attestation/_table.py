@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any, TypeVar
 
 from attestation.checks import Check
@@ -27,7 +28,7 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise MalformedError(check, f"[{where}] has unknown keys {unknown}; known are {sorted(known)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values = {}
     for name, spec in known.items():
         if name in table:
@@ -37,6 +38,12 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
         elif spec.default is MISSING and spec.default_factory is MISSING:
             raise MalformedError(check, f"[{where}] lacks the required key {name!r}")
     return cls(**values)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; reading them anew for each receipt would cost more than its signature."""
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: object, where: str, size: int | None, check: Check) -> Any:
