@@ -28,7 +28,7 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise MalformedError(check, f"[{where}] has unknown keys {unknown}; known are {sorted(known)}")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     values = {}
     for name, spec in known.items():
         if name in table:
