@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attestation.policy import Policy
     from client_sdk.openai import AsyncAttestedClient, AsyncOpenAI, AttestedClient, OpenAI
     from client_sdk.receipts import Attestation
+    from client_sdk.sealing import Channel
     from client_sdk.session import Session
     from client_sdk.transport import async_attested_transport, attested_transport, load_policy
 
@@ -29,6 +30,7 @@ __all__ = [
     "Attestation",
     "AttestationError",
     "AttestedClient",
+    "Channel",
     "Check",
     "MalformedError",
     "OpenAI",
@@ -54,6 +56,7 @@ _HOMES = {
     "attestation.policy": ("Policy",),
     "client_sdk.openai": ("AsyncAttestedClient", "AsyncOpenAI", "AttestedClient", "OpenAI"),
     "client_sdk.receipts": ("Attestation",),
+    "client_sdk.sealing": ("Channel",),
     "client_sdk.session": ("Session",),
     "client_sdk.transport": ("async_attested_transport", "attested_transport", "load_policy"),
 }

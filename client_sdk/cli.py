@@ -23,7 +23,8 @@ from client_sdk.chains import DOCUMENT
 from client_sdk.exits import Commands, ExitCode, exit_code
 from client_sdk.inspect_cli import inspect
 from client_sdk.present import Line, State, clean, reasons, result, show, walk
-from client_sdk.transport import attested_transport, load_policy
+from client_sdk.sealing import Channel
+from client_sdk.transport import DEFAULT_CHANNEL, attested_transport, load_policy
 
 if TYPE_CHECKING:
     from attestation.policy import Policy
@@ -40,11 +41,22 @@ app.add_typer(collateral_cli.app, name="collateral")
 app.add_typer(policy_cli.app, name="policy")
 app.command()(inspect)
 
-CHANNEL = "the connection ends at the attested TLS key"
+CHANNEL = {
+    Channel.SEALED_AND_PINNED: "the connection ends at the attested TLS key",
+    Channel.PINNED: "the connection ends at the attested TLS key",
+    Channel.SEALED: "what is sealed to the attested key is opened",
+}
+_OF_THE_CHANNEL = (Check.CHANNEL_TLS_KEY, "sealed.", "receipt.")
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="Where the gateway answers: https://host:port")]
 PolicyFile = Annotated[
     Path, typer.Option("--policy", metavar="FILE", help="What you accept (TOML); see docs/policy.md.")
+]
+ChannelOption = Annotated[
+    Channel,
+    typer.Option(
+        "--channel", help="What protects requests; 'sealed' where a balancer ends TLS before the enclave."
+    ),
 ]
 
 
@@ -52,6 +64,7 @@ PolicyFile = Annotated[
 def verify(
     url: Url,
     policy: PolicyFile,
+    channel: ChannelOption = DEFAULT_CHANNEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Ask an enclave for evidence and judge it; send it nothing else."""
@@ -59,10 +72,10 @@ def verify(
     try:
         accepted = load_policy(policy)
         notes = _foreign(accepted)
-        verdict = _ask(url, accepted)
+        verdict = _ask(url, accepted, channel)
     except AttestationError as exc:
         error = exc
-    lines = _lines(error, gpus=verdict is not None and bool(verdict.gpus))
+    lines = _lines(error, CHANNEL[channel], gpus=verdict is not None and bool(verdict.gpus))
     if as_json:
         links = [{"link": line.title, "state": str(line.state)} for line in lines]
         found = {"url": url, "links": links, "simulated": None if verdict is None else verdict.simulated}
@@ -86,6 +99,7 @@ def chat(
     api_key: Annotated[
         str, typer.Option(envvar="OPENAI_API_KEY", metavar="KEY", help="For gateways that ask for one.")
     ] = "none",
+    channel: ChannelOption = DEFAULT_CHANNEL,
 ) -> None:
     """Ask a model; its answer is streamed, and verified at its end."""
     text = prompt if prompt is not None else sys.stdin.read()
@@ -96,7 +110,7 @@ def chat(
     try:
         base = httpx.URL(url)
         base = base.copy_with(path="/v1") if base.path in {"", "/"} else base
-        with sdk.OpenAI(policy=policy, base_url=str(base), api_key=api_key) as client:
+        with sdk.OpenAI(policy=policy, base_url=str(base), api_key=api_key, channel=channel) as client:
             name = model or client.models.list().data[0].id
             receipt = _stream(client, name, text)
     except AttestationError as exc:
@@ -127,25 +141,27 @@ def _stream(client: Any, model: str, prompt: str) -> str:
     )
 
 
-def _ask(url: str, policy: Policy) -> Verdict:
-    """The verdict on what answers at `url`, over a connection to the attested key."""
+def _ask(url: str, policy: Policy, channel: Channel) -> Verdict:
+    """The verdict on what answers at `url`, over the channel that a request would take."""
+    path = "/healthz" if channel.pins else "/v1/models"  # of the two, only the latter can be sealed
     try:
-        where = httpx.URL(url).copy_with(path="/healthz", query=None, fragment=None)
-        with httpx.Client(transport=attested_transport(policy)) as client:
+        where = httpx.URL(url).copy_with(path=path, query=None, fragment=None)
+        with httpx.Client(transport=attested_transport(policy, channel=channel)) as client:
             verdict: Verdict = client.get(where).extensions["attestation"].verdict
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise UnavailableError(Check.EVIDENCE_FETCH, f"{url}: {type(exc).__name__}: {exc}") from exc
     return verdict
 
 
-def _lines(error: AttestationError | None, *, gpus: bool) -> list[Line]:
-    """The chain link by link; the last one is the connection that a request would take."""
+def _lines(error: AttestationError | None, channel: str, *, gpus: bool) -> list[Line]:
+    """The chain link by link; the last one is the channel that a request would take."""
     # without GPUs, and where a refusal leaves open whether there are any, nothing of them has passed
     skipped = () if gpus else [link.title for link in DOCUMENT if link.covers(Check.GPU_CHAIN)]
-    if error is not None and error.check is Check.CHANNEL_TLS_KEY:  # everything before it held
-        return [*walk(DOCUMENT, None, skipped=skipped), Line(CHANNEL, State.REFUSED)]
+    if error is not None and error.check.startswith(_OF_THE_CHANNEL):  # everything before it held
+        state = State.UNDECIDED if isinstance(error, UnavailableError) else State.REFUSED
+        return [*walk(DOCUMENT, None, skipped=skipped), Line(channel, state)]
     lines = walk(DOCUMENT, error, skipped=skipped)
-    return [*lines, Line(CHANNEL, State.NOT_REACHED if error else State.PASSED)]
+    return [*lines, Line(channel, State.NOT_REACHED if error else State.PASSED)]
 
 
 def _proven(verdict: Verdict) -> list[str]:
