@@ -127,6 +127,11 @@ test-slow: setup model
 bench-verify: $(PROJECT)
 	@$(PY) -m benchmarks.verify
 
+## bench-gateway the gateway beside nginx, LiteLLM and vllm-router, and two workers beside one; about 8 min
+.PHONY: bench-gateway
+bench-gateway: $(PROJECT)
+	@$(PY) -m benchmarks.gateway
+
 ## fuzz          made-up bytes for every reader, for SECONDS=60; with atheris, or hypothesis where that cannot be had
 .PHONY: fuzz
 fuzz: $(PROJECT)

@@ -1,0 +1,83 @@
+"""The gateway in front of the mock engine: all of its own work, but no TLS (the load generator speaks none) and no vLLM.
+
+    python -m benchmarks.ours PORT ENGINE_SOCKET FOLDER WORKERS
+
+The API key that it demands is written to FOLDER/key.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from enclave_server import log as logs
+from enclave_server.access.gate import Access
+from enclave_server.access.store import Store
+from enclave_server.app import create_app
+from enclave_server.attest import make_attester
+from enclave_server.identity import make_identity
+from enclave_server.model import read_manifest
+from enclave_server.prefork import Family, SharedStatus
+from enclave_server.server import listen, make_server
+from enclave_server.settings import Settings
+from enclave_server.tee import open_tee
+from enclave_server.upstream import Upstream
+
+
+def settings_for(port: int, folder: Path, workers: int) -> Settings:
+    """The gateway's own defaults, but for what has to be said, and more requests at once than a key has by default."""
+    model = folder / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text("{}")
+    return Settings.load(
+        port=port,
+        workers=workers,
+        model_dir=model,
+        model_name="mock",
+        model_digest=read_manifest(model).digest().hex(),
+        tee="simulated-tdx",
+        simulator_dir=folder / "simulator",
+        engine_python=Path("/nonexistent"),
+        access_database=f"sqlite:///{folder}/access.db",
+        key_concurrency=256,
+    )
+
+
+def main(port: int, engine_socket: Path, folder: Path, workers: int) -> int:
+    logs.configure()
+    settings = settings_for(port, folder, workers)
+    access = Access(settings)
+    access.prepare()
+    store = Store(settings.access_database)
+    (folder / "key").write_text(store.create("benchmark", tenant="")[1])
+    store.close()
+    tee = open_tee(settings)
+    identity = make_identity(settings, engine_version="0")
+    status = SharedStatus()
+    status.unready = None
+
+    def work(listener: socket.socket) -> int:
+        app = create_app(
+            settings,
+            identity=identity,
+            attester=make_attester(settings, identity.statement_bytes, tee),
+            engine=status,
+            upstream=Upstream(engine_socket, read_seconds=60),
+            access=access,
+        )
+        server = make_server(app, settings, identity)
+        server.config.ssl_context_factory = None
+        server.run(sockets=[listener])
+        return 0
+
+    def keep_nothing() -> int:
+        signal.pause()
+        return 0
+
+    return Family(keeper=keep_nothing, worker=work, listeners=listen(settings), drain_seconds=1).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
