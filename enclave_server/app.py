@@ -55,6 +55,7 @@ def create_app(
             "in_flight": ("Requests under way, waiting ones too.", lambda: inference.in_flight),
             "queued": ("Requests waiting for a place.", lambda: access.admission.queued),
             "ready": ("1 when it can answer.", lambda: unready() is None),
+            "engine_restarts": ("How often the engine was started again.", lambda: engine.restarts),
             "evidence_age_seconds": ("Age of the renewed evidence.", lambda: attester.age),
         }
     )

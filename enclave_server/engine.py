@@ -71,9 +71,10 @@ def find_engine(python: Path) -> Installed:
 
 
 class Status(Protocol):
-    """Where it says why it cannot answer now; None when it can."""
+    """Where it says why it cannot answer now, None when it can; and how often it was started again."""
 
     unready: str | None
+    restarts: int
 
 
 class Engine:
@@ -141,6 +142,7 @@ class Engine:
                 return
             pause = min(MAX_PAUSE, 2.0 ** (failures - 1))
             self.unready = "engine_restarting"
+            self._status.restarts += 1
             log.warning("engine restarts", delay_seconds=pause, attempt=failures)
             await asyncio.sleep(pause)
 

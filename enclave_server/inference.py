@@ -41,6 +41,11 @@ class EngineStatus(Protocol):
         """Why it cannot answer now; None when it can."""
         ...
 
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        ...
+
 
 class ClientGoneError(Exception):
     """Nobody is left to answer."""

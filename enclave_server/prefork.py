@@ -30,10 +30,11 @@ _REASONS = (None, "engine_starting", "engine_restarting", "engine_stopping", "en
 
 
 class SharedStatus:
-    """Why the engine cannot answer now; None when it can. Written by the keeper, read by every worker: one shared byte."""
+    """Why the engine cannot answer now, None when it can; and how often it was started again. Shared bytes, written
+    by the keeper and read by every worker."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 1)
+        self._memory = mmap.mmap(-1, 9)
         self.unready = "engine_starting"
 
     @property
@@ -43,6 +44,14 @@ class SharedStatus:
     @unready.setter
     def unready(self, reason: str | None) -> None:
         self._memory[0] = _REASONS.index(reason)
+
+    @property
+    def restarts(self) -> int:
+        return int.from_bytes(self._memory[1:9], "little")
+
+    @restarts.setter
+    def restarts(self, count: int) -> None:
+        self._memory[1:9] = count.to_bytes(8, "little")
 
 
 class Family:

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         None  # private place of the engine's socket; a new one under the system's when unset
     )
 
-    # numbers for Prometheus: a listener of their own, without TLS; none when no port is set
+    # numbers for Prometheus: a listener of its own for each worker, on this port and those after it, without TLS
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
 
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     def origins(cls, file: Path | None = None) -> dict[str, str]:
         """Where `load` takes each setting from: `environment`, `file` or `default`."""
         variables, values = EnvSettingsSource(cls)(), _in_file(file)
-        places = {name: "file" for name in values} | {name: "environment" for name in variables}
+        places = dict.fromkeys(values, "file") | dict.fromkeys(variables, "environment")
         return {name: places.get(name, "default") for name in cls.model_fields}
 
     @field_validator("engine_flags")

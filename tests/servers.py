@@ -91,6 +91,7 @@ class FakeEngine:
     cancelled: int = 0  # streams and answers whose reader went away
     finished: int = 0
     unready: str | None = "starting"
+    restarts: int = 0
     _runner: web.AppRunner | None = None
 
     def __enter__(self) -> Self:

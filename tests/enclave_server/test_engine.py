@@ -98,6 +98,7 @@ async def test_restart_after_kill(tmp_path: Path, whom: str) -> None:
         if whom == "pid":
             await until(lambda: engine.unready == "engine_restarting")
         await until(lambda: engine.unready is None)
+        assert engine._status.restarts == (1 if whom == "pid" else 0)
     assert len(starts(tmp_path / "python")) == (2 if whom == "pid" else 1)
 
 

@@ -187,8 +187,10 @@ def test_shared_status() -> None:
     assert status.unready == "engine_starting"
     if (pid := os.fork()) == 0:
         status.unready = None
+        status.restarts += 300
         os._exit(0)
     os.waitpid(pid, 0)
+    assert status.restarts == 300
     assert status.unready is None
     with pytest.raises(ValueError, match="tuple"):
         status.unready = "no such reason"

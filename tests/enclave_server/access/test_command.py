@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from attestation.receipt import Outcome
 from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python, starts
 from tests.processes import until
-from tests.served import everything_written, model_settings, served
+from tests.served import Served, everything_written, model_settings, served
 from tests.servers import free_port
 
 CANARY = "Canary7f3a9eXyzzyError"
 
 
-def test_keys_and_prompts_are_written_nowhere(tmp_path: Path) -> None:
-    """A marked key and a marked prompt, through success and every refusal, are in no file, log or metric."""
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python")
-    port = free_port()
-    values: dict[str, Any] = {
+    return {
         **model_settings(tmp_path / "model", "fake-model"),
-        "engine_python": str(python),
+        "engine_python": str(fake_python(tmp_path / "python")),
         "access": "keys",
-        "access_refresh_seconds": 0.2,
-        "metrics_port": port,
         "drain_seconds": 1,
     }
-    with served(tmp_path / "gateway", **values) as gateway:
+
+
+def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any]) -> None:
+    """A key's rate is one rate, whichever worker a connection comes to, and its use adds up."""
+    with served(tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, **values) as gateway:
+        key = gateway.run("keys", "create", "one", "--requests-per-minute", "8").strip()
+        time.sleep(1)  # by then both workers know it
+        with Caller(gateway.origin, gateway.run("policy")) as caller:
+            headers = {"authorization": f"Bearer {key}", "connection": "close"}
+            answers = [caller.call("GET", "/v1/models", headers=headers) for _ in range(16)]
+        assert [answer.status for answer in answers] == [200] * 8 + [429] * 8
+        assert len({answer.receipt.id.rpartition("-")[0] for answer in answers}) == 2
+        assert gateway.terminate() == 0
+        [row] = json.loads(gateway.run("keys", "usage", "--json"))
+        assert (row["requests"], row["refused"]) == (8, 8)
+
+
+def test_keys_and_prompts_are_written_nowhere(tmp_path: Path, values: dict[str, Any]) -> None:
+    """A marked key and a marked prompt, through success and every refusal, are in no file, log or metric."""
+    port = free_port()
+    with served(tmp_path / "gateway", access_refresh_seconds=0.2, metrics_port=port, **values) as gateway:
         assert "there is no usable API key yet" in gateway.log
         key = gateway.run("keys", "create", "one", "--requests-per-minute", "5").strip()
         private = Path(starts(tmp_path / "python")[0]["environment"]["HOME"])
@@ -59,15 +77,8 @@ def test_keys_and_prompts_are_written_nowhere(tmp_path: Path) -> None:
         assert secret.encode() not in written
 
 
-def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_used(tmp_path: Path, values: dict[str, Any]) -> None:
     """One clear line and status 1, before the engine is started."""
-    from tests.served import Served
-
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python")
-    values = {**model_settings(tmp_path / "model", "m"), "engine_python": str(python), "access": "keys"}
     gateway = Served(
         tmp_path / "gateway", {**values, "access_database": f"sqlite:///{tmp_path}/no/such/access.db"}
     )

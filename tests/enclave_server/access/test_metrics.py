@@ -60,6 +60,7 @@ def test_what_is_counted(
     assert found[f"enclave_request_seconds_count{{{chat}}}"] == 3
     assert found[f"enclave_first_byte_seconds_count{{{chat}}}"] == 3
     assert (found["enclave_ready"], found["enclave_in_flight"], found["enclave_queued"]) == (1, 0, 0)
+    assert found["enclave_engine_restarts"] == 0
     assert 0 <= found["enclave_evidence_age_seconds"] < 60
 
 
