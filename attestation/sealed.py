@@ -144,7 +144,7 @@ def parse_envelope(data: bytes) -> Envelope:
     suite = SUITES.get(number)
     if suite is None:
         names = ", ".join(f"{s.number.hex()} ({s.name})" for s in SUITES.values())
-        raise VerificationError(Check.SEALED_SUITE, f"expected one of {names}, found {number.hex()}")
+        raise MalformedError(Check.SEALED_SUITE, f"expected one of {names}, found {number.hex()}")
     statement = reader.take(_DIGEST, "statement digest")
     enc = reader.take(suite.kem.enc_length(), "encapsulated key")
     if reader.remaining < _TAG:
