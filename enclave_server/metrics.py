@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIServer
@@ -46,39 +47,33 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         new: dict[str, Any] = {"namespace": "enclave", "registry": self.registry}
-        self._requests = Counter(
+        requests = Counter(
             "requests", "Answers by route, status and outcome.", ["route", "status", "outcome"], **new
         )
-        self._refused = Counter("refused", "Requests refused at the door, by reason.", ["code"], **new)
-        self._seconds = Histogram(
-            "request_seconds",
-            "From a request's head to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            **new,
+        refused = Counter("refused", "Requests refused at the door, by reason.", ["code"], **new)
+        tokens = Counter("tokens", "Tokens as the engine counted them.", ["kind"], **new)
+        new |= {"labelnames": ["route"], "buckets": _SECONDS}
+        seconds = Histogram("request_seconds", "From a request's head to the end of its answer.", **new)
+        first = Histogram(
+            "first_byte_seconds", "From a request's head to the first byte of a good answer's body.", **new
         )
-        self._first = Histogram(
-            "first_byte_seconds",
-            "From a request's head to the first byte of a good answer's body.",
-            ["route"],
-            buckets=_SECONDS,
-            **new,
-        )
-        self._tokens = Counter("tokens", "Tokens as the engine counted them.", ["kind"], **new)
+        # Looking a label up takes longer than counting: here each is looked up once.
+        self._requests, self._refused = cache(requests.labels), cache(refused.labels)
+        self._seconds, self._first = cache(seconds.labels), cache(first.labels)
+        self._prompt, self._completion = tokens.labels("prompt"), tokens.labels("completion")
 
     def answered(self, route: str, exchange: Exchange, since: float) -> None:
         """Count one exchange that has ended. `route` is one of the table's, or `other`."""
-        status = str(exchange.status or "none")
-        self._requests.labels(route, status, exchange.outcome).inc()
+        self._requests(route, exchange.status or "none", exchange.outcome).inc()
         if exchange.error_code in _REFUSALS:
-            self._refused.labels(exchange.error_code).inc()
+            self._refused(exchange.error_code).inc()
             return
-        self._seconds.labels(route).observe(time.monotonic() - since)
+        self._seconds(route).observe(time.monotonic() - since)
         if exchange.status == 200 and exchange.first_byte is not None:
-            self._first.labels(route).observe(exchange.first_byte - since)
+            self._first(route).observe(exchange.first_byte - since)
         if exchange.usage is not None:
-            self._tokens.labels("prompt").inc(exchange.usage.prompt_tokens)
-            self._tokens.labels("completion").inc(exchange.usage.completion_tokens)
+            self._prompt.inc(exchange.usage.prompt_tokens)
+            self._completion.inc(exchange.usage.completion_tokens)
 
     def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
         """Gauges by name, each with its description, and asked when Prometheus asks."""

@@ -33,7 +33,7 @@ class Limiter:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._windows = FixedWindowRateLimiter(SharedCounters())
+        self._windows = FixedWindowRateLimiter(SharedCounters(shared=settings.workers > 1))
         self._running: Counter[str] = Counter()
 
     @contextmanager

@@ -48,8 +48,8 @@ def test_tokens_a_minute(start: Any, calling: Any, operator: Any, engine: FakeEn
 def test_tokens_of_a_stream_left_early(start: Any, calling: Any, operator: Any, engine: FakeEngine) -> None:
     """A client cannot get around its token limit by going away before the count."""
     engine.behaviour.delay, engine.behaviour.chunks = 0.05, 50
-    caller = calling(start(), operator_key := operator.create("few", "--tokens-per-minute", "5"))
-    assert operator_key
+    key = operator.create("few", "--tokens-per-minute", "5")
+    caller = calling(start(), key)
     with caller.http.stream("POST", CHAT, json=ask("x" * 100, stream=True)) as response:
         next(response.iter_raw())
     until(lambda: engine.cancelled == 1)
