@@ -186,9 +186,10 @@ class EngineAnswer(asyncio.Protocol):
             self.content_type = value
 
     def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-        if self.status < 200:
-            self._fail(UpstreamError("an interim answer, which nobody asked for"))
+        status = self._parser.get_status_code()
+        if status < 200:
+            raise UpstreamError("an interim answer")  # ends the parser; nobody asked for one
+        self.status = status
 
     def on_body(self, part: bytes) -> None:
         self._parts.append(part)
@@ -211,6 +212,7 @@ class Upstream:
     async def __aexit__(self, *_: object) -> None:
         while self._idle:
             self._idle.popitem()[0].close()
+        await asyncio.sleep(0)  # in which the loop closes them
 
     def request(self, method: str, path: str, body: bytes = b"") -> _Request:
         """`async with` it. Leaving the block before the answer's end closes the connection, which tells vLLM to stop."""
