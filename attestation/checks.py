@@ -58,6 +58,9 @@ class Check(StrEnum):
     RECEIPT_TIME = "receipt.time"
     STREAM_TRUNCATED = "stream.truncated"
 
+    # bundles: exchanges that were saved with their evidence
+    BUNDLE_FORMAT = "bundle.format"
+
     # Intel TDX: the quote and its collateral as bytes
     TDX_FORMAT = "tdx.format"
     TDX_KIND = "tdx.kind"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from attestation.binding import Statement
+from attestation.evidence import Evidence
 from attestation.measure import EventLogClaims
 from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
@@ -27,6 +28,8 @@ class Verdict:
     statement_digest: bytes
     verified_at: datetime
     valid_until: datetime
+    evidence: Evidence = field(repr=False)  # what it was reached from, so that others can reach it again
+    nonce: bytes = field(repr=False)
 
     @property
     def roots(self) -> tuple[Root, ...]:

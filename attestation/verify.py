@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 from typing import assert_never
@@ -59,6 +60,8 @@ def verify(
             *(gpu.collateral_expires for gpu in gpus),
             *([token.expires] if token else []),
         ),
+        evidence=replace(evidence, collateral=collateral),
+        nonce=nonce,
     )
 
 

@@ -136,11 +136,14 @@ def clean(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Claims as JSON has them: bytes in hex, times in RFC 3339, sets in order, a root with whether it is a vendor's."""
+    """Claims as JSON has them: bytes in hex, times in RFC 3339, sets in order, a root with whether it is a vendor's.
+
+    What a class leaves out of its repr is left out here too.
+    """
     if isinstance(value, Root):
         return {"name": value.name, "spki_sha256": value.spki_sha256.hex(), "vendor": is_vendor(value)}
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.repr}
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, datetime):
