@@ -31,8 +31,9 @@ OF_THE_CONNECTION = frozenset(
 )
 _METHOD = re.compile(r"[A-Z]{1,16}")
 _TARGET = re.compile(r"/[!-\"$-~]*")  # visible ASCII, and no fragment
-_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2, in lower case
-_VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 §5.5; a character is a byte
+# all of them at once, each followed by a line break
+_NAMES = re.compile(r"(?:[a-z0-9!#$%&'*+.^_`|~-]+\n)*")  # RFC 9110 §5.6.2, in lower case
+_VALUES = re.compile(r"(?:[\t -~\x80-\xff]*\n)*")  # RFC 9110 §5.5; a character is a byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +86,25 @@ def _table(data: bytes, limit: int, *names: str) -> dict[str, Any]:
 
 
 def _headers(value: object) -> Headers:
-    if not isinstance(value, list):
-        raise MalformedError(Check.SEALED_FORMAT, "headers must be a list of pairs")
-    return tuple(map(_header, value))
+    if not isinstance(value, list) or not all(map(_is_pair, value)):
+        raise MalformedError(Check.SEALED_FORMAT, "headers must be a list of pairs of texts")
+    names = [name for name, _ in value]
+    if not _all_match(_NAMES, names):
+        raise MalformedError(Check.SEALED_FORMAT, "a header's name is not as HTTP writes it, in lower case")
+    if not _all_match(_VALUES, [text for _, text in value]):
+        raise MalformedError(Check.SEALED_FORMAT, "a header's value is not as HTTP writes it")
+    if foreign := OF_THE_CONNECTION.intersection(names):
+        raise MalformedError(
+            Check.SEALED_FORMAT, f"the headers {sorted(foreign)} belong to a connection, not into a seal"
+        )
+    return tuple([(name, text) for name, text in value])
 
 
-def _header(pair: object) -> tuple[str, str]:
-    match pair:
-        case [str(name), str(value)] if _NAME.fullmatch(name) and _VALUE.fullmatch(value):
-            if name in OF_THE_CONNECTION:
-                raise MalformedError(
-                    Check.SEALED_FORMAT, f"the header {name!r} belongs to a connection, not into a seal"
-                )
-            return name, value
-    raise MalformedError(Check.SEALED_FORMAT, "a header must be a pair of a name in lower case and a value")
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, list) and list(map(type, pair)) == [str, str]
+
+
+def _all_match(lines: re.Pattern[str], texts: list[str]) -> bool:
+    """Each text is one of the lines, and none is more than one."""
+    joined = "\n".join([*texts, ""])
+    return joined.count("\n") == len(texts) and lines.fullmatch(joined) is not None

@@ -60,7 +60,7 @@ class Replays:
     def _check(self, short: int, now: int) -> None:
         if now >= self._words[_TURN]:
             self._turn(now)
-        if any(self._words[self._place(table, short)] for table in (0, 1)):
+        if self._words[self._place(0, short)] or self._words[self._place(1, short)]:
             raise VerificationError(Check.SEALED_REPLAY, "this sealed request was here before")
         if self._words[_COUNT[0]] + self._words[_COUNT[1]] >= self._limit:
             wait = max(1, self._words[_TURN] - now)
