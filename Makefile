@@ -132,6 +132,11 @@ bench-verify: $(PROJECT)
 bench-gateway: $(PROJECT)
 	@$(PY) -m benchmarks.gateway
 
+## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 7 min
+.PHONY: bench-vllm
+bench-vllm: $(PROJECT) model
+	@$(PY) -m benchmarks.vllm
+
 ## fuzz          made-up bytes for every reader, for SECONDS=60; with atheris, or hypothesis where that cannot be had
 .PHONY: fuzz
 fuzz: $(PROJECT)

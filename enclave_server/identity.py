@@ -49,7 +49,7 @@ class Identity:
 
 
 class ReceiptNumbers:
-    """Ids that no other receipt has, and a counter that goes up within one boot."""
+    """Ids that no other receipt has, and a counter that goes up: one series for each worker of each boot."""
 
     def __init__(self) -> None:
         self._boot = secrets.token_hex(8)

@@ -1,7 +1,7 @@
 """The way to the engine: kept connections over a Unix socket, and nothing that this gateway does not need.
 
 Nothing of the client's request but its body and its route is sent on. Every failure is an `UpstreamError`. A plain answer
-wakes its reader once, when it is whole; a stream once for each read of the socket (ADR 9 says why this is our own).
+wakes its reader once, when it is whole; a stream once for each read of the socket (ADR 18 says why this is our own).
 """
 
 from __future__ import annotations
