@@ -1,25 +1,27 @@
 """A server-sent event stream, cut where events end. Bytes are never changed, only held back until an event is whole.
 
-The engine writes `data: …` lines and ends each event with a blank line, the last one being `data: [DONE]`.
+The engine writes `data: …` lines, sometimes after an `event: …` line, and ends each event with a blank line. How the last
+event of a whole answer begins is in the table of routes.
 """
 
 from __future__ import annotations
 
 from attestation.receipt import COMMENT, Usage
 from enclave_server.peek import usage_of
+from enclave_server.routes import DONE
 from enclave_server.upstream import TooLongError, UpstreamError
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _END = b"\n\n"
-_DONE = b"data: [DONE]\n\n"
 _ONLY_USAGE = b'"choices":[],"usage":{'  # cannot stand inside a JSON string, whose quotes are escaped
-_ERRORS = (b'data: {"error"', b'data: {"object":"error"')
+_ERRORS = (b'data: {"error"', b'data: {"object":"error"', b"event: error\n", b"event: response.failed\n")
 
 
 class Events:
     """Takes reads of the socket, gives whole events, and knows how the stream ended."""
 
-    def __init__(self, *, hide_usage: bool = False) -> None:
+    def __init__(self, *, ending: bytes = DONE, hide_usage: bool = False) -> None:
+        self._ending = ending
         self._hide_usage = (
             hide_usage  # leave out the event that only counts tokens: the client did not ask for it
         )
@@ -43,8 +45,10 @@ class Events:
 
     @property
     def complete(self) -> bool:
-        """The stream ended as a whole answer does: no error, no torn event, [DONE] at the end."""
-        return not self.failed and not self._tail and self._last.endswith(_DONE)
+        """The stream ended as a whole answer does: no error, no torn event, the right one at the end."""
+        before = self._last.rfind(_END, 0, -len(_END))
+        last = self._last if before < 0 else self._last[before + len(_END) :]
+        return not self.failed and not self._tail and last.startswith(self._ending)
 
     def usage(self) -> Usage | None:
         """Token counts of the last event that has any."""
@@ -52,8 +56,9 @@ class Events:
         start = recent.rfind(b'"usage":{')
         if start < 0:
             return None
-        event = recent[recent.rfind(b"data: ", 0, start) : recent.find(_END, start)]
-        return usage_of(event.removeprefix(b"data: "))
+        before = recent.rfind(_END, 0, start)
+        event = recent[before + len(_END) if before >= 0 else 0 : recent.find(_END, start)]
+        return usage_of(event[event.find(b"data: ") + len(b"data: ") :])
 
     def _without_usage(self, whole: bytes) -> bytes:
         at = whole.rfind(_ONLY_USAGE)

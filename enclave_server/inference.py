@@ -1,6 +1,6 @@
 """/v1/*: bytes in, bytes out, hashed as they pass, and a receipt on every answer. Plain ASGI, no framework.
 
-One table lists the routes. A client that goes away ends the engine's work; an engine that fails ends the client's answer
+`routes.py` lists the routes. A client that goes away ends the engine's work; an engine that fails ends the client's answer
 with an error and a signed `aborted`.
 """
 
@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 from attestation.receipt import Outcome
 from enclave_server import errors
 from enclave_server.access.gate import Access
+from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Receive, Scope, Send
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
-from enclave_server.peek import sampling_of, usage_of
+from enclave_server.peek import usage_of
+from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
 from enclave_server.upstream import EngineAnswer, TooSlowError, UnreachableError, Upstream, UpstreamError
 
-ROUTES: Mapping[bytes, str] = {
-    b"/v1/chat/completions": "POST",
-    b"/v1/completions": "POST",
-    b"/v1/models": "GET",
-}
 MAX_TARGET = 2048  # bytes of path and query: a receipt repeats them
 
 
@@ -98,28 +95,29 @@ class Inference:
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         exchange.use_nonce(scope["headers"])
         path: bytes = scope["raw_path"]
-        self._admit(exchange, scope, path)
+        route = self._admit(exchange, scope, path)
         async with (
             self._access.admit(scope["headers"], exchange) as visit,
             asyncio.timeout(self._settings.request_seconds),
         ):
             body = await self._body(exchange, receive)
-            if exchange.method == "POST":
-                exchange.sampling = sampling_of(body)
+            exchange.sampling, content_type = read_request(route, scope["headers"], body)
             sent, exchange.hide_usage = visit.body(body, path)
             async with (
                 until_gone(receive),
-                self._upstream.request(exchange.method, path.decode(), sent) as answer,
+                self._upstream.request(route.method, route.engine, sent, content_type) as answer,
             ):
-                await self._relay(exchange, answer)
+                await self._relay(exchange, answer, route)
 
-    def _admit(self, exchange: Exchange, scope: Scope, path: bytes) -> None:
+    def _admit(self, exchange: Exchange, scope: Scope, path: bytes) -> Route:
         """Everything that can be refused before the body is read."""
-        method = ROUTES.get(path)
-        if method is None:
+        route = ROUTES.get(path)
+        if route is None:
             raise ApiError(404, "not_found", "There is no such route here.")
-        if exchange.method != method:
-            raise ApiError(405, "method_not_allowed", f"This route takes only {method}.", allow=method)
+        if exchange.method != route.method:
+            raise ApiError(
+                405, "method_not_allowed", f"This route takes only {route.method}.", allow=route.method
+            )
         if len(exchange.target) > MAX_TARGET:
             raise ApiError(414, "target_too_long", f"Path and query may have {MAX_TARGET} bytes.")
         if len(scope["headers"]) > self._settings.max_headers:
@@ -137,6 +135,7 @@ class Inference:
             )
         if reason := self._engine.unready:
             raise errors.engine_unavailable(reason)
+        return route
 
     async def _body(self, exchange: Exchange, receive: Receive) -> bytes:
         parts = []
@@ -156,19 +155,19 @@ class Inference:
         except TimeoutError:
             raise ApiError(408, "body_timeout", "The request's body did not arrive in time.") from None
 
-    async def _relay(self, exchange: Exchange, answer: EngineAnswer) -> None:
+    async def _relay(self, exchange: Exchange, answer: EngineAnswer, route: Route) -> None:
         content_type = answer.content_type
         if answer.status == 200 and answer.is_stream:
             await exchange.start(content_type)
-            await self._relay_stream(exchange, answer)
+            await self._relay_stream(exchange, answer, route.ending or DONE)
             return
         body = await answer.read(self._settings.max_answer_bytes)
         outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
         usage = usage_of(body) if outcome is Outcome.COMPLETE else None
         await exchange.plain(answer.status, body, outcome, content_type=content_type, usage=usage)
 
-    async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer) -> None:
-        events = Events(hide_usage=exchange.hide_usage)
+    async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer, ending: bytes) -> None:
+        events = Events(ending=ending, hide_usage=exchange.hide_usage)
         while chunk := await answer.more():
             if whole := events.feed(chunk):
                 await exchange.events(whole)
@@ -178,7 +177,7 @@ class Inference:
         elif events.complete:
             await exchange.end(Outcome.COMPLETE, events.usage())
         else:
-            raise UpstreamError("the stream ended before [DONE]")
+            raise UpstreamError("the stream ended before its last event")
 
     def _too_large(self) -> ApiError:
         limit = self._settings.max_request_bytes

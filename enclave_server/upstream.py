@@ -214,9 +214,11 @@ class Upstream:
             self._idle.popitem()[0].close()
         await asyncio.sleep(0)  # in which the loop closes them
 
-    def request(self, method: str, path: str, body: bytes = b"") -> _Request:
+    def request(
+        self, method: str, path: str, body: bytes = b"", content_type: str = "application/json"
+    ) -> _Request:
         """`async with` it. Leaving the block before the answer's end closes the connection, which tells vLLM to stop."""
-        return _Request(self, method, path, body)
+        return _Request(self, method, path, body, content_type)
 
     async def connect(self) -> EngineAnswer:
         loop = asyncio.get_running_loop()
@@ -250,9 +252,9 @@ class _Request:
 
     __slots__ = ("_body", "_connection", "_head", "_pool")
 
-    def __init__(self, pool: Upstream, method: str, path: str, body: bytes) -> None:
+    def __init__(self, pool: Upstream, method: str, path: str, body: bytes, content_type: str) -> None:
         self._pool, self._body = pool, body
-        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+        fields = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n" if body else ""
         self._head = f"{method} {path} HTTP/1.1\r\nHost: engine\r\n{fields}\r\n".encode("ascii")
 
     async def __aenter__(self) -> EngineAnswer:

@@ -1,0 +1,59 @@
+"""Write docs/routes.md from the table in `enclave_server/routes.py`: `python -m tools.route_table > docs/routes.md`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from enclave_server.content import MEMBERS
+from enclave_server.routes import HARMLESS, REFUSED, ROUTES
+
+_TOP = """# Routes
+
+Made from `enclave_server/routes.py` by `python -m tools.route_table`; a test holds the two together. Everything that is not here is 404 in
+OpenAI's error shape, with a receipt: vLLM's routes for administration and development, for adapters, other engines and metrics among it. A route that the
+loaded model cannot serve (embeddings of a chat model) is answered by vLLM itself, as 404 or 501.
+
+A field that is not in its route's list is 400 `unknown_field`, or `field_not_allowed` with the reason below; `param` names it.
+"""
+_DEEPER = """
+## Deeper than names
+
+- Content parts are of the types {types}. Media are `data:` URLs, or `input_audio` and base64 sources: the engine has no network. Tensors, files and items by
+  reference, and `uuid` (a name in a cache that tenants share) are refused.
+- `tools` are functions, which the client runs. `store` may be `false`. `chat_template_kwargs` has plain values, and no `chat_template`.
+- `structured_outputs` and `stream_options` have the members {members}.
+- Forms: `file` is the only file; numbers and truth values are written as in JSON; other fields have at most 64 KiB.
+"""
+
+
+def table() -> str:
+    """The page."""
+    lines = [_TOP, "| route | engine's | carries | streams end with |", "|---|---|---|---|"]
+    for path, route in ROUTES.items():
+        ending = f"`{route.ending.decode().strip()}`" if route.ending else "–"
+        lines.append(
+            f"| `{route.method} {path.decode()}` | `{route.engine}` | {route.kind.value} | {ending} |"
+        )
+    lines.append("\n## Fields\n")
+    for path, route in ROUTES.items():
+        if route.fields:
+            lines.append(f"- `{path.decode()}`: {_list(route.fields)}")
+    lines += ["\n## Refused by name\n", "| field | reason | accepted all the same |", "|---|---|---|"]
+    for name, reason in sorted(REFUSED.items()):
+        values = ", ".join(f"`{json.dumps(value)}`" for value in HARMLESS.get(name, ())) or "–"
+        lines.append(f"| `{name}` | {reason} | {values} |")
+    deeper = _DEEPER.format(types=_list(MEMBERS["content"]), members=_list(_options()))
+    return "\n".join(lines) + "\n" + deeper
+
+
+def _options() -> frozenset[str]:
+    return MEMBERS["structured_outputs"] | MEMBERS["stream_options"]
+
+
+def _list(words: frozenset[str]) -> str:
+    return ", ".join(f"`{word}`" for word in sorted(words))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())
