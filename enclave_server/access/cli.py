@@ -61,7 +61,8 @@ def list_keys(as_json: AsJson = False, config: Config = None) -> None:
     if as_json:
         typer.echo(json.dumps(keys, indent=2))
     else:
-        _table(keys)
+        short = {"requests_per_minute": "req/min", "tokens_per_minute": "tok/min", "concurrency": "at once"}
+        _table([{short.get(name, name): value for name, value in key.items()} for key in keys])
 
 
 @cli.command()

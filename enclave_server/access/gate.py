@@ -19,6 +19,7 @@ from enclave_server.access.body import for_engine
 from enclave_server.access.keyring import KeyRing
 from enclave_server.access.keys import presented
 from enclave_server.access.limiter import Limiter
+from enclave_server.access.store import StoreError
 from enclave_server.exchange import Exchange
 from enclave_server.log import log
 from enclave_server.settings import AccessMode, Settings
@@ -60,7 +61,10 @@ class Access:
 
     async def __aenter__(self) -> Self:
         if self._ring is not None:
-            await asyncio.to_thread(self._ring.prepare)
+            try:
+                await asyncio.to_thread(self._ring.prepare)
+            except StoreError as exc:  # a worker that is started again outlives a database that is away
+                log.error("key store failed", reason=str(exc))
             self._task = asyncio.create_task(self._ring.run())
         return self
 

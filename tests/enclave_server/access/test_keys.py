@@ -117,6 +117,20 @@ def test_a_lost_database(start: Any, calling: Any, operator: Any, tmp_path: Path
     assert caller.http.get("/readyz").json()["reason"] == "access_unavailable"
 
 
+def test_a_database_that_is_away_at_the_start(
+    start: Any, calling: Any, operator: Any, tmp_path: Path
+) -> None:
+    """A worker that starts while the database is away refuses everybody, and lets them in when it is back."""
+    key = operator.create()
+    (tmp_path / "access.db").rename(tmp_path / "elsewhere")
+    (tmp_path / "access.db").mkdir()
+    caller = calling(start(), key)
+    assert caller.get("/v1/models").error == "access_unavailable"
+    (tmp_path / "access.db").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "access.db")
+    until(lambda: caller.get("/v1/models").status == 200, 5)
+
+
 def test_no_database_call_on_the_way(start: Any, calling: Any, operator: Any) -> None:
     """Requests are answered while another process holds the database."""
     import sqlite3
