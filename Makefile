@@ -132,6 +132,11 @@ bench-verify: $(PROJECT)
 bench-gateway: $(PROJECT)
 	@$(PY) -m benchmarks.gateway
 
+## bench-sealing what a seal costs the gateway, plain and streamed, both suites; about 30 s
+.PHONY: bench-sealing
+bench-sealing: $(PROJECT)
+	@$(PY) -m benchmarks.sealing
+
 ## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 7 min
 .PHONY: bench-vllm
 bench-vllm: $(PROJECT) model

@@ -45,6 +45,7 @@ REQUEST_BUCKET, CHUNK_BUCKET = 1024, 512  # the smallest padded lengths
 _REQUEST_INFO = b"attested-inference/sealed-request/v1\x00"
 _ANSWER_INFO = b"attested-inference/sealed-answer/v1"
 _DIGEST, _KEY, _TAG, _NONCE, _LENGTH = 32, 32, 16, 12, 4
+_ROOM = MAX_CHUNK_BYTES - _LENGTH
 _BUCKETS_END = 64 * 1024
 _LAST, _MORE = b"final", b""  # what a chunk authenticates beside its content, as in chunked OHTTP §6.2
 _LOOK_AROUND = 64  # places of an answer that a misplaced chunk is tried at, to say what is wrong
@@ -260,7 +261,9 @@ class AnswerSealer:
         start = b"" if head is None else self._random
         if head is not None:
             data = _prefixed(dump_head(head)) + data
-        return start + b"".join(self._chunks.encrypt(part, end and last) for part, end in _parts(data))
+        if len(data) <= _ROOM:  # one chunk, as almost always
+            return start + self._chunks.encrypt(data, last)
+        return start + b"".join([self._chunks.encrypt(part, end and last) for part, end in _parts(data)])
 
 
 class AnswerOpener:
@@ -363,10 +366,9 @@ def _prefixed(data: bytes) -> bytes:
 
 
 def _parts(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Pieces that fit into a chunk, at least one; and whether each is the end."""
-    room = MAX_CHUNK_BYTES - _LENGTH
-    for at in range(0, max(1, len(data)), room):
-        yield data[at : at + room], at + room >= len(data)
+    """Pieces that fit into a chunk, and whether each is the end."""
+    for at in range(0, len(data), _ROOM):
+        yield data[at : at + _ROOM], at + _ROOM >= len(data)
 
 
 def _uint(reader: Reader, size: int, name: str) -> int:
