@@ -138,16 +138,16 @@ class SnpPolicy:
         floors = floors_for(self.tcb_floors, claims.product, claims.report.cpuid)
         if not floors:
             yield Violation(Check.SNP_TCB, _or(f.product for f in self.tcb_floors), claims.product)
-        for floor in floors:
-            tcbs = {
-                "reported": reported,
-                "committed": committed,
-                "current": current,
-                "launch": claims.launch_tcb,
-            }
-            below = [f"{name} {tcb}" for name, tcb in tcbs.items() if not tcb.at_least(floor.tcb)]
+        tcbs = {
+            "reported": reported,
+            "committed": committed,
+            "current": current,
+            "launch": claims.launch_tcb,
+        }
+        for least in (floor.tcb for floor in floors):
+            below = [f"{name} {tcb}" for name, tcb in tcbs.items() if not tcb.at_least(least)]
             if below:
-                yield Violation(Check.SNP_TCB, f"at least {floor.tcb}", ", ".join(below))
+                yield Violation(Check.SNP_TCB, f"at least {least}", ", ".join(below))
         if not (current.at_least(committed) and committed.at_least(reported)):
             found = f"reported {reported}, committed {committed}, current {current}"
             yield Violation(Check.SNP_TCB_ORDER, "reported <= committed <= current", found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import ge
 
 from attestation.checks import Check
 from attestation.errors import MalformedError
@@ -29,10 +30,13 @@ class Tcb:
 
     def parts(self) -> tuple[tuple[str, int], ...]:
         names = ("fmc", "bootloader", "tee", "snp", "microcode")
-        return tuple((name, getattr(self, name)) for name in names)
+        return tuple(zip(names, self._levels(), strict=True))
+
+    def _levels(self) -> tuple[int, ...]:
+        return (self.fmc, self.bootloader, self.tee, self.snp, self.microcode)
 
     def at_least(self, floor: Tcb) -> bool:
-        return all(mine >= other for (_, mine), (_, other) in zip(self.parts(), floor.parts(), strict=True))
+        return all(map(ge, self._levels(), floor._levels()))
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.parts())

@@ -152,6 +152,7 @@ class _Raw(NamedTuple):
     reserved_signature: bytes
 
 
+_RESERVED = tuple(name for name in _Raw._fields if name.startswith("reserved"))
 _LAYOUT = Struct(
     "<IIQ16s16sII"  # 000h version to signature_algo
     "8sQI4s"  # 038h current_tcb to the reserved area after signer_info
@@ -210,8 +211,8 @@ def _check_form(raw: _Raw) -> None:
         raise _malformed(f"CPUID must be zero in version {raw.version}, found {raw.cpuid.hex()}")
     if raw.version < 4 and (raw.launch_mitigations or raw.current_mitigations):
         raise _malformed(f"mitigation vectors must be zero in version {raw.version}")
-    for name, area in zip(raw._fields, raw, strict=True):
-        if name.startswith("reserved") and isinstance(area, bytes) and any(area):
+    for name in _RESERVED:
+        if getattr(raw, name).strip(b"\0"):
             raise _malformed(f"{name.replace('_', ' after ')} must be zero")
 
 

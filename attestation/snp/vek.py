@@ -80,7 +80,7 @@ def _extensions(cert: x509.Certificate) -> dict[str, bytes]:
     return {
         e.oid.dotted_string: e.value.value
         for e in cert.extensions
-        if isinstance(e.value, x509.UnrecognizedExtension) and e.oid.dotted_string.startswith(_AMD)
+        if isinstance(e.value, x509.UnrecognizedExtension)
     }
 
 
