@@ -7,8 +7,8 @@ revocation depend on the time asked about and are judged on every call.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -33,7 +33,7 @@ _END = b"-----END CERTIFICATE-----"
 _UNDERSTOOD = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 
 
-class _ById(Generic[T]):
+class ById(Generic[T]):
     """A cache key by identity. Lists have no hash, certificates a slow one; parsing gives equal bytes one object."""
 
     __slots__ = ("item",)
@@ -45,15 +45,15 @@ class _ById(Generic[T]):
         return id(self.item)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and self.item is other.item
+        return isinstance(other, ById) and self.item is other.item
 
 
-@contextmanager
-def _serial_zero_accepted() -> Iterator[None]:
-    """Every VCEK and VLEK that AMD issues has serial number 0; RFC 5280 forbids it, and loading one warns."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Parsed a serial number", CryptographyDeprecationWarning)
-        yield
+def _serial_zero_accepted() -> AbstractContextManager[object]:
+    """Every VCEK and VLEK that AMD issues has serial number 0; RFC 5280 forbids it, and loading one warns.
+
+    What `cryptography` intends to refuse in a later release is silent here as well: it is refused then.
+    """
+    return warnings.catch_warnings(action="ignore", category=CryptographyDeprecationWarning)
 
 
 @lru_cache(maxsize=_CACHE)
@@ -84,9 +84,8 @@ def _parse_crl(der: bytes) -> x509.CertificateRevocationList:
     return crl
 
 
-@lru_cache(maxsize=_CACHE)
 def _touched(cert: x509.Certificate) -> x509.Certificate:
-    """`cert`, or the equal one seen before. Parses what is parsed lazily, so that a bad field fails here."""
+    """`cert`, whose lazy fields are parsed now, so that a bad one fails here."""
     _ = (
         cert.extensions,
         cert.subject,
@@ -134,11 +133,11 @@ def parse_crl(der: bytes, check: Check, what: str) -> x509.CertificateRevocation
 
 def spki_sha256(cert: x509.Certificate) -> bytes:
     """What roots are pinned by."""
-    return _spki_sha256(_ById(cert))
+    return _spki_sha256(ById(cert))
 
 
 @lru_cache(maxsize=_CACHE)
-def _spki_sha256(key: _ById[x509.Certificate]) -> bytes:
+def _spki_sha256(key: ById[x509.Certificate]) -> bytes:
     spki = key.item.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return sha256(spki).digest()
 
@@ -164,7 +163,7 @@ def find_root(cert: x509.Certificate, roots: Sequence[Root], check: Check) -> Ro
 
 
 @lru_cache(maxsize=_CACHE)
-def _signed_by(cert_key: _ById[x509.Certificate], issuer_key: _ById[x509.Certificate]) -> str:
+def _signed_by(cert_key: ById[x509.Certificate], issuer_key: ById[x509.Certificate]) -> str:
     """Empty when `issuer` issued `cert`, else the reason. Cached: it depends on nothing but the two certificates."""
     cert, issuer = cert_key.item, issuer_key.item
     try:
@@ -190,7 +189,7 @@ def _signed_by(cert_key: _ById[x509.Certificate], issuer_key: _ById[x509.Certifi
 
 def verify_issued_by(cert: x509.Certificate, issuer: x509.Certificate, check: Check) -> None:
     """`issuer` is a CA, is named as the issuer, and its key signed `cert`."""
-    if reason := _signed_by(_ById(cert), _ById(issuer)):
+    if reason := _signed_by(ById(cert), ById(issuer)):
         raise VerificationError(
             check,
             f"{common_name(cert.subject)!r} was not issued by {common_name(issuer.subject)!r}: {reason}",
@@ -214,9 +213,7 @@ def _not_understood(extensions: x509.Extensions, known: tuple[type[x509.Extensio
 
 
 @lru_cache(maxsize=_CRL_CACHE)
-def _crl_signed_by(
-    list_key: _ById[x509.CertificateRevocationList], issuer_key: _ById[x509.Certificate]
-) -> str:
+def _crl_signed_by(list_key: ById[x509.CertificateRevocationList], issuer_key: ById[x509.Certificate]) -> str:
     crl, issuer = list_key.item, issuer_key.item
     if crl.issuer != issuer.subject:
         return f"it names {common_name(crl.issuer)!r} as issuer"
@@ -244,7 +241,7 @@ def verify_crl(
     dates: Check,
 ) -> datetime:
     """The CRL is `issuer`'s and is in date at `now`. Returns its nextUpdate."""
-    if reason := _crl_signed_by(_ById(crl), _ById(issuer)):
+    if reason := _crl_signed_by(ById(crl), ById(issuer)):
         raise VerificationError(
             signature, f"the CRL was not signed by {common_name(issuer.subject)!r}: {reason}"
         )

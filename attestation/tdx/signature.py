@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from attestation._x509 import ById
 from attestation.checks import Check
 from attestation.errors import VerificationError
 
@@ -19,7 +20,7 @@ _ALGORITHM = ec.ECDSA(SHA256())
 def verify_signed_by(cert: x509.Certificate, signature: bytes, data: bytes, check: Check, what: str) -> None:
     """`cert`'s key signed `data`. Remembered by content: the same collateral comes with quote after quote."""
     try:
-        _verify_once(cert, signature, data)
+        _verify_once(ById(cert), signature, data)
     except (InvalidSignature, ValueError) as exc:
         raise VerificationError(check, f"{what}: {str(exc) or 'the signature does not verify'}") from exc
 
@@ -37,9 +38,9 @@ def verify_signed_by_raw_key(point: bytes, signature: bytes, data: bytes, check:
 
 
 @lru_cache(maxsize=512)
-def _verify_once(cert: x509.Certificate, signature: bytes, data: bytes) -> None:
+def _verify_once(cert: ById[x509.Certificate], signature: bytes, data: bytes) -> None:
     """Failures raise and so are not remembered: only what Intel signed takes up memory."""
-    _verify(cert.public_key(), signature, data)
+    _verify(cert.item.public_key(), signature, data)
 
 
 def _verify(key: object, signature: bytes, data: bytes) -> None:
