@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 from attestation._json import parse_json_object
@@ -24,6 +25,7 @@ COMPONENTS = 16
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _PLATFORM_STATUSES = {str(s): s for s in TcbStatus if not s.is_ours}
 _SVN_STATUSES = {str(s): s for s in (TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE, TcbStatus.REVOKED)}
+_SVN = itemgetter("svn")
 _CACHE = 128
 
 
@@ -219,10 +221,14 @@ class _Table:
         return tuple(items)
 
     def svns(self, key: str) -> tuple[int, ...]:
-        svns: list[Any] = [item.get("svn") if type(item) is dict else None for item in self._get(key, list)]
+        items = self._get(key, list)
+        try:
+            svns: tuple[Any, ...] = tuple(map(_SVN, items))
+        except (KeyError, TypeError):  # an item without one, or that is no object
+            svns = ()
         if len(svns) != COMPONENTS or set(map(type, svns)) != {int} or min(svns) < 0 or max(svns) > 0xFF:
-            raise self.error(f"{key} must be {COMPONENTS} numbers below 256, found {len(svns)} entries")
-        return tuple(svns)
+            raise self.error(f"{key} must be {COMPONENTS} numbers below 256, found {len(items)} entries")
+        return svns
 
 
 def _tdx_levels(table: _Table) -> tuple[tuple[ModuleIdentity, ...], tuple[TcbLevel, ...]]:

@@ -57,7 +57,8 @@ def check_tcb(td: TdReport, platform: Platform, info: TcbInfo, qe: SvnLevel) -> 
     """
     _check_module_identity(td, info)
     launched = _standing(td.tee_tcb_svn, platform, info)
-    running = launched if td.tee_tcb_svn2 is None else _standing(td.tee_tcb_svn2, platform, info)
+    now = td.tee_tcb_svn2 or td.tee_tcb_svn
+    running = launched if now == td.tee_tcb_svn else _standing(now, platform, info)
     for part in (*launched, *running, qe):
         if part.status is TcbStatus.REVOKED:
             raise VerificationError(
