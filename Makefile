@@ -127,6 +127,11 @@ test-slow: setup model
 bench-verify: $(PROJECT)
 	@$(PY) -m benchmarks.verify
 
+## bench-audit   how many saved receipts are verified in a second; about 1 min
+.PHONY: bench-audit
+bench-audit: $(PROJECT)
+	@$(PY) -m benchmarks.audit
+
 ## bench-gateway the gateway beside nginx, LiteLLM and vllm-router, and two workers beside one; about 8 min
 .PHONY: bench-gateway
 bench-gateway: $(PROJECT)

@@ -19,6 +19,7 @@ from attestation.errors import AttestationError, UnavailableError
 from attestation.roots import is_vendor
 from attestation.tdx.verify import TdxClaims
 from client_sdk import collateral_cli, evidence_cli, policy_cli
+from client_sdk.audit_cli import audit
 from client_sdk.chains import DOCUMENT
 from client_sdk.exits import Commands, ExitCode, exit_code
 from client_sdk.inspect_cli import inspect
@@ -40,6 +41,7 @@ app.add_typer(evidence_cli.app, name="evidence")
 app.add_typer(collateral_cli.app, name="collateral")
 app.add_typer(policy_cli.app, name="policy")
 app.command()(inspect)
+app.command()(audit)
 
 CHANNEL = {
     Channel.SEALED_AND_PINNED: "the connection ends at the attested TLS key",
