@@ -127,6 +127,7 @@ class FakeEngine:
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/{other:.*}", self._other)
         self._runner: web.AppRunner | None = web.AppRunner(
             app, handler_cancellation=True, shutdown_timeout=0.1
         )
@@ -158,6 +159,14 @@ class FakeEngine:
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         asked = await self._see(request)
         return await self._answer(request, asked, str(asked["prompt"]), chat=False)
+
+    async def _other(self, request: web.Request) -> web.StreamResponse:
+        """Any other route: a stream as told, or an answer that says nothing but what it cost."""
+        body = await request.read()
+        self.requests.append(Seen(request.method, request.path_qs, dict(request.headers), body))
+        if self.behaviour.raw_stream is not None:
+            return await self._stream(request, {}, "", {}, chat=False)
+        return web.json_response({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
 
     async def _answer(
         self, request: web.Request, asked: dict[str, Any], prompt: str, *, chat: bool
