@@ -23,6 +23,7 @@ from enclave_server.log import log
 from enclave_server.model import ModelError, check_model, read_manifest
 from enclave_server.policy import policy_text
 from enclave_server.prefork import Family, SharedStatus
+from enclave_server.replays import Replays
 from enclave_server.server import listen, make_server
 from enclave_server.settings import Settings
 from enclave_server.tee import open_tee
@@ -64,6 +65,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     tee = open_tee(settings)
     identity = make_identity(settings, engine_version=installed.version)
     status = SharedStatus()
+    replays = Replays(settings.sealed_remembered)  # one for all workers
     engine = Engine(settings, installed, status)
 
     def work(listener: socket.socket) -> int:
@@ -74,6 +76,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
             engine=status,
             upstream=Upstream(engine.socket, read_seconds=settings.engine_read_seconds),
             access=access,
+            replays=replays,
         )
         make_server(app, settings, identity).run(sockets=[listener])
         return 0

@@ -24,6 +24,7 @@ from enclave_server.exchange import Receive, Scope, Send, parse_nonce
 from enclave_server.identity import Identity
 from enclave_server.inference import EngineStatus, Inference
 from enclave_server.metrics import Metrics
+from enclave_server.replays import Replays
 from enclave_server.sealed import RAW_PATH as SEALED
 from enclave_server.sealed import Sealed
 from enclave_server.settings import Settings
@@ -40,6 +41,7 @@ def create_app(
     engine: EngineStatus,
     upstream: Upstream,
     access: Access | None = None,
+    replays: Replays | None = None,
 ) -> App:
     """The whole gateway, but for the engine, which somebody else starts and stops."""
     access, metrics = access or Access(settings), Metrics()
@@ -60,7 +62,7 @@ def create_app(
         }
     )
 
-    sealed = Sealed(settings, identity, inference)
+    sealed = Sealed(settings, identity, inference, replays=replays)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
