@@ -26,6 +26,9 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+
+
 def _check_depth(text: str) -> None:
     """Judged before parsing, so that the parser never recurses further than MAX_DEPTH."""
     data = text.encode("utf-8", "surrogatepass")
@@ -47,7 +50,7 @@ def parse_json(data: bytes | str, check: Check, what: str, *, limit: int) -> Any
         text = data.decode() if isinstance(data, bytes) else data
         if text.count("{") + text.count("[") > MAX_DEPTH:  # only these can be deep
             _check_depth(text)
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError) as exc:
         raise MalformedError(check, f"{what}: not acceptable JSON ({exc})") from exc
 

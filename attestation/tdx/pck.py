@@ -99,14 +99,15 @@ def _only(data: bytes, tag: int) -> bytes:
 
 
 def _table(data: bytes, prefix: bytes) -> dict[int, Element]:
-    """SEQUENCEs of an object identifier below `prefix` and a value, by the identifier's last arc."""
+    """SEQUENCEs of an object identifier, one arc below `prefix`, and a value, by that arc."""
+    start = bytes((_OBJECT, len(prefix) + 1)) + prefix
     table: dict[int, Element] = {}
     for element in _elements(data):
-        identifier, value = _elements(_typed(element, _SEQUENCE))
-        oid = _typed(identifier, _OBJECT)
-        if oid[:-1] != prefix or oid[-1] in table:
-            raise ValueError(f"unexpected or repeated object identifier {oid.hex()}")
-        table[oid[-1]] = value
+        entry = _typed(element, _SEQUENCE)
+        arc = entry[len(start)]
+        if not entry.startswith(start) or arc in table:
+            raise ValueError(f"unexpected or repeated object identifier in {entry.hex()}")
+        (table[arc],) = _elements(entry[len(start) + 1 :])
     return table
 
 
