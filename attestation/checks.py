@@ -56,6 +56,7 @@ class Check(StrEnum):
     RECEIPT_OUTCOME = "receipt.outcome"
     RECEIPT_MODEL = "receipt.model"
     RECEIPT_TIME = "receipt.time"
+    STREAM_CHECKPOINT = "stream.checkpoint"
     STREAM_TRUNCATED = "stream.truncated"
 
     # bundles: exchanges that were saved with their evidence

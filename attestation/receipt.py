@@ -2,7 +2,8 @@
 
 A receipt is a compact JWS (EdDSA, `typ` attested-receipt+jwt). Its digests are SHA-256(nonce ‖ bytes), where the
 nonce is the caller's `Attested-Nonce`: a digest is fresh, and gives nothing away about a guessable prompt.
-Plain answers carry it in a header, streams as a last SSE comment. `docs/protocol.md` §4 has the bytes.
+Plain answers carry it in a header, streams as a last SSE comment, and long ones as checkpoints on the way.
+`docs/protocol.md` §4 has the bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from attestation.errors import MalformedError, VerificationError
 
 RECEIPT_HEADER = "Attested-Receipt"
 NONCE_HEADER = "Attested-Nonce"
-COMMENT = b": attested "  # opens the SSE comment that carries a stream's receipt
+COMMENT = b": attested "  # opens the SSE comments that carry a stream's checkpoints and its receipt
 TYPE = "attested-receipt+jwt"
 MAX_RECEIPT_BYTES = 16 * 1024
 MAX_CLOCK_SKEW = 300  # seconds between the enclave's clock and the verifier's
@@ -41,6 +42,7 @@ class Outcome(StrEnum):
     """How an exchange ended. Only `complete` says that the answer is whole."""
 
     COMPLETE = "complete"
+    CHECKPOINT = "checkpoint"  # a stream that goes on; the receipt covers every event before it
     ABORTED = "aborted"  # a stream that ended before its end; the receipt covers what was sent
     ERROR = "error"  # an error or refusal, signed like any answer
 
@@ -57,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What was answered: the status, and the digest of every body byte except the receipt's own comment."""
+    """What was answered: the status, and the digest of every body byte except receipts' own comments."""
 
     status: int
     digest: bytes = field(metadata={"size": 32})
@@ -92,6 +94,7 @@ class Receipt:
     usage: Usage | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)  # the parameters that the request set
     statement: bytes = field(metadata={"size": 32})
+    checkpoints: int = 0  # of this stream so far, a checkpoint itself included
 
     def sign(self, key: Ed25519PrivateKey) -> str:
         """The receipt as a compact JWS. Put together by hand, since it is a quarter of what an answer costs."""
@@ -124,6 +127,7 @@ class Receipt:
             "usage": counts,
             "sampling": self.sampling,
             "statement": self.statement.hex(),
+            "checkpoints": self.checkpoints,
         }
 
 

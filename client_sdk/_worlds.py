@@ -191,7 +191,7 @@ class _BlockingStream(_Stream):
     def __iter__(self) -> Iterator[bytes]:
         try:
             for data in self._stream:
-                if events := self._check.feed(data):
+                for events in self._check.feed(data, self._clock()):
                     yield events
         except self._broken as exc:
             raise self._cut(exc) from exc
@@ -210,7 +210,7 @@ class _AsyncStream(_Stream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for data in self._stream:
-                if events := self._check.feed(data):
+                for events in self._check.feed(data, self._clock()):
                     yield events
         except self._broken as exc:
             raise self._cut(exc) from exc

@@ -19,7 +19,7 @@ from attestation.receipt import NONCE_HEADER
 from attestation.sealed import PATH as SEALED_PATH
 from attestation.verdict import Verdict
 from client_sdk._worlds import Clock, Http, TooLongError, World, broken
-from client_sdk.receipts import Attestation, Exchange, PlainCheck, StreamCheck, check_answer
+from client_sdk.receipts import Attestation, Exchange, PlainCheck, StreamCheck, Verify, check_answer
 from client_sdk.sealing import HEADERS, MAX_ERROR_BYTES, Channel, is_sealed, not_sealed, seal
 from client_sdk.session import Session, make_nonce
 from client_sdk.tls import pinned_context, unpinned_context
@@ -42,9 +42,10 @@ class Enclave:
         clock: Clock,
         channel: Channel,
         options: Mapping[str, Any],
+        verify: Verify = Verify.AS_YOU_READ,
     ) -> None:
         self._world, self._origin, self._session, self._clock = world, origin, session, clock
-        self._channel, self._options = channel, options
+        self._channel, self._options, self._verify = channel, options, verify
         self._attesting = world.lock()
         self._connections: Connections | None = None
 
@@ -194,7 +195,7 @@ class Enclave:
         body = answer.stream
         try:
             if exchange.path.partition("?")[0] not in WITHOUT_RECEIPT:
-                check = check_answer(exchange, answer.status_code, answer.headers)
+                check = check_answer(exchange, answer.status_code, answer.headers, self._verify)
             if isinstance(check, StreamCheck):
                 body = self._world.stream(body, check, self._clock, lambda: self._left(connections))
             else:

@@ -11,6 +11,7 @@ WebSocket connections (Realtime) are refused before they are opened.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -20,15 +21,18 @@ import openai
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
+from client_sdk.receipts import Attestation, Verify
 from client_sdk.session import MAX_AGE
 from client_sdk.transport import (
     DEFAULT_CHANNEL,
     ChannelLike,
     Library,
     PolicyLike,
+    VerifyLike,
     async_attested_transport,
     attested_transport,
     check_url,
+    check_verify,
 )
 
 OpenAIError = openai.OpenAIError
@@ -62,12 +66,15 @@ class AttestedClient(openai.DefaultHttpxClient):
         *,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
+        verify: VerifyLike = Verify.AS_YOU_READ,
         transport_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         _refuse_other_ways(options)
         inner = {"limits": openai.DEFAULT_CONNECTION_LIMITS, **(transport_options or {})}
-        transport: Any = attested_transport(policy, LIBRARY, channel=channel, max_age=max_age, **inner)
+        transport: Any = attested_transport(
+            policy, LIBRARY, channel=channel, max_age=max_age, verify=verify, **inner
+        )
         super().__init__(transport=transport, **options)
 
     def send(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,12 +97,15 @@ class AsyncAttestedClient(openai.DefaultAsyncHttpxClient):
         *,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
+        verify: VerifyLike = Verify.AS_YOU_READ,
         transport_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         _refuse_other_ways(options)
         inner = {"limits": openai.DEFAULT_CONNECTION_LIMITS, **(transport_options or {})}
-        transport: Any = async_attested_transport(policy, LIBRARY, channel=channel, max_age=max_age, **inner)
+        transport: Any = async_attested_transport(
+            policy, LIBRARY, channel=channel, max_age=max_age, verify=verify, **inner
+        )
         super().__init__(transport=transport, **options)
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +121,7 @@ class AsyncAttestedClient(openai.DefaultAsyncHttpxClient):
 
 
 def _refuse_other_ways(options: dict[str, Any]) -> None:
-    if taken := {"transport", "mounts", "proxy", "verify", "cert", "app"} & options.keys():
+    if taken := {"transport", "mounts", "proxy", "cert", "app"} & options.keys():
         raise TypeError(
             f"{', '.join(sorted(taken))}: every request goes through the attested transport; see transport_options"
         )
@@ -143,7 +153,11 @@ class _Attested:
 
 
 class OpenAI(_Attested, openai.OpenAI):
-    """`openai.OpenAI`, for an enclave that `policy` accepts: a path, TOML text or a `Policy`."""
+    """`openai.OpenAI`, for an enclave that `policy` accepts: a path, TOML text or a `Policy`.
+
+    What a stream gives out has one attribute more: `attested` is True when it and all before it were proven when it was
+    handed over, and False when it is provisional until a later one is attested or the stream has ended well.
+    """
 
     def __init__(
         self,
@@ -151,12 +165,13 @@ class OpenAI(_Attested, openai.OpenAI):
         policy: PolicyLike | None = None,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
+        verify: VerifyLike = Verify.AS_YOU_READ,
         http_client: AttestedClient | None = None,
         **options: Any,
     ) -> None:
-        _check_source(policy, http_client, AttestedClient)
+        _check_source(policy, http_client, AttestedClient, verify)
         if policy is not None:
-            http_client = AttestedClient(policy, channel=channel, max_age=max_age)
+            http_client = AttestedClient(policy, channel=channel, max_age=max_age, verify=verify)
         super().__init__(http_client=http_client, **options)
         check_url(self.base_url)
 
@@ -165,9 +180,13 @@ class OpenAI(_Attested, openai.OpenAI):
         def request(self, *args, **kwargs):
             token = _in_request.set(True)
             try:
-                return super().request(*args, **kwargs)
+                answer = super().request(*args, **kwargs)
             except _Refused as refused:
                 error = refused.error
+            else:
+                if isinstance(answer, openai.Stream):
+                    _mark_items(answer, _marked)
+                return answer
             finally:
                 _in_request.reset(token)
             raise error
@@ -182,12 +201,13 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
         policy: PolicyLike | None = None,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
+        verify: VerifyLike = Verify.AS_YOU_READ,
         http_client: AsyncAttestedClient | None = None,
         **options: Any,
     ) -> None:
-        _check_source(policy, http_client, AsyncAttestedClient)
+        _check_source(policy, http_client, AsyncAttestedClient, verify)
         if policy is not None:
-            http_client = AsyncAttestedClient(policy, channel=channel, max_age=max_age)
+            http_client = AsyncAttestedClient(policy, channel=channel, max_age=max_age, verify=verify)
         super().__init__(http_client=http_client, **options)
         check_url(self.base_url)
 
@@ -196,15 +216,50 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
         async def request(self, *args, **kwargs):
             token = _in_request.set(True)
             try:
-                return await super().request(*args, **kwargs)
+                answer = await super().request(*args, **kwargs)
             except _Refused as refused:
                 error = refused.error
+            else:
+                if isinstance(answer, openai.AsyncStream):
+                    _mark_items(answer, _async_marked)
+                return answer
             finally:
                 _in_request.reset(token)
             raise error
 
 
-def _check_source(policy: PolicyLike | None, http_client: object, kind: type) -> None:
+def _mark_items(stream: Any, marked: Callable[[Any, Attestation], Any]) -> None:
+    """Have a stream's items marked on their way out."""
+    # openai 2.x and 3.x keep what they iterate over here, and have no public place for it
+    items, attestation = stream._iterator, stream.response.extensions["attestation"]  # noqa: SLF001
+    stream._iterator = marked(items, attestation)  # noqa: SLF001
+
+
+def _marked(items: Iterator[Any], attestation: Attestation) -> Iterator[Any]:
+    """Mark each item. Its bytes have been given out, so all bytes being proven means that it is."""
+    for item in items:
+        yield _mark(item, attestation)
+
+
+async def _async_marked(items: AsyncIterator[Any], attestation: Attestation) -> AsyncIterator[Any]:
+    async for item in items:
+        yield _mark(item, attestation)
+
+
+def _mark(item: Any, attestation: Attestation) -> Any:
+    if isinstance(item, openai.BaseModel):
+        object.__setattr__(
+            item, "attested", attestation.attested
+        )  # no field: it is not part of what is dumped
+    return item
+
+
+def _check_source(
+    policy: PolicyLike | None, http_client: object, kind: type, verify: VerifyLike = Verify.AS_YOU_READ
+) -> None:
+    check_verify(verify)
+    if http_client is not None and verify != Verify.AS_YOU_READ:
+        raise TypeError(f"verify= belongs to the {kind.__name__} that is given as http_client=")
     if (policy is None) == (http_client is None):
         raise TypeError(f"give policy=, or an http_client= that has one ({kind.__name__}), and not both")
     if http_client is not None and not isinstance(http_client, kind):

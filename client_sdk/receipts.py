@@ -1,21 +1,27 @@
 """Receipts, checked as bytes arrive and without I/O: nothing that an answer's receipt contradicts is taken as whole.
 
 `Exchange` knows what was asked, and of whom. `PlainCheck` gives out a plain answer once its receipt has been verified,
-and nothing before. `StreamCheck` gives out events as they come, and holds back those at which a client stops reading
-(`[DONE]`, errors, what cannot be read) until the receipt at the stream's very end has been verified.
+and nothing before. `StreamCheck` gives out events as they come, or once they are proven (`Verify`): each checkpoint
+proves everything before it, and one that contradicts it raises at once. Events at which a client stops reading (`[DONE]`,
+errors, what cannot be read) are always held back until the receipt at the stream's very end has been verified.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from attestation._b64 import b64url_encode
+from attestation.bundle import Bundle, SavedExchange, dump_bundle
 from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
+from attestation.evidence import dump_evidence
 from attestation.receipt import (
     COMMENT,
     NONCE_HEADER,
@@ -33,6 +39,13 @@ EVENT_STREAM = "text/event-stream"
 MAX_HELD_BYTES = 16 * 1024 * 1024  # of a stream: an event that does not end, or events after the terminal one
 _END = b"\n\n"
 _DO_NOT_USE = "The answer was altered on the way, or belongs to another request; do not use it"
+
+
+class Verify(StrEnum):
+    """When a stream's events are given out."""
+
+    AS_YOU_READ = "as_you_read"  # when they come; what follows the last checkpoint is provisional
+    BEFORE_USE = "before_use"  # when a checkpoint or the receipt at the end has proven them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +67,12 @@ class Exchange:
                 advice=_DO_NOT_USE,
             )
 
-    def check(self, token: str, status: int, response: RunningDigest, now: datetime) -> Receipt:
-        """The receipt in `token`, when the attested enclave signed it about exactly this exchange."""
-        receipt = verify_receipt(token, self.verdict.statement.keys.receipt_ed25519)
+    def authentic(self, token: str) -> Receipt:
+        """The receipt in `token`, when the attested enclave signed it, whatever it is about."""
+        return verify_receipt(token, self.verdict.statement.keys.receipt_ed25519)
+
+    def check(self, receipt: Receipt, status: int, response: RunningDigest, now: datetime) -> Receipt:
+        """The authentic `receipt` is about exactly this exchange."""
         # An enclave that refused before it had read everything signs what it had read (docs/protocol.md §4).
         body = self.body[: receipt.request.length] if receipt.outcome is Outcome.ERROR else self.body
         digest = RunningDigest(self.nonce, body)
@@ -73,6 +89,10 @@ class Exchange:
             raise _outcome(receipt, f"the status is {status}")
         return receipt
 
+    def saved(self, token: str, response: bytes) -> SavedExchange:
+        """What an auditor needs of this exchange."""
+        return SavedExchange(receipt=token, nonce=self.nonce, request=self.body, response=response)
+
 
 class PlainCheck:
     """A plain answer: all of it, or an error."""
@@ -86,17 +106,18 @@ class PlainCheck:
         self._body = bytearray()
         self.receipt: Receipt | None = None
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes, _now: datetime | None = None) -> Iterator[bytes]:
         """Take bytes of the body; they are given out by `finish`."""
         self._body += data
-        return b""
+        return iter(())
 
     def finish(self, now: datetime) -> bytes:
         """The verified body."""
         body = bytes(self._body)
         digest = RunningDigest(self._exchange.nonce, body)
-        receipt = self._exchange.check(self._token, self._status, digest, now)
-        if receipt.outcome is Outcome.ABORTED:
+        receipt = self._exchange.authentic(self._token)
+        self._exchange.check(receipt, self._status, digest, now)
+        if receipt.outcome in {Outcome.ABORTED, Outcome.CHECKPOINT}:
             raise _outcome(receipt, "the answer is plain")
         self.receipt = receipt
         return body
@@ -104,58 +125,83 @@ class PlainCheck:
     def conclude(self) -> None:
         """Nothing is left to say about a plain answer after `finish`."""
 
+    def saved(self) -> SavedExchange:
+        """The exchange as an auditor needs it."""
+        return self._exchange.saved(self._token, bytes(self._body))
+
 
 class StreamCheck:
-    """A stream of events: give out each when it is whole, and the end of the stream when it is proven.
+    """A stream of events: give out each when it is whole, or proven, and the end of the stream when it is proven.
 
-    Until then a stream is unproven, and a consumer that stops early has no receipt. A stream may be cut anywhere into reads.
+    A consumer that stops early has no receipt; what it got is proven up to `proven`. A stream may be cut anywhere into reads.
     """
 
-    def __init__(self, exchange: Exchange, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        status: int,
+        headers: Mapping[str, str],
+        verify: Verify = Verify.AS_YOU_READ,
+    ) -> None:
         exchange.check_nonce(headers.get(NONCE_HEADER))
         self._exchange, self._status = exchange, status
         self._digest = RunningDigest(exchange.nonce)
         self._tail = b""  # the start of an event that is still to come
+        self._waiting = bytearray()  # unproven events that wait for a checkpoint, or for the end of a read
         self._held = bytearray()  # from the first terminal event on
-        self._token: str | None = None
+        self._kept: list[bytes] = []  # all that the receipt covers, for `saved`
+        self._token = ""
+        self._verify = verify
+        self._checkpoints, self._id = 0, ""
+        self._end: Receipt | None = None
         self._aborted: VerificationError | None = None
         self.receipt: Receipt | None = None
+        self.given = 0  # bytes of events that were given out
+        self.proven = 0  # bytes of events, from the first one on, that the enclave has signed
 
-    def feed(self, data: bytes) -> bytes:
-        """Take the bytes of one read; give out the events that are whole and may go out before the receipt."""
+    def feed(self, data: bytes, now: datetime) -> Iterator[bytes]:
+        """Take the bytes of one read; the events that may go out before the receipt, the proven ones apart."""
         if self._tail:
             data = self._tail + data
         cut = data.rfind(_END) + len(_END)
         whole, self._tail = (data[:cut], data[cut:]) if cut >= len(_END) else (b"", data)
-        if len(self._tail) + len(self._held) > MAX_HELD_BYTES:
+        if len(self._tail) + len(self._held) + len(self._waiting) > MAX_HELD_BYTES:
             raise MalformedError(Check.STREAM_TRUNCATED, f"no end within {MAX_HELD_BYTES} bytes")
-        released, start = [], 0
+        ready, start = b"", 0
         while (end := whole.find(_END, start) + len(_END)) >= len(_END):
-            released.append(self._take(whole[start:end]))
+            ready += self._take(whole[start:end], now)
             start = end
         self._tail = whole[start:] + self._tail
-        return b"".join(released)
+        return self._give(ready, b"" if self._verify is Verify.BEFORE_USE else self._take_waiting())
 
     def finish(self, now: datetime) -> bytes:
         """The stream has ended: verify its receipt, and give out what was held back."""
-        if self._token is None:
+        if self._end is None:
             where = "inside an event" if self._tail else "at the end of an event"
             raise self.truncated(f"{where}, after {self._digest.length + len(self._tail)} bytes")
         if self._tail:
             raise _after_receipt()
-        self.receipt = receipt = self._exchange.check(self._token, self._status, self._digest, now)
+        receipt = self._exchange.check(self._end, self._status, self._digest, now)
+        self._check_place(receipt, self._checkpoints)
+        self.receipt, self.proven, waiting = receipt, self._digest.length, self._take_waiting()
         if receipt.outcome is Outcome.COMPLETE:
-            return bytes(self._held)
+            return b"".join(self._give(waiting + self._held))
         self._aborted = _outcome(receipt, "the stream was cut short by the enclave")
         error = bytes(self._held[: self._held.find(_END) + len(_END)])
         if not (_value(error) or {}).get("error"):
+            error = b""
+        if not waiting + error:
             raise self._aborted
-        return error
+        return b"".join(self._give(waiting + error))
 
     def conclude(self) -> None:
         """After everything was given out: raise if the enclave says that the stream was cut short."""
         if self._aborted is not None:
             raise self._aborted
+
+    def saved(self) -> SavedExchange:
+        """The exchange as an auditor needs it, once the receipt is there."""
+        return self._exchange.saved(self._token, b"".join(self._kept))
 
     @staticmethod
     def truncated(how: str) -> VerificationError:
@@ -165,21 +211,59 @@ class StreamCheck:
             advice="The connection was cut, or the end of the answer was taken away; ask again",
         )
 
-    def _take(self, event: bytes) -> bytes:
-        if self._token is not None:
+    @property
+    def attested(self) -> bool:
+        """Everything that was given out until now is proven."""
+        return self.given <= self.proven
+
+    def _take(self, event: bytes, now: datetime) -> bytes:
+        """Take one event, or one receipt; the events that it proves and that waited for that."""
+        if self._end is not None:
             raise _after_receipt()
         text = event.lstrip(b"\n")
-        if text.startswith(COMMENT):
-            try:
-                self._token = text[len(COMMENT) : -len(_END)].decode("ascii")
-            except UnicodeDecodeError as exc:
-                raise MalformedError(Check.RECEIPT_FORMAT, "the receipt is not ASCII") from exc
-            event = event[: len(event) - len(text)]
+        comment = text.startswith(COMMENT)
+        event = event[: len(event) - len(text)] if comment else event
         self._digest.update(event)
-        if not self._held and not _stops_a_client(event):
-            return event
-        self._held += event
-        return b""
+        self._kept.append(event)
+        if self._held or _stops_a_client(event):
+            self._held += event
+        else:
+            self._waiting += event
+        if not comment:
+            return b""
+        try:
+            token = text[len(COMMENT) : -len(_END)].decode("ascii")
+        except UnicodeDecodeError as exc:
+            raise MalformedError(Check.RECEIPT_FORMAT, "the receipt is not ASCII") from exc
+        receipt = self._exchange.authentic(token)
+        if receipt.outcome is not Outcome.CHECKPOINT:
+            self._end, self._token = receipt, token
+            return b""
+        self._check_place(receipt, self._checkpoints + 1)
+        self._exchange.check(receipt, self._status, self._digest, now)
+        self._checkpoints, self._id, self.proven = receipt.checkpoints, receipt.id, self._digest.length
+        return self._take_waiting()
+
+    def _check_place(self, receipt: Receipt, number: int) -> None:
+        """The receipt is the next one of this very stream, and none before it is missing."""
+        if receipt.checkpoints != number or (self._checkpoints and receipt.id != self._id):
+            raise VerificationError(
+                Check.STREAM_CHECKPOINT,
+                f"expected checkpoint {number} of {self._id or 'this stream'}, "
+                f"the enclave signed {receipt.checkpoints} of {receipt.id}",
+                advice="A checkpoint was dropped, moved or repeated on the way; do not use the answer",
+            )
+
+    def _take_waiting(self) -> bytes:
+        waiting = bytes(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def _give(self, *parts: bytes) -> Iterator[bytes]:
+        for part in parts:
+            if part:
+                self.given += len(part)
+                yield part
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +274,40 @@ class Attestation:
     check: PlainCheck | StreamCheck | None = field(default=None, repr=False)
 
     @property
+    def attested(self) -> bool:
+        """Every byte of the body that was given out until now is covered by a verified receipt or checkpoint."""
+        if isinstance(self.check, StreamCheck):
+            return self.check.attested
+        return self.receipt is not None
+
+    @property
+    def proven(self) -> int:
+        """How many bytes of a stream's events, from the first one on, are proven; 0 for other answers."""
+        return self.check.proven if isinstance(self.check, StreamCheck) else 0
+
+    @property
     def receipt(self) -> Receipt | None:
         """The verified receipt; None for a stream that has not been read to its end, and for routes without receipts."""
         return self.check.receipt if self.check is not None else None
 
+    def bundle(self, *, with_bytes: bool = True) -> Bundle:
+        """All that others need to verify this answer again; without bytes, the receipt's digests stand for them."""
+        if self.check is None or self.check.receipt is None:
+            raise ValueError("there is no receipt to save: read the answer to its end first")
+        saved = self.check.saved()
+        if not with_bytes:
+            saved = replace(saved, request=None, response=None)
+        evidence = dump_evidence(self.verdict.evidence)
+        return Bundle(evidence=evidence, nonce=self.verdict.nonce, exchanges=(saved,))
 
-def check_answer(exchange: Exchange, status: int, headers: Mapping[str, str]) -> PlainCheck | StreamCheck:
+    def save(self, path: PathLike[str] | str, *, with_bytes: bool = True) -> None:
+        """Write the bundle to a file, for `attested audit`. With bytes, it holds prompt and answer in clear."""
+        Path(path).write_bytes(dump_bundle(self.bundle(with_bytes=with_bytes)))
+
+
+def check_answer(
+    exchange: Exchange, status: int, headers: Mapping[str, str], verify: Verify = Verify.AS_YOU_READ
+) -> PlainCheck | StreamCheck:
     """The check for an answer with these headers."""
     coding = headers.get("Content-Encoding", "identity")
     if coding.lower() != "identity":
@@ -205,7 +317,9 @@ def check_answer(exchange: Exchange, status: int, headers: Mapping[str, str]) ->
             advice=_DO_NOT_USE,
         )
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return (StreamCheck if kind == EVENT_STREAM else PlainCheck)(exchange, status, headers)
+    if kind == EVENT_STREAM:
+        return StreamCheck(exchange, status, headers, verify)
+    return PlainCheck(exchange, status, headers)
 
 
 def _stops_a_client(event: bytes) -> bool:

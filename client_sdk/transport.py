@@ -21,6 +21,7 @@ from attestation.errors import MalformedError, VerificationError
 from attestation.policy import Policy, parse_policy
 from client_sdk._worlds import Async, Blocking, Clock, Http, World, run
 from client_sdk.enclave import Enclave
+from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Library = Literal["httpx", "httpx2"]
 PolicyLike = Policy | PathLike[str] | str
 ChannelLike = Channel | Literal["sealed+pinned", "sealed", "pinned"]
+VerifyLike = Verify | Literal["as_you_read", "before_use"]
 DEFAULT_CHANNEL = Channel.SEALED_AND_PINNED
 
 
@@ -59,6 +61,16 @@ def check_url(url: Any) -> str:
     return f"https://{url.netloc.decode('ascii')}"
 
 
+def check_verify(verify: VerifyLike) -> Verify:
+    """When to give out a stream's events; not what `verify` means to httpx, which has no say here."""
+    if verify not in list(Verify):
+        raise TypeError(
+            f"verify must be one of {[str(v) for v in Verify]}, found {verify!r}: "
+            "the attested TLS key decides whom to talk to"
+        )
+    return Verify(verify)
+
+
 class _Enclaves:
     """The enclaves behind one transport, by origin."""
 
@@ -70,7 +82,13 @@ class _Enclaves:
         max_age: timedelta,
         clock: Clock,
         options: dict[str, Any],
+        verify: VerifyLike,
     ) -> None:
+        if taken := {"cert", "trust_env"} & options.keys():
+            raise TypeError(
+                f"{', '.join(sorted(taken))} cannot be set: the attested TLS key decides whom to talk to"
+            )
+        self._verify = check_verify(verify)
         self._world, self._policy, self._max_age = world, load_policy(policy), max_age
         self._channel, self._clock, self._options = Channel(channel), clock, options
         self._enclaves: dict[str, Enclave] = {}
@@ -81,7 +99,7 @@ class _Enclaves:
         if known is not None:
             return known
         session = Session(self._policy, max_age=self._max_age)
-        made = Enclave(self._world, origin, session, self._clock, self._channel, self._options)
+        made = Enclave(self._world, origin, session, self._clock, self._channel, self._options, self._verify)
         return self._enclaves.setdefault(origin, made)  # atomic: threads that race share the first one
 
     async def close(self) -> None:
@@ -122,6 +140,7 @@ def attested_transport(
     *,
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
+    verify: VerifyLike = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx.BaseTransport: ...
@@ -132,6 +151,7 @@ def attested_transport(
     *,
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
+    verify: VerifyLike = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx2.BaseTransport: ...
@@ -141,14 +161,14 @@ def attested_transport(
     *,
     channel: ChannelLike = DEFAULT_CHANNEL,
     max_age: timedelta = MAX_AGE,
+    verify: VerifyLike = Verify.AS_YOU_READ,
     clock: Clock = _now,
     **options: Any,
 ) -> Any:
     """A transport for `httpx.Client` or `httpx2.Client`. `options` are those of the library's own HTTPTransport."""
     http = importlib.import_module(library)
-    return _make(
-        _BlockingTransport, http.BaseTransport, Blocking(http), policy, channel, max_age, clock, options
-    )
+    enclaves = _Enclaves(Blocking(http), policy, channel, max_age, clock, options, verify)
+    return _make(_BlockingTransport, http.BaseTransport, enclaves)
 
 
 @overload
@@ -158,6 +178,7 @@ def async_attested_transport(
     *,
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
+    verify: VerifyLike = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx.AsyncBaseTransport: ...
@@ -168,6 +189,7 @@ def async_attested_transport(
     *,
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
+    verify: VerifyLike = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx2.AsyncBaseTransport: ...
@@ -177,30 +199,17 @@ def async_attested_transport(
     *,
     channel: ChannelLike = DEFAULT_CHANNEL,
     max_age: timedelta = MAX_AGE,
+    verify: VerifyLike = Verify.AS_YOU_READ,
     clock: Clock = _now,
     **options: Any,
 ) -> Any:
     """A transport for `httpx.AsyncClient` or `httpx2.AsyncClient`; otherwise as `attested_transport`."""
     http = importlib.import_module(library)
-    return _make(
-        _AsyncTransport, http.AsyncBaseTransport, Async(http), policy, channel, max_age, clock, options
-    )
+    enclaves = _Enclaves(Async(http), policy, channel, max_age, clock, options, verify)
+    return _make(_AsyncTransport, http.AsyncBaseTransport, enclaves)
 
 
-def _make(
-    kind: type,
-    base: type,
-    world: World,
-    policy: PolicyLike,
-    channel: ChannelLike,
-    max_age: timedelta,
-    clock: Clock,
-    options: dict[str, Any],
-) -> Any:
-    if taken := {"verify", "cert", "trust_env"} & options.keys():
-        raise TypeError(
-            f"{', '.join(sorted(taken))} cannot be set: the attested TLS key decides whom to talk to"
-        )
+def _make(kind: type, base: type, enclaves: _Enclaves) -> Any:
     name = kind.__name__.lstrip("_").replace("BlockingT", "T")
     transport = type(f"Attested{name}", (kind, base), {})
-    return transport(_Enclaves(world, policy, channel, max_age, clock, options))
+    return transport(enclaves)

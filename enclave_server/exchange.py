@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from attestation._b64 import b64url_decode, b64url_encode
@@ -37,6 +38,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 _NONCE, _RECEIPT = NONCE_HEADER.lower().encode(), RECEIPT_HEADER.lower().encode()
 _JSON = b"application/json"
+DONE = b"data: [DONE]\n\n"
 
 
 def parse_nonce(text: str) -> bytes:
@@ -55,11 +57,29 @@ def parse_nonce(text: str) -> bytes:
     return nonce
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a stream is signed on its way: with the event that makes it so many events, or so many seconds."""
+
+    events: int = 1000
+    seconds: float = 1.0
+
+
 class Exchange:
     """Answers one request, in one piece (`plain`) or as a stream (`start`, `events`…, `end`)."""
 
-    def __init__(self, scope: Scope, send: Send, identity: Identity, numbers: ReceiptNumbers) -> None:
-        self._send, self._identity, self._numbers = send, identity, numbers
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        identity: Identity,
+        numbers: ReceiptNumbers,
+        pace: Pace = Pace(),
+    ) -> None:
+        self._send, self._identity, self._numbers, self._pace = send, identity, numbers, pace
+        self._number: tuple[str, int] | None = None  # of the receipt and of all checkpoints before it
+        self._checkpoints = 0
+        self._signed_events, self._signed_at = 0, 0.0  # where the last checkpoint was
         self.method: str = scope["method"]
         query: bytes = scope["query_string"]
         self.target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
@@ -121,17 +141,22 @@ class Exchange:
         await self._start(200, [(b"content-type", content_type), (b"cache-control", b"no-store")])
 
     async def events(self, data: bytes) -> None:
-        """Whole events, as the engine wrote them: one write."""
-        self.first_byte = self.first_byte or time.monotonic()
-        self.event_count += data.count(b"\n\n")
-        self.response.update(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        """Whole events, as the engine wrote them: one write. A checkpoint that is due follows them."""
+        await self._write(data)
+        now = time.monotonic()
+        if self.first_byte is None:
+            self.first_byte = self._signed_at = now
+        due = (
+            now - self._signed_at >= self._pace.seconds
+            or self.event_count - self._signed_events >= self._pace.events
+        )
+        if due and not data.endswith(DONE):
+            await self._checkpoint(now)
 
     async def end(self, outcome: Outcome, usage: Usage | None = None) -> None:
         """The receipt, last on the wire."""
         self.done = True
-        comment = COMMENT + self._receipt(200, outcome, usage).encode() + b"\n\n"
-        await self._send({"type": "http.response.body", "body": comment})
+        await self._send({"type": "http.response.body", "body": self._comment(outcome, usage)})
 
     async def fail(self, error: ApiError) -> None:
         """End the exchange with an error, wherever it stands."""
@@ -139,19 +164,41 @@ class Exchange:
             return
         self.error_code = error.code
         if self.streaming:
-            await self.events(error.to_event())
+            await self._write(error.to_event())
             await self.end(Outcome.ABORTED)
             return
         headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
         await self.plain(error.status, error.to_json(), Outcome.ERROR, headers=headers)
+
+    async def _write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        # After sending: the server waits before it writes, and what is cancelled there has not been sent.
+        self.event_count += data.count(b"\n\n")
+        self.response.update(data)
+
+    async def _checkpoint(self, now: float) -> None:
+        self._signed_events, self._signed_at = self.event_count, now
+        self._checkpoints += 1
+        try:
+            comment = self._comment(Outcome.CHECKPOINT)
+            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
+        except BaseException:
+            self._checkpoints -= 1  # it was not sent, and the receipt tells how many were
+            raise
+
+    def _comment(self, outcome: Outcome, usage: Usage | None = None) -> bytes:
+        return COMMENT + self._receipt(200, outcome, usage).encode() + b"\n\n"
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         headers.append((_NONCE, b64url_encode(self.nonce).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _receipt(self, status: int, outcome: Outcome, usage: Usage | None) -> str:
-        self.status, self.outcome, self.usage = status, outcome.value, usage
-        number, counter = self._numbers.next()
+        if outcome is not Outcome.CHECKPOINT:
+            self.status, self.outcome, self.usage = status, outcome.value, usage
+        if self._number is None:
+            self._number = self._numbers.next()
+        number, counter = self._number
         model = self._identity.statement.model
         return Receipt(
             id=number,
@@ -166,4 +213,5 @@ class Exchange:
             usage=usage,
             sampling=self.sampling,
             statement=self._identity.statement_digest,
+            checkpoints=self._checkpoints,
         ).sign(self._identity.receipt_key)

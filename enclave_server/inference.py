@@ -18,7 +18,7 @@ from enclave_server.access.gate import Access
 from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
-from enclave_server.exchange import Exchange, Receive, Scope, Send
+from enclave_server.exchange import Exchange, Pace, Receive, Scope, Send
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
@@ -63,10 +63,11 @@ class Inference:
         self._settings, self._identity, self._engine, self._upstream = settings, identity, engine, upstream
         self._access, self._metrics = access, metrics
         self._numbers = ReceiptNumbers()
+        self._pace = Pace(settings.checkpoint_events, settings.checkpoint_seconds)
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, send, self._identity, self._numbers)
+        exchange = Exchange(scope, send, self._identity, self._numbers, self._pace)
         self.in_flight += 1
         started = time.monotonic()
         try:

@@ -120,13 +120,17 @@ class Settings(BaseSettings):
     max_queued: int = Field(default=256, ge=0)
     queue_seconds: Seconds = 10
 
+    # checkpoints of a stream, each after an event: when so many events, or seconds, came since the last
+    checkpoint_events: int = Field(default=1000, ge=1)
+    checkpoint_seconds: float = Field(default=1, ge=0.01, le=86_400)
+
     # limits of a request
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     max_answer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     max_headers: int = Field(default=100, ge=8)
     sealed_remembered: int = Field(
         default=1_000_000, ge=1000
-    )  # sealed requests of the last minutes, so that none is answered twice; about 60 bytes each, refused when full
+    )  # sealed requests of the last minutes, so that none is answered twice; 32 bytes each, refused when full
     body_seconds: Seconds = 60  # until a request's body has arrived
     engine_read_seconds: Seconds = 600  # until the engine's first byte, and between two
     request_seconds: Seconds = 3600

@@ -159,8 +159,9 @@ def _tamper(url: str, policy: Path) -> AttestationError | None:
     _say(f"the client is given: …{_around(forged, b'Rome.')}…")
     try:
         check = check_answer(exchange, answer.status_code, answer.headers)
-        check.feed(forged)
-        check.finish(datetime.now(UTC))
+        now = datetime.now(UTC)
+        check.feed(forged, now)
+        check.finish(now)
     except VerificationError as exc:
         return exc
     return None

@@ -150,11 +150,11 @@ class Caller:
 
 
 def take_receipt(headers: httpx.Headers, content: bytes) -> tuple[bytes, str]:
-    """The body without the receipt, and the receipt: from its header, or from the comment at the very end."""
+    """The body without the receipt, and the receipt: from its header, or from the comment at the very end; checkpoints are left out."""
     if "attested-receipt" in headers:
         return content, headers["attested-receipt"]
-    at = content.rfind(COMMENT)
-    assert at >= 0, f"no receipt: {content!r}"
-    assert at == 0 or content[:at].endswith(b"\n\n")
     assert content.endswith(b"\n\n")
-    return content[:at], content[at + len(COMMENT) :].decode().rstrip("\n")
+    blocks = [block + b"\n\n" for block in content[:-2].split(b"\n\n")]
+    assert blocks[-1].startswith(COMMENT), f"no receipt: {content!r}"
+    events = b"".join(block for block in blocks if not block.startswith(COMMENT))
+    return events, blocks[-1][len(COMMENT) :].decode().rstrip("\n")

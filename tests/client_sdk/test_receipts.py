@@ -26,14 +26,19 @@ REFUSAL = b'{"error":{"message":"too large","type":"invalid_request_error","para
 
 def plain(answer: bytes, headers: dict[str, str], status: int = 200, exchange: Exchange = EXCHANGE) -> bytes:
     check = PlainCheck(exchange, status, headers)
-    assert check.feed(answer) == b""
+    check.feed(answer)
     return check.finish(NOW)
+
+
+def fed(check: StreamCheck, read: bytes) -> bytes:
+    """What a stream gives out on one read."""
+    return b"".join(check.feed(read, NOW))
 
 
 def stream(*reads: bytes, exchange: Exchange = EXCHANGE) -> bytes:
     """Everything that a stream gives out, read to its end."""
     check = StreamCheck(exchange, 200, stream_headers(exchange))
-    out = b"".join(map(check.feed, reads)) + check.finish(NOW)
+    out = b"".join(fed(check, read) for read in reads) + check.finish(NOW)
     check.conclude()
     assert check.receipt is not None
     return out
@@ -114,10 +119,10 @@ class TestStream:
         """Every event but the terminal one is given out when it is whole; [DONE] only with the verified receipt."""
         check = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE))
         for event in EVENTS[:-1]:
-            assert check.feed(event[:10]) == b""
-            assert check.feed(event[10:]) == event
-        assert check.feed(EVENTS[-1]) == b""
-        assert check.feed(WIRE[len(STREAM) :]) == b""
+            assert fed(check, event[:10]) == b""
+            assert fed(check, event[10:]) == event
+        assert fed(check, EVENTS[-1]) == b""
+        assert fed(check, WIRE[len(STREAM) :]) == b""
         assert check.receipt is None
         assert check.finish(NOW) == EVENTS[-1]
         assert check.receipt is not None
@@ -144,7 +149,7 @@ class TestStream:
     def test_nothing_at_which_a_client_stops_goes_out_before_the_receipt(self, terminal: bytes) -> None:
         """However a terminal event is spelled, it is held back."""
         check = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE))
-        assert check.feed(EVENTS[0] + terminal + EVENTS[1]) in {EVENTS[0], EVENTS[0] + b"\n"}
+        assert fed(check, EVENTS[0] + terminal + EVENTS[1]) in {EVENTS[0], EVENTS[0] + b"\n"}
         with pytest.raises(VerificationError) as caught:
             check.finish(NOW)
         assert failed(caught) is Check.STREAM_TRUNCATED
@@ -153,12 +158,12 @@ class TestStream:
         """Text inside an event holds nothing back; neither do comments and other fields."""
         check = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE))
         for event in (b": ping\n\n", b"\n\n", b"event: x\nid: 1\ndata: {}\n\n", b'data: {"error":null}\n\n'):
-            assert check.feed(event) == event
+            assert fed(check, event) == event
         event = (
             b'data: {"choices":[{"delta":{"content":"data: [DONE] and \\"error\\" and : attested x"}}]}\n\n'
         )
         check = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE))
-        assert check.feed(event) == event
+        assert fed(check, event) == event
 
     def test_a_stream_cut_anywhere_is_truncated(self) -> None:
         """Every proper prefix of the wire is refused as truncated, also those that end with an event."""
@@ -204,7 +209,7 @@ class TestStream:
 class TestAborted:
     def aborted(self, events: bytes) -> StreamCheck:
         check = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE))
-        check.feed(events + ENCLAVE.comment(EXCHANGE, events, outcome=Outcome.ABORTED))
+        fed(check, events + ENCLAVE.comment(EXCHANGE, events, outcome=Outcome.ABORTED))
         return check
 
     @pytest.mark.parametrize("tail", [b"", EVENTS[-1]])
@@ -228,7 +233,7 @@ class TestAborted:
     def test_the_receipt_of_an_aborted_stream_is_checked_as_any(self) -> None:
         """An error that the enclave did not send is not handed over."""
         check = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE))
-        check.feed(ERROR + ENCLAVE.comment(EXCHANGE, EVENTS[0] + ERROR, outcome=Outcome.ABORTED))
+        fed(check, ERROR + ENCLAVE.comment(EXCHANGE, EVENTS[0] + ERROR, outcome=Outcome.ABORTED))
         with pytest.raises(VerificationError) as caught:
             check.finish(NOW)
         assert failed(caught) is Check.RECEIPT_RESPONSE

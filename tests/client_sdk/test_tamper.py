@@ -62,7 +62,8 @@ def plain(
 
 def stream(wire: bytes, exchange: Exchange = EXCHANGE) -> None:
     check = StreamCheck(exchange, 200, stream_headers(exchange))
-    check.feed(wire)
+    for _ in check.feed(wire, NOW):
+        pass
     check.finish(NOW)
     check.conclude()
 
