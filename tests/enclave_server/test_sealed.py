@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -59,6 +59,12 @@ class Sealer:
     def __init__(self, gateway: LiveGateway) -> None:
         self.gateway = gateway
         self.http = httpx.Client(base_url=gateway.origin, verify=untrusting(), timeout=20, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
 
     def seal(
         self,
@@ -114,9 +120,8 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
 
 @pytest.fixture
 def client(gateway: LiveGateway) -> Iterator[Sealer]:
-    sealer = Sealer(gateway)
-    yield sealer
-    sealer.http.close()
+    with Sealer(gateway) as sealer:
+        yield sealer
 
 
 @BOTH
@@ -278,8 +283,10 @@ def test_what_is_no_sealed_request_is_refused(client: Sealer) -> None:
 
 def test_limits(tmp_path: Path, engine: FakeEngine) -> None:
     """A body of the longest length passes, a longer one is refused, by its announcement or by its bytes."""
-    with live_gateway(tmp_path, engine=engine, max_request_bytes=4096, body_seconds=0.5) as gateway:
-        client = Sealer(gateway)
+    with (
+        live_gateway(tmp_path, engine=engine, max_request_bytes=4096, body_seconds=0.5) as gateway,
+        Sealer(gateway) as client,
+    ):
         room = 4096 - len(json.dumps({**ASKED, "user": ""}))
         assert client.ask({**ASKED, "user": "x" * room}).status == 200
         longer = client.ask({**ASKED, "user": "x" * (room + 1)})
@@ -296,7 +303,6 @@ def test_limits(tmp_path: Path, engine: FakeEngine) -> None:
             yield b"\1"
 
         assert code_of(client.http.post(sealed.PATH, content=slow(), headers=kind)) == (408, "body_timeout")
-        client.http.close()
 
 
 # ------------------------------------------------------------------------------------------ what is remembered
