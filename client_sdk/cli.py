@@ -102,6 +102,12 @@ def chat(
         str, typer.Option(envvar="OPENAI_API_KEY", metavar="KEY", help="For gateways that ask for one.")
     ] = "none",
     channel: ChannelOption = DEFAULT_CHANNEL,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save", metavar="FILE", help="Write evidence, receipt and bytes, for `attested audit`."
+        ),
+    ] = None,
 ) -> None:
     """Ask a model; its answer is streamed, and verified at its end."""
     text = prompt if prompt is not None else sys.stdin.read()
@@ -114,16 +120,18 @@ def chat(
         base = base.copy_with(path="/v1") if base.path in {"", "/"} else base
         with sdk.OpenAI(policy=policy, base_url=str(base), api_key=api_key, channel=channel) as client:
             name = model or client.models.list().data[0].id
-            receipt = _stream(client, name, text)
+            receipt = _stream(client, name, text, save)
     except AttestationError as exc:
         _leave("\n".join(["NOT VERIFIED - do not use this answer", *reasons(exc)]), exit_code(exc))
     except (sdk.OpenAIError, httpx.InvalidURL, LookupError) as exc:
         _leave(f"no answer: {exc}", ExitCode.UNDECIDED)
+    except OSError as exc:
+        _leave(f"not saved: {exc}", ExitCode.UNDECIDED)
     typer.echo(f"verified: {receipt}", err=True)
 
 
-def _stream(client: Any, model: str, prompt: str) -> str:
-    """Print the answer as it comes; in words, what was proven at its end."""
+def _stream(client: Any, model: str, prompt: str, save: Path | None) -> str:
+    """Print the answer as it comes; in words, what was proven at its end, which may be saved."""
     messages = [{"role": "user", "content": prompt}]
     stream = client.chat.completions.create(model=model, messages=messages, stream=True)
     for chunk in stream:
@@ -135,6 +143,8 @@ def _stream(client: Any, model: str, prompt: str) -> str:
         attestation.receipt is None
     ):  # the stream ended without [DONE]: then openai read to its end, and it was refused
         raise UnavailableError(Check.RECEIPT_MISSING, "the answer was not read to its end")
+    if save is not None:
+        attestation.save(save)
     simulated = (
         ", in a SIMULATED TEE, which proves nothing about hardware" if attestation.verdict.simulated else ""
     )

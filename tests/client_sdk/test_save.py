@@ -1,0 +1,58 @@
+"""An answer of the SDK can be saved, and what was saved holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attestation.bundle import audit, parse_bundle
+from attestation.receipt import verify_receipt
+from client_sdk.receipts import Attestation, PlainCheck, StreamCheck, check_answer
+from tests.client_sdk.pretend import ANSWER, EVENTS, NOW, POLICY, PretendEnclave, stream_headers
+from tests.client_sdk.test_cli import attested
+from tests.servers import LiveGateway
+
+ENCLAVE = PretendEnclave()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("with_bytes", [False, True])
+def test_an_answer_of_the_sdk_can_be_saved(tmp_path: Path, streamed: bool, with_bytes: bool) -> None:
+    """What `Attestation.save` writes holds."""
+    exchange = ENCLAVE.exchange()
+    check: PlainCheck | StreamCheck
+    events = b"".join(EVENTS)
+    if streamed:
+        check = check_answer(exchange, 200, stream_headers(exchange))
+        assert isinstance(check, StreamCheck)
+        list(check.feed(events + ENCLAVE.comment(exchange, events), NOW))
+    else:
+        check = check_answer(exchange, 200, ENCLAVE.headers(exchange, ANSWER))
+        assert isinstance(check, PlainCheck)
+        check.feed(ANSWER)
+    answer = Attestation(exchange.verdict, check)
+    with pytest.raises(ValueError, match="to its end"):
+        answer.save(tmp_path / "too-early")
+    check.finish(NOW)
+    answer.save(tmp_path / "bundle.json", with_bytes=with_bytes)
+    bundle = parse_bundle((tmp_path / "bundle.json").read_bytes())
+    (audited,) = audit(bundle, POLICY).exchanges
+    assert audited.response_compared is with_bytes
+    assert (bundle.exchanges[0].response or b"") == (events if streamed else ANSWER) * with_bytes
+    key = exchange.verdict.statement.keys.receipt_ed25519
+    assert verify_receipt(bundle.exchanges[0].receipt, key) == answer.receipt
+
+
+def test_a_chat_is_saved_and_audited(tmp_path: Path, gateway: LiveGateway) -> None:
+    """From the real gateway, through the command line, to a file that holds."""
+    file, bundle = tmp_path / "policy.toml", tmp_path / "bundle.json"
+    file.write_text(gateway.policy_text)
+    done = attested("chat", gateway.origin, "--policy", str(file), "hello you", "--save", str(bundle))
+    assert done.returncode == 0, done.stderr
+    done = attested("audit", str(bundle), "--policy", str(file))
+    assert done.returncode == 0, done.stdout
+    assert "complete: 1" in done.stdout
+    (exchange,) = parse_bundle(bundle.read_bytes()).exchanges
+    assert exchange.response is not None
+    assert exchange.response.endswith(b"data: [DONE]\n\n")
