@@ -65,6 +65,7 @@ def test_checkpoints_leave_nothing_in_the_stream(verify: Verify, cuts: list[int]
     assert check.receipt is not None
     assert check.receipt.checkpoints == 3
     assert check.given == check.proven == len(STREAM)
+    assert check.finish(NOW) == b"", "a client that reads on gets nothing twice"
 
 
 def test_what_is_proven_as_it_is_read() -> None:
