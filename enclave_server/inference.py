@@ -27,6 +27,7 @@ from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
 from enclave_server.upstream import EngineAnswer, TooSlowError, UnreachableError, Upstream, UpstreamError
 
+NO_ROUTE = b'{"detail":"Not Found"}'  # vLLM serves those of the model's own tasks only
 MAX_TARGET = 2048  # bytes of path and query: a receipt repeats them
 
 
@@ -163,6 +164,8 @@ class Inference:
             await self._relay_stream(exchange, answer, route.ending or DONE)
             return
         body = await answer.read(self._settings.max_answer_bytes)
+        if answer.status == 404 and body == NO_ROUTE:
+            raise ApiError(404, "not_found", "The served model has no such route.")
         outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
         usage = usage_of(body) if outcome is Outcome.COMPLETE else None
         await exchange.plain(answer.status, body, outcome, content_type=content_type, usage=usage)

@@ -50,6 +50,8 @@ REFUSED: Mapping[str, str] = {
     "return_mm_kwargs": "it serves other engines, not clients",
     "prompt_embeds": "tensors are loaded by code that trusts them",
     "chat_template": "the template is part of the measured model",
+    "truncate_prompt_tokens": "a prompt cut in silence would be another prompt",
+    "truncation_side": "a prompt cut in silence would be another prompt",
     "watermarking": "the operator decides on watermarks",
     "stream_interval": "the operator decides how streams are cut",
     "routed_experts_prompt_start": "it shows the engine's inside",

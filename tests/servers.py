@@ -161,11 +161,15 @@ class FakeEngine:
         return await self._answer(request, asked, str(asked["prompt"]), chat=False)
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        """Any other route: a stream as told, or an answer that says nothing but what it cost."""
+        """Any other route: a stream as told, no route when a status is told, or an answer that says nothing but what it cost."""
         body = await request.read()
         self.requests.append(Seen(request.method, request.path_qs, dict(request.headers), body))
         if self.behaviour.raw_stream is not None:
             return await self._stream(request, {}, "", {}, chat=False)
+        if self.behaviour.status is not None:
+            return web.json_response(
+                {"detail": "Not Found"}, status=404, dumps=lambda v: json.dumps(v, separators=(",", ":"))
+            )
         return web.json_response({"data": [], "usage": {"prompt_tokens": 3, "total_tokens": 3}})
 
     async def _answer(

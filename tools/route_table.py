@@ -12,7 +12,7 @@ _TOP = """# Routes
 
 Made from `enclave_server/routes.py` by `python -m tools.route_table`; a test holds the two together. Everything that is not here is 404 in
 OpenAI's error shape, with a receipt: vLLM's routes for administration and development, for adapters, other engines and metrics among it. A route that the
-loaded model cannot serve (embeddings of a chat model) is answered by vLLM itself, as 404 or 501.
+loaded model cannot serve (embeddings of a chat model) is 404 as well.
 
 A field that is not in its route's list is 400 `unknown_field`, or `field_not_allowed` with the reason below; `param` names it.
 """

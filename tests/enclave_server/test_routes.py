@@ -93,6 +93,13 @@ def test_other_routes(caller: Caller, engine: FakeEngine, path: str) -> None:
     assert engine.requests == []
 
 
+def test_a_route_that_the_model_does_not_have(caller: Caller, engine: FakeEngine) -> None:
+    """vLLM's words for it become an error as OpenAI's clients know them."""
+    engine.behaviour.status = 404
+    answer = caller.post("/v1/embeddings", {"model": MODEL, "input": "x"})
+    assert (answer.status, answer.error, answer.outcome) == (404, "not_found", Outcome.ERROR)
+
+
 def test_form(caller: Caller, engine: FakeEngine) -> None:
     """A form passes with its own content type; its sampling parameters are in the receipt."""
     body = form(model=MODEL, temperature="0.5", language="en")
