@@ -32,6 +32,7 @@ TARGETS = (
     "attestation.measure.dstack:parse_dstack_log",
     "attestation.evidence:parse_evidence",
     "attestation.binding:parse_statement",
+    "attestation.bundle:parse_bundle",
     "attestation.sealed:parse_envelope",
     "attestation.sealed:parse_message",
     "client_sdk.describe:describe",
