@@ -3,7 +3,8 @@
 //     node examples/verify_receipt.mjs docs/vectors/receipt.json docs/vectors/binding.json
 //
 // The key, the statement's digest and the model's digest that it takes must come from a *verified* evidence document. This
-// file does not verify evidence. `verifyExchange` throws a Refused that names the check, or returns the receipt's claims.
+// file does not verify evidence, and compares no clock. `verifyExchange` throws a Refused that names the check, or returns the
+// receipt's claims; of these, only the outcome `complete` says that the answer is whole.
 
 const utf8 = new TextEncoder();
 const COMMENT = ": attested ";
@@ -91,12 +92,18 @@ export async function verifyExchange(seen, { key, statement, model }) {
   }
   const found = [...receiptsOf(seen.response)];
   let last = null;
+  let checkpoints = 0;
   for (const [covered, token] of found) {
     if (token === null) {
       refuse(last && last.outcome !== "checkpoint" ? "receipt.response" : "stream.truncated", "no receipt at the end");
     }
     if (last && last.outcome !== "checkpoint") refuse("receipt.response", "bytes follow the receipt");
-    last = await checked(seen, covered, await verifyReceipt(token, key), statement, model);
+    const claims = await verifyReceipt(token, key);
+    const number = claims.outcome === "checkpoint" ? ++checkpoints : checkpoints;
+    if ((claims.checkpoints ?? 0) !== number || (last && claims.id !== last.id)) {
+      refuse("stream.checkpoint", "a checkpoint was dropped, moved or repeated");
+    }
+    last = await checked(seen, covered, claims, statement, model);
   }
   return last.outcome === "checkpoint" ? refuse("stream.truncated", "a checkpoint is not the end") : last;
 }

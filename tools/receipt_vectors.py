@@ -105,7 +105,7 @@ def receipt_for(request: str, answer: str, status: int = 200, **changes: Any) ->
 
 def case(name: str, answer: str, token: str, *, status: int = 200, stream: bool = False) -> dict[str, Any]:
     """An exchange as a client sees it. A stream has its receipt in its body."""
-    seen = answer + COMMENT.decode() + token + "\n\n" if stream else answer
+    seen = answer + comment(token) if stream else answer
     return {
         "name": name,
         "method": "POST",
@@ -124,8 +124,22 @@ def accepted() -> list[dict[str, Any]]:
     return [
         case("a plain answer", ANSWER, receipt_for(PROMPT, ANSWER).sign(KEY)),
         case("a stream", EVENTS, receipt_for(PROMPT, EVENTS).sign(KEY), stream=True),
+        checkpointed(),
         case("a refusal before the body was read", ERROR, error.sign(KEY), status=404),
     ]
+
+
+def comment(token: str) -> str:
+    return f"{COMMENT.decode()}{token}\n\n"
+
+
+def checkpointed(numbers: tuple[int, int] = (1, 1)) -> dict[str, Any]:
+    """A stream with a checkpoint after its first event; `numbers` make the enclave count wrongly."""
+    cut = EVENTS.index("data: [DONE]")
+    first = receipt_for(PROMPT, EVENTS[:cut], outcome=Outcome.CHECKPOINT, checkpoints=numbers[0]).sign(KEY)
+    last = receipt_for(PROMPT, EVENTS, checkpoints=numbers[1]).sign(KEY)
+    seen = EVENTS[:cut] + comment(first) + EVENTS[cut:] + comment(last)
+    return {**case("a stream with a checkpoint", EVENTS, last, stream=True), "response": seen}
 
 
 def signed(header: str, payload: str, key: Ed25519PrivateKey = KEY) -> str:
@@ -135,7 +149,7 @@ def signed(header: str, payload: str, key: Ed25519PrivateKey = KEY) -> str:
 
 def refused() -> list[dict[str, Any]]:
     """Each differs from something that is accepted in one way; `check` is the one that must fail."""
-    plain, stream, _ = accepted()
+    plain, stream, long, _ = accepted()
     token = plain["receipt"]
     _, payload, signature = token.split(".")
     other = Ed25519PrivateKey.from_private_bytes(fixed("another enclave"))
@@ -173,7 +187,13 @@ def refused() -> list[dict[str, Any]]:
     ]
     events = stream["response"]
     cut = events.index("data: [DONE]")
+    mark, end = long["response"].index(": attested"), long["response"].index("data: [DONE]")
+    dropped = long["response"][:mark] + long["response"][end:]
     streams: list[tuple[str, Check, str]] = [
+        ("a checkpoint was dropped", Check.STREAM_CHECKPOINT, dropped),
+        ("a checkpoint is numbered wrongly", Check.STREAM_CHECKPOINT, checkpointed((2, 2))["response"]),
+        ("a checkpoint before the event it covers", Check.RECEIPT_RESPONSE, _moved(long["response"])),
+        ("a stream that ends with a checkpoint", Check.STREAM_TRUNCATED, long["response"][:end]),
         ("a stream without its end", Check.STREAM_TRUNCATED, EVENTS),
         ("a stream without an event", Check.RECEIPT_RESPONSE, events[cut:]),
         ("a stream that goes on after its receipt", Check.RECEIPT_RESPONSE, events + "data: more\n\n"),
@@ -188,6 +208,12 @@ def _spliced(receipt: Receipt, token: str) -> str:
     """Other claims before the signature of `token`."""
     claims = replace(receipt, counter=2).sign(KEY).rpartition(".")[0]
     return f"{claims}.{token.rpartition('.')[2]}"
+
+
+def _moved(body: str) -> str:
+    """The stream's first comment at its very beginning."""
+    mark, end = body.index(": attested"), body.index("data: [DONE]")
+    return body[mark:end] + body[:mark] + body[end:]
 
 
 def receipts() -> dict[str, Any]:

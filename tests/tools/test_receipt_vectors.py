@@ -7,22 +7,16 @@ import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from attestation._b64 import b64url_encode
 from attestation.binding import gpu_nonce, parse_statement, report_data
-from attestation.checks import Check
-from attestation.errors import AttestationError, VerificationError
-from attestation.receipt import (
-    COMMENT,
-    Outcome,
-    Receipt,
-    Request,
-    RunningDigest,
-    check_receipt,
-    verify_receipt,
-)
+from attestation.errors import AttestationError
+from attestation.receipt import NONCE_HEADER, RECEIPT_HEADER, Receipt
+from client_sdk.receipts import Exchange, PlainCheck, StreamCheck
 from tools.receipt_vectors import FOLDER, TIME, texts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,34 +39,44 @@ def test_binding(case: dict[str, Any]) -> None:
     assert gpu_nonce(nonce, statement).hex() == case["gpu_nonce"]
 
 
-def verified(case: dict[str, Any]) -> Receipt:
-    """The receipt of a case, checked as protocol.md §4 says."""
-    token, body, nonce = case["receipt"], case["response"].encode(), bytes.fromhex(case["nonce"])
-    if case["stream"]:
-        body, mark, rest = body.partition(COMMENT)
-        token, end, more = rest.decode().partition("\n\n")
-        if not mark or not end:
-            raise VerificationError(Check.STREAM_TRUNCATED, "no receipt at the end")
-        body += more.encode()  # whatever follows the receipt is covered by none
-    receipt = verify_receipt(token, bytes.fromhex(RECEIPT["key"]))
-    sent = case["request"].encode()
-    asked = RunningDigest(nonce, sent[: receipt.request.length] if receipt.outcome is Outcome.ERROR else sent)
-    check_receipt(
-        receipt,
-        statement=bytes.fromhex(RECEIPT["statement"]),
-        model_digest=bytes.fromhex(RECEIPT["model"]),
-        request=Request(method=case["method"], path=case["path"], digest=asked.digest(), length=asked.length),
-        status=case["status"],
-        response=RunningDigest(nonce, body),
-        now=datetime.fromtimestamp(TIME, UTC),
+VERDICT: Any = SimpleNamespace(  # of it, an exchange needs no more
+    statement_digest=bytes.fromhex(RECEIPT["statement"]),
+    statement=SimpleNamespace(
+        keys=SimpleNamespace(receipt_ed25519=bytes.fromhex(RECEIPT["key"])),
+        model=SimpleNamespace(digest=bytes.fromhex(RECEIPT["model"])),
+    ),
+)
+NOW = datetime.fromtimestamp(TIME, UTC)
+
+
+def verified(case: dict[str, Any]) -> Receipt | None:
+    """The receipt of a case, checked as the client does."""
+    nonce = bytes.fromhex(case["nonce"])
+    exchange = Exchange(
+        verdict=VERDICT,
+        nonce=nonce,
+        method=case["method"],
+        path=case["path"],
+        body=case["request"].encode(),
     )
-    return receipt
+    headers = {NONCE_HEADER: b64url_encode(nonce)}
+    if case["stream"]:
+        stream = StreamCheck(exchange, case["status"], headers)
+        list(stream.feed(case["response"].encode(), NOW))
+        stream.finish(NOW)
+        return stream.receipt
+    plain = PlainCheck(exchange, case["status"], {**headers, RECEIPT_HEADER: case["receipt"]})
+    plain.feed(case["response"].encode())
+    plain.finish(NOW)
+    return plain.receipt
 
 
 @pytest.mark.parametrize("case", RECEIPT["accepted"], ids=lambda case: case["name"])
 def test_accepted(case: dict[str, Any]) -> None:
     """Plain, streamed and refused early."""
-    assert verified(case).time == TIME
+    receipt = verified(case)
+    assert receipt is not None
+    assert receipt.time == TIME
 
 
 @pytest.mark.parametrize("case", RECEIPT["refused"], ids=lambda case: case["name"])
