@@ -41,6 +41,13 @@ def streamed(url: str, policy: str) -> Any:
         return [text, receipt_of(stream.response)]
 
 
+def marked(url: str, policy: str) -> Any:
+    with make(url, policy) as early, make(url, policy, verify="before_use") as proven:
+        first = next(iter(early.chat.completions.create(stream=True, **ASKED)))
+        chunks = list(proven.chat.completions.create(stream=True, **ASKED))
+        return [first.attested, all(chunk.attested for chunk in chunks), "attested" in first.to_dict()]
+
+
 def raw(url: str, policy: str) -> Any:
     with make(url, policy) as client:
         response = client.chat.completions.with_raw_response.create(**ASKED)
@@ -120,6 +127,13 @@ async def async_streamed(url: str, policy: str) -> Any:
         stream = await client.chat.completions.create(stream=True, **ASKED)
         text = "".join([c.delta.content or "" async for event in stream for c in event.choices])
         return [text, receipt_of(stream.response)]
+
+
+async def async_marked(url: str, policy: str) -> Any:
+    async with make_async(url, policy) as early, make_async(url, policy, verify="before_use") as proven:
+        marks = [c.attested async for c in await early.chat.completions.create(stream=True, **ASKED)]
+        chunks = [c async for c in await proven.chat.completions.create(stream=True, **ASKED)]
+        return [marks[0], all(chunk.attested for chunk in chunks), "attested" in chunks[0].to_dict()]
 
 
 async def async_raw(url: str, policy: str) -> Any:

@@ -56,6 +56,7 @@ SAID = "You said: hello you there"
 WORKS = {
     "plain": SAID,
     "streamed": [SAID, "complete"],
+    "marked": [False, True, False],
     "raw": [SAID, "complete"],
     "streaming_response": ["data: [DONE]", "complete"],
     "streaming_plain_response": ["fake-model", "complete"],
@@ -66,6 +67,7 @@ WORKS = {
     "shared_http_client_by_itself": "fake-model",
     "async_plain": SAID,
     "async_streamed": [SAID, "complete"],
+    "async_marked": [False, True, False],
     "async_raw": [SAID, "complete"],
     "async_streaming_response": ["data: [DONE]", "complete"],
     "async_copied": ["AsyncOpenAI", ["fake-model"]],
