@@ -74,7 +74,7 @@ class Enclave:
     async def _attested(self, stale: Verdict | None) -> Verdict:
         """A verdict that is valid now and is not `stale`; one attestation at a time, and everybody gets its outcome."""
         verdict = self._session.current(self._clock())
-        if verdict is not None and verdict is not stale:
+        if verdict is not None and verdict is not stale and self._connected_to(verdict):
             return verdict
         async with self._attesting:
             verdict = self._session.current(self._clock())
@@ -82,6 +82,11 @@ class Enclave:
                 verdict = await self._attest()
                 await self._connect(verdict)
         return verdict
+
+    def _connected_to(self, verdict: Verdict) -> bool:
+        """Not so for a moment after the verdict, while its connections are being made."""
+        connections = self._connections
+        return connections is not None and connections.pin == verdict.statement.keys.tls_spki_sha256
 
     async def _attest(self) -> Verdict:
         nonce = self._session.begin()

@@ -40,6 +40,7 @@ SECRETS = (
     "x-stainless",
     '"choices"',
     "chatcmpl",
+    "nothing-there",
     "not_found",
 )
 NAMES = (b"authorization", b"attested-receipt", b"x-stainless", b"text/event-stream", b"404")
@@ -184,7 +185,7 @@ def ask_blocking(balancer: Balancer) -> str:
     ) as client:
         client.chat.completions.create(**ASKED)
         with pytest.raises(openai.NotFoundError):
-            client.embeddings.create(model="m", input=PROMPT)
+            client.post("/nothing-there", cast_to=object, body={"input": PROMPT})
         stream = client.chat.completions.create(stream=True, **ASKED)
         return "".join(c.delta.content or "" for event in stream for c in event.choices)
 
@@ -196,7 +197,7 @@ def ask_async(balancer: Balancer) -> str:
         ) as client:
             await client.chat.completions.create(**ASKED)
             with pytest.raises(openai.NotFoundError):
-                await client.embeddings.create(model="m", input=PROMPT)
+                await client.post("/nothing-there", cast_to=object, body={"input": PROMPT})
             stream = await client.chat.completions.create(stream=True, **ASKED)
             return "".join([c.delta.content or "" async for event in stream for c in event.choices])
 
