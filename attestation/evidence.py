@@ -79,25 +79,27 @@ def dump_evidence(evidence: Evidence) -> bytes:
         "statement": _record(STATEMENT_TYPE, evidence.statement, _EVIDENCE),
         "cpu": cpu,
     }
-    if evidence.gpu:
-        document["gpu"] = _record(GPU_TYPE, evidence.gpu, _EVIDENCE)
-    if evidence.gpu_token:
-        document["gpu-token"] = _record(GPU_TOKEN_TYPE, evidence.gpu_token, _EVIDENCE)
-    if evidence.event_log:
-        document["event-log"] = _record(EVENT_LOG_TYPE, evidence.event_log, _EVIDENCE)
-    collateral: dict[str, Any] = {"__cmwc_t": COLLATERAL_TYPE}
-    if intel := evidence.collateral.intel:
-        collateral["intel"] = _record(INTEL_TYPE, intel.to_json(), _ENDORSEMENTS)
-    if amd := evidence.collateral.amd:
-        collateral["amd-vek"] = _record(CERT_TYPE, amd.vek, _ENDORSEMENTS)
-        collateral["amd-chain"] = _record(PEM_TYPE, amd.chain, _ENDORSEMENTS)
-        if amd.crl:
-            collateral["amd-crl"] = _record(CRL_TYPE, amd.crl, _ENDORSEMENTS)
-    if nvidia := evidence.collateral.nvidia:
-        collateral["nvidia"] = _record(NVIDIA_TYPE, nvidia.to_json(), _ENDORSEMENTS)
-    if len(collateral) > 1:
-        document["collateral"] = collateral
+    optional = (
+        ("gpu", GPU_TYPE, evidence.gpu),
+        ("gpu-token", GPU_TOKEN_TYPE, evidence.gpu_token),
+        ("event-log", EVENT_LOG_TYPE, evidence.event_log),
+    )
+    document |= {name: _record(kind, value, _EVIDENCE) for name, kind, value in optional if value}
+    if collateral := _dump_collateral(evidence.collateral):
+        document["collateral"] = {"__cmwc_t": COLLATERAL_TYPE, **collateral}
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _dump_collateral(collateral: Collateral) -> dict[str, Any]:
+    intel, amd, nvidia = collateral.intel, collateral.amd, collateral.nvidia
+    optional = (
+        ("intel", INTEL_TYPE, intel.to_json() if intel else b""),
+        ("amd-vek", CERT_TYPE, amd.vek if amd else b""),
+        ("amd-chain", PEM_TYPE, amd.chain if amd else b""),
+        ("amd-crl", CRL_TYPE, amd.crl if amd else b""),
+        ("nvidia", NVIDIA_TYPE, nvidia.to_json() if nvidia else b""),
+    )
+    return {name: _record(kind, value, _ENDORSEMENTS) for name, kind, value in optional if value}
 
 
 def parse_evidence(data: bytes) -> Evidence:
