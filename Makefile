@@ -39,7 +39,7 @@ help:
 setup: $(PROJECT) $(OPENAI2)
 
 $(DEV): requirements-dev.lock
-	@echo "→ development environment: about 30 s, first time only"
+	@echo "→ development environment: about 1 min, first time only"
 	$(call environment,.venv,requirements-dev.lock)
 
 $(PROJECT): $(DEV) pyproject.toml
