@@ -89,8 +89,17 @@ class Tap:
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
-        self._worker.loop.call_soon_threadsafe(self._server.close)
+        self._worker.run(self._end())
         self._worker.close()
+
+    async def _end(self) -> None:
+        """Close the listener and end what is under way, so that nothing is left for the collector to find."""
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.05)  # an aborted transport closes its socket in the loop's next rounds
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         context: ssl.SSLContext = untrusting()
@@ -99,7 +108,14 @@ class Tap:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(self._copy(reader, far[1], self.sent), self._copy(far[0], writer, self.answered))
+        try:
+            await asyncio.gather(
+                self._copy(reader, far[1], self.sent), self._copy(far[0], writer, self.answered)
+            )
+        except asyncio.CancelledError:
+            far[1].transport.abort()
+            writer.transport.abort()
+            raise
 
     @staticmethod
     async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
