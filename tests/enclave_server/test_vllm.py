@@ -103,13 +103,21 @@ def test_many_streams(caller: Caller) -> None:
 
 
 def test_client_goes_away(caller: Caller, vllm_gateway: Served) -> None:
-    """vLLM stops generating for a client that hung up: by its own count, most tokens were never made."""
-    before = metric(vllm_gateway, "generation_tokens_total")
-    pieces = caller.stream("/v1/completions", LONG)
-    next(pieces)
-    pieces.close()
-    until(lambda: metric(vllm_gateway, "num_requests_running") == 0)
-    assert metric(vllm_gateway, "generation_tokens_total") - before < LONG["n"] * LONG["max_tokens"]
+    """vLLM stops generating for a client that hung up: by its own count, not all tokens were made.
+
+    The tiny model needs about a second for all of them; on a busy machine hanging up may come too late, but not always.
+    """
+    made = []
+    for _ in range(4):
+        before = metric(vllm_gateway, "generation_tokens_total")
+        pieces = caller.stream("/v1/completions", LONG)
+        next(pieces)
+        pieces.close()
+        until(lambda: metric(vllm_gateway, "num_requests_running") == 0)
+        made.append(metric(vllm_gateway, "generation_tokens_total") - before)
+        if made[-1] < LONG["n"] * LONG["max_tokens"]:
+            return
+    pytest.fail(f"every answer was generated to its end: {made} tokens")
 
 
 def metric(gateway: Served, name: str) -> float:
