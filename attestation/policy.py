@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypeVar, overload
 
 from attestation._table import load_table
 from attestation.binding import Statement
@@ -104,15 +105,22 @@ class Policy:
         ]
 
 
-def parse_policy(text: str) -> Policy:
-    """A policy from its TOML text. Unknown keys, wrong types and wrong lengths are errors."""
+P = TypeVar("P", bound=Policy)
+
+
+@overload
+def parse_policy(text: str) -> Policy: ...
+@overload
+def parse_policy(text: str, kind: type[P]) -> P: ...
+def parse_policy(text: str, kind: type[Policy] = Policy) -> Policy:
+    """A policy of this kind from its TOML text. Unknown keys, wrong types and wrong lengths are errors."""
     if len(text) > MAX_POLICY_BYTES:
         raise MalformedError(Check.POLICY_FORMAT, f"{len(text)} characters, the limit is {MAX_POLICY_BYTES}")
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise MalformedError(Check.POLICY_FORMAT, f"not TOML: {exc}") from exc
-    return load_table(Policy, table, "policy")
+    return load_table(kind, table, "policy")
 
 
 def _one_of(digests: frozenset[bytes]) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError
 from attestation.nitro import NitroPolicy
 from attestation.nvidia.policy import GpuPolicy
-from attestation.policy import MAX_POLICY_BYTES, Policy
+from attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
 from attestation.snp.policy import AUTHENTIC_ONLY
 from attestation.tdx import TdxPolicy
 from attestation.vtpm import VtpmPolicy
@@ -57,7 +55,7 @@ def read_policy(path: Path) -> EvidencePolicy:
     if len(data) > MAX_POLICY_BYTES:
         raise MalformedError(Check.POLICY_FORMAT, f"{len(data)} bytes, the limit is {MAX_POLICY_BYTES}")
     try:
-        table = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as exc:
+        text = data.decode()
+    except UnicodeDecodeError as exc:
         raise MalformedError(Check.POLICY_FORMAT, f"not TOML: {exc}") from exc
-    return load_table(EvidencePolicy, table, "policy")
+    return parse_policy(text, EvidencePolicy)
