@@ -7,6 +7,7 @@ everything after a refused link is "not reached"; a link that was left out for w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -117,6 +118,12 @@ def show(
         console.print(Text(clean(reason)), soft_wrap=True)
     for note in notes:
         console.print(Text(f"note: {clean(note)}", style="dim"), soft_wrap=True)
+
+
+def working(what: str) -> AbstractContextManager[object]:
+    """Say on standard error that something is under way, for as long as it takes; only to a terminal."""
+    console = Console(stderr=True, highlight=False)
+    return console.status(clean(what)) if console.is_terminal else nullcontext()
 
 
 def reasons(error: AttestationError | None) -> list[str]:

@@ -1,0 +1,42 @@
+"""`attested verify URL`: one enclave's chain of trust, one line for each link."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.console import Console
+
+from attestation.errors import AttestationError
+from client_sdk.exits import exit_code
+from client_sdk.options import AsJson, ChannelOption, PolicyFile, Url
+from client_sdk.outcome import ask, foreign, lines_of, proven
+from client_sdk.present import result, show, working
+from client_sdk.transport import DEFAULT_CHANNEL, load_policy
+
+
+def verify(
+    url: Url, policy: PolicyFile, channel: ChannelOption = DEFAULT_CHANNEL, as_json: AsJson = False
+) -> None:
+    """Ask an enclave for evidence and judge it; send it nothing else.
+
+    One line for each link of the chain of trust says whether it was reached and held; a check that fails stops
+    the chain, and is named with what was expected, what was found and what to do.
+    """
+    verdict, error, notes = None, None, []
+    try:
+        accepted = load_policy(policy)
+        notes = foreign(accepted)
+        with working(f"asking {url} for evidence"):
+            verdict = ask(url, accepted, channel)
+    except AttestationError as exc:
+        error = exc
+    lines = lines_of(error, channel, gpus=verdict is not None and bool(verdict.gpus))
+    if as_json:
+        links = [{"link": line.title, "state": str(line.state)} for line in lines]
+        found = {"url": url, "links": links, "simulated": None if verdict is None else verdict.simulated}
+        typer.echo(json.dumps({**result(error, verdict), **found}))
+    else:
+        notes += [] if verdict is None else proven(verdict)
+        show(Console(highlight=False), url, lines, error, notes)
+    raise typer.Exit(exit_code(error))
