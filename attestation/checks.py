@@ -23,16 +23,24 @@ class Check(StrEnum):
     BINDING_NONCE = "binding.nonce"
     BINDING_REPORT_DATA = "binding.report_data"
 
+    # what a machine cannot collect about itself, and what it was started with
+    TEE_COLLECT = "tee.collect"
+    CONFIG_IDENTITY = "config.identity"
+
     # policy over the statement, and the policy file itself
     POLICY_FORMAT = "policy.format"
     POLICY_PLATFORM = "policy.platform"
     POLICY_MODEL = "policy.model"
     POLICY_CONFIG = "policy.config"
     POLICY_GPU = "policy.gpu"
+    POLICY_LOG = "policy.log"
 
     # the channel to the enclave
     CHANNEL_UNPROTECTED = "channel.unprotected"
     CHANNEL_TLS_KEY = "channel.tls_key"
+
+    # what a client knows of an enclave over time
+    SESSION_CLOCK = "session.clock"
 
     # sealed requests and answers
     SEALED_FORMAT = "sealed.format"
@@ -61,6 +69,17 @@ class Check(StrEnum):
 
     # bundles: exchanges that were saved with their evidence
     BUNDLE_FORMAT = "bundle.format"
+
+    # the log of receipts
+    LOG_FORMAT = "log.format"
+    LOG_MISSING = "log.missing"
+    LOG_FETCH = "log.fetch"
+    LOG_ORIGIN = "log.origin"
+    LOG_CHECKPOINT = "log.checkpoint"
+    LOG_WITNESS = "log.witness"
+    LOG_INCLUSION = "log.inclusion"
+    LOG_CONSISTENCY = "log.consistency"
+    LOG_PREDECESSOR = "log.predecessor"
 
     # Intel TDX: the quote and its collateral as bytes
     TDX_FORMAT = "tdx.format"
