@@ -11,6 +11,7 @@ MAKEFLAGS += --jobs=3 --no-builtin-rules
 PIP_FLAGS := -qq --disable-pip-version-check --no-input --progress-bar off
 PY := .venv/bin/python
 ENGINE := .venv-engine/bin/python
+FAST := $(PY) -m pytest -m "not vllm and not slow and not hardware" --numprocesses auto --dist worksteal
 CODE := attestation enclave_server client_sdk tests tools examples benchmarks
 
 # An environment's stamp carries the digest of its lock, so a changed lock makes the environment anew.
@@ -104,18 +105,18 @@ imports: $(PROJECT)
 
 ## check         lint, types, imports and test
 .PHONY: check
-check: lint types imports setup model
-	@$(PY) -m pytest
+check: lint types imports test
 
 ## test          the tests, with a real vLLM; all but the slow ones
 .PHONY: test
 test: setup model
-	@$(PY) -m pytest
+	@$(FAST)
+	@$(PY) -m pytest -m "vllm and not slow and not hardware"
 
-## test-fast     the tests that need no vLLM
+## test-fast     the tests that need no vLLM, on all cores
 .PHONY: test-fast
 test-fast: setup
-	@$(PY) -m pytest -m "not vllm and not slow and not hardware"
+	@$(FAST)
 
 ## test-slow     the tests that take minutes
 .PHONY: test-slow

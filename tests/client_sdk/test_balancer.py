@@ -85,7 +85,8 @@ class Tap:
         self._gateway = gateway
         self.sent, self.answered = bytearray(), bytearray()
         self._worker = _Thread()
-        self._server = self._worker.run(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._server = self._worker.run(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
@@ -95,11 +96,15 @@ class Tap:
     async def _end(self) -> None:
         """Close the listener and end what is under way, so that nothing is left for the collector to find."""
         self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        await asyncio.sleep(0.05)  # what was just accepted arrives in the loop's next rounds
+        for task, writer in self._serving.items():
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(0.05)  # an aborted transport closes its socket in the loop's next rounds
+            writer.transport.abort()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        await asyncio.sleep(0.05)  # and an aborted transport closes its socket in later ones
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving[asyncio.create_task(self._serve(reader, writer))] = writer
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         context: ssl.SSLContext = untrusting()
@@ -112,10 +117,8 @@ class Tap:
             await asyncio.gather(
                 self._copy(reader, far[1], self.sent), self._copy(far[0], writer, self.answered)
             )
-        except asyncio.CancelledError:
+        finally:
             far[1].transport.abort()
-            writer.transport.abort()
-            raise
 
     @staticmethod
     async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:

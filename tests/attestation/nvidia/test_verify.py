@@ -176,6 +176,15 @@ DICE = dice_extension(Arch.HOPPER, p384_key().public_key(), b"f" * 48).value
         b"\x31" + DICE[1:],
         DICE.replace(b"\x04\x30", b"\x05\x30"),
     ],
+    ids=[
+        "nothing",
+        "cut short",
+        "one byte more",
+        "an empty sequence",
+        "a false length",
+        "a set",
+        "no octet string",
+    ],
 )
 def test_bad_dice_extensions(nvidia: SimulatedNvidia, value: bytes) -> None:
     """A leaf without a readable firmware digest is malformed."""
