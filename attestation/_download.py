@@ -1,4 +1,4 @@
-"""GET with patience and a memory: retries, Retry-After, limits on size and time, and answers kept on disk.
+"""GET and POST with patience and a memory: retries, Retry-After, limits on size and time, and answers kept on disk.
 
 Used by `fetch` alone. Nothing that decides imports this; what it returns is untrusted until a verifier has checked it.
 """
@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -27,6 +28,7 @@ from attestation.errors import MalformedError, UnavailableError
 
 _log = logging.getLogger(__name__)
 _HTTP_OK, _TOO_MANY = 200, 429
+_MAX_FILE_BYTES = 2 * MAX_COLLATERAL_BYTES  # what is longer does not parse: it is cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,40 @@ class _Kept:
     answer: Answer
     fetched: datetime
     expires: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is posted, and of which media type."""
+
+    body: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One request, and the name of the file that keeps its answer."""
+
+    url: str
+    question: Question | None
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.question is None else "POST"
+
+    @property
+    def body(self) -> bytes | None:
+        return None if self.question is None else self.question.body
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.question is None else {"Content-Type": self.question.media_type}
+
+    @property
+    def file(self) -> str:
+        return (
+            f"{sha256(self.url.encode() + (b'' if self.body is None else b' ' + self.body)).hexdigest()}.json"
+        )
 
 
 #: Reads an answer: when the vendor says it ends, or MalformedError when it is not what was asked for.
@@ -82,36 +118,42 @@ class Download:
     ) -> None:
         self._cache, self._offline, self._client, self._own = cache, offline, client, client is None
         self._patience, self._refresh, self._now = patience, refresh, now
+        self.not_kept: str | None = None  # why the last answer could not be written down
 
     def close(self) -> None:
         if self._own and self._client is not None:
             self._client.close()
             self._client = None
 
-    def get(self, url: str, expiry: Expiry) -> Answer:
-        """The answer at `url`. Older than `refresh`, it is asked for anew; past the vendor's own end it is not used."""
-        now, kept = self._now(), self._load(url, expiry)
+    def get(self, url: str, expiry: Expiry, *, question: Question | None = None) -> Answer:
+        """The answer at `url`, to `question` where one is posted. It is asked for anew when it is older than `refresh` or
+        half of its life is over, whichever comes first; past the vendor's own end it is not used."""
+        ask = _Ask(url, question)
+        now, kept = self._now(), self._load(ask, expiry)
         usable = kept if kept is not None and now < kept.expires else None
-        if usable and (self._offline or now - usable.fetched < self._refresh):
+        if usable and (self._offline or now < usable.fetched + self._young(usable)):
             return usable.answer
         if self._offline:
             reason = "has expired" if kept else "is not there"
             raise _unavailable(f"{url}: offline, and the kept answer {reason}", "Fetch once with a network")
         try:
-            answer = self._fetch(url, expiry)
+            answer = self._fetch(ask, expiry)
         except UnavailableError:
             if usable is None:
                 raise
             _log.warning("cannot refresh %s; the kept answer is good until %s", url, usable.expires)
             return usable.answer
-        self._save(url, answer)
+        self._save(ask, answer)
         return answer
 
-    def _fetch(self, url: str, expiry: Expiry) -> Answer:
-        patience, reason = self._patience, ""
+    def _young(self, kept: _Kept) -> timedelta:
+        return min(self._refresh, (kept.expires - kept.fetched) / 2)
+
+    def _fetch(self, ask: _Ask, expiry: Expiry) -> Answer:
+        patience, reason, url = self._patience, "", ask.url
         for attempt in range(patience.attempts):
             try:
-                answer = self._once(url)
+                answer = self._once(ask)
                 expiry(answer)
             except (_Again, httpx.TransportError, httpx.DecodingError, MalformedError) as exc:
                 reason = f"{exc}" or type(exc).__name__
@@ -128,12 +170,14 @@ class Download:
             f"{url}: {reason} ({patience.attempts} attempts)", "Try again later, or use a cache"
         )
 
-    def _once(self, url: str) -> Answer:
+    def _once(self, ask: _Ask) -> Answer:
         if self._client is None:
             self._client = httpx.Client()
-        patience, start = self._patience, time.monotonic()
+        patience, start, url = self._patience, time.monotonic(), ask.url
         timeout = httpx.Timeout(patience.read_s, connect=patience.connect_s)
-        with self._client.stream("GET", url, timeout=timeout, follow_redirects=False) as response:
+        with self._client.stream(
+            ask.method, url, content=ask.body, headers=ask.headers, timeout=timeout, follow_redirects=False
+        ) as response:
             if response.status_code == _TOO_MANY or response.is_server_error:
                 raise _Again(f"status {response.status_code}", self._retry_after(response))
             if response.status_code != _HTTP_OK:
@@ -162,42 +206,51 @@ class Download:
             return None
         return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - self._now()).total_seconds())
 
-    def _load(self, url: str, expiry: Expiry) -> _Kept | None:
+    def _load(self, ask: _Ask, expiry: Expiry) -> _Kept | None:
         """A kept answer that still reads as one; a file cut short or written by another version is no answer."""
         if self._cache is None:
             return None
         try:
-            raw = json.loads(self._file(self._cache, url).read_bytes())
+            with (self._cache / ask.file).open("rb") as file:
+                raw = json.loads(file.read(_MAX_FILE_BYTES))
             answer = Answer(base64.b64decode(raw["body"], validate=True), dict(raw["headers"]))
-            if raw["url"] != url:
+            if raw["url"] != ask.url:
                 return None
             return _Kept(answer, datetime.fromisoformat(raw["fetched"]).astimezone(UTC), expiry(answer))
         except (OSError, ValueError, KeyError, TypeError, MalformedError):
             return None
 
-    def _save(self, url: str, answer: Answer) -> None:
-        """Written beside and moved into place, so that a reader sees a whole file or none."""
+    def _save(self, ask: _Ask, answer: Answer) -> None:
+        """Written beside and moved into place, so that a reader sees a whole file or none. The answer counts either way."""
         if self._cache is None:
             return
         entry = {
-            "url": url,
+            "url": ask.url,
             "fetched": self._now().isoformat(),
             "headers": dict(answer.headers),
             "body": base64.b64encode(answer.body).decode(),
         }
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._cache, suffix=".part", delete=False) as part:
-                part.write(json.dumps(entry))
-                part.flush()
-                os.fsync(part.fileno())
-            Path(part.name).replace(self._file(self._cache, url))
+            _replace(self._cache / ask.file, json.dumps(entry))
         except OSError as exc:
-            _log.warning("cannot keep %s: %s", url, exc)
+            self.not_kept = f"{type(exc).__name__}: {exc.strerror}"
+            _log.warning("cannot keep %s: %s", ask.url, exc)
+        else:
+            self.not_kept = None
 
-    @staticmethod
-    def _file(folder: Path, url: str) -> Path:
-        return folder / f"{sha256(url.encode()).hexdigest()}.json"
+
+def _replace(file: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:
+        try:
+            part.write(text)
+            part.flush()
+            os.fsync(part.fileno())
+            Path(part.name).replace(file)
+        except OSError:
+            with suppress(OSError):  # a full disk keeps no half files
+                Path(part.name).unlink()
+            raise
 
 
 def _unavailable(detail: str, advice: str) -> UnavailableError:

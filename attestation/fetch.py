@@ -1,4 +1,5 @@
-"""Collateral over HTTP: from Intel's PCS (or a PCCS near you) for a TDX quote, from AMD's KDS for an SNP report.
+"""Collateral over HTTP: from Intel's PCS (or a PCCS near you) for a TDX quote, from AMD's KDS for an SNP report, from
+NVIDIA's RIM service and OCSP responder for GPU evidence.
 
 This is one of the two modules that touch the world; nothing that decides imports it. What it returns is untrusted:
 `verify` checks every signature and date. The evidence says what to ask for, so a liar can at worst make us ask in vain.
@@ -7,6 +8,7 @@ This is one of the two modules that touch the world; nothing that decides import
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,11 +20,15 @@ import httpx
 from cryptography import x509
 
 from attestation import _x509
-from attestation._download import Answer, Download, Patience
+from attestation._download import Answer, Download, Patience, Question
 from attestation._json import parse_json_object
 from attestation.checks import Check
 from attestation.collateral import MAX_COLLATERAL_BYTES, AmdCollateral, IntelCollateral
-from attestation.errors import MalformedError, UnavailableError
+from attestation.errors import MalformedError, UnavailableError, VerificationError
+from attestation.nvidia.collateral import NvidiaCollateral
+from attestation.nvidia.needs import needed_ocsp, needed_rims
+from attestation.nvidia.ocsp import parse_answer
+from attestation.nvidia.rim import load_rim
 from attestation.snp.product import Product, decode_tcb, product_of_cpuid
 from attestation.snp.report import Report, SigningKey, parse_report
 from attestation.snp.vek import parse_vek
@@ -30,6 +36,7 @@ from attestation.tdx.pck import parse_platform
 from attestation.tdx.quote import parse_quote
 
 _CHECK = Check.COLLATERAL_FETCH
+_OCSP_REQUEST = "application/ocsp-request"
 _CA_OF = {"Intel SGX PCK Platform CA": "platform", "Intel SGX PCK Processor CA": "processor"}
 
 
@@ -41,6 +48,8 @@ class Sources:
     intel_sgx: str = "https://api.trustedservices.intel.com/sgx/certification/v4"
     intel_root_crl: str = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
     amd: str = "https://kdsintf.amd.com"
+    nvidia_rim: str = "https://rim.attestation.nvidia.com/v1/rim"
+    nvidia_ocsp: str | None = None  # None: the responder that each certificate names
 
     @classmethod
     def pccs(cls, base: str, *, amd: str = "https://kdsintf.amd.com") -> Self:
@@ -147,6 +156,21 @@ class Fetcher:
             crl=get(f"{base}/crl", _crl_expiry).body,
         )
 
+    def nvidia(self, evidence: bytes) -> NvidiaCollateral:
+        """Everything that verifying this list of GPU evidence needs: manifests, and answers about every certificate."""
+        get, at = self._download.get, self._sources
+        rims = tuple(_rim(get(f"{at.nvidia_rim}/{name}", _rim_expiry)) for name in needed_rims(evidence))
+        answers = tuple(
+            get(at.nvidia_ocsp or ask.url, _ocsp_expiry, question=Question(ask.request, _OCSP_REQUEST)).body
+            for ask in needed_ocsp(evidence, rims)
+        )
+        return NvidiaCollateral(rims=rims, ocsp=answers)
+
+    @property
+    def not_kept(self) -> str | None:
+        """Why the last answer could not be written to the cache; None when it could."""
+        return self._download.not_kept
+
 
 def _vcek_path(report: Report, product: Product) -> str:
     """AMD 57230, "VCEK Certificate Request": the chip, and the TCB that its key was derived for."""
@@ -217,6 +241,29 @@ def _certificate_expiry(answer: Answer) -> datetime:
 def _chain_expiry(answer: Answer) -> datetime:
     chain: tuple[x509.Certificate, ...] = _x509.parse_chain(answer.body, _CHECK, "AMD chain", length=2)
     return min(cert.not_valid_after_utc for cert in chain)
+
+
+def _rim(answer: Answer) -> bytes:
+    """NVIDIA's service wraps the manifest: `{"id": …, "rim": base64, …}`."""
+    document = parse_json_object(answer.body, _CHECK, "RIM", limit=MAX_COLLATERAL_BYTES)
+    try:
+        return b64decode(str(document["rim"]), validate=True)
+    except (KeyError, ValueError) as exc:
+        raise MalformedError(_CHECK, f"not an answer of the RIM service ({exc!r})") from exc
+
+
+def _rim_expiry(answer: Answer) -> datetime:
+    try:
+        return min(cert.not_valid_after_utc for cert in load_rim(_rim(answer)).chain)
+    except VerificationError as exc:  # its signature: what did not arrive as it was sent
+        raise MalformedError(_CHECK, str(exc)) from exc
+
+
+def _ocsp_expiry(answer: Answer) -> datetime:
+    ends = [single.next_update for single in parse_answer(answer.body).singles]
+    if not ends or None in ends:
+        raise MalformedError(_CHECK, "the OCSP answer has no nextUpdate")
+    return min(end for end in ends if end is not None)
 
 
 def _unavailable(detail: str, advice: str) -> UnavailableError:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import threading
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote as url_quote
 
 import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
 
 from attestation import snp, tdx
 from attestation._download import Patience
@@ -26,34 +24,26 @@ from attestation.checks import Check
 from attestation.collateral import IntelCollateral
 from attestation.errors import AttestationError, MalformedError, UnavailableError
 from attestation.fetch import Fetcher, Sources
+from attestation.nvidia.ocsp import parse_answer
+from attestation.nvidia.verify import verify_all
+from attestation.roots import VENDOR
+from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp, SnpDefect
 from attestation.simulator.tdx import SimulatedTdx
 from attestation.snp import Product, SigningKey, Tcb
+from tests.vendor import (
+    Reply,
+    Vendor,
+    amd_pages,
+    intel_pages,
+    responder,
+    rim_answer,
+    rim_pages,
+    vendor_service,
+)
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DATA = bytes(range(64))
-
-#: One answer: status, headers, body; or a function that writes to the connection itself.
-Reply = tuple[int, dict[str, str], bytes] | Callable[[BaseHTTPRequestHandler], None]
-
-
-@dataclass
-class Vendor:
-    """A vendor's service on loopback. `pages` are its answers; `spoil` comes first, one entry a request."""
-
-    pages: dict[str, Reply]
-    url: str = ""
-    asked: list[str] = field(default_factory=list)
-    spoil: list[Reply] = field(default_factory=list)
-
-    @property
-    def sources(self) -> Sources:
-        return Sources(
-            intel_tdx=f"{self.url}/tdx",
-            intel_sgx=f"{self.url}/sgx",
-            intel_root_crl=f"{self.url}/root.der",
-            amd=self.url,
-        )
 
 
 @cache
@@ -67,74 +57,11 @@ def _amd() -> SimulatedSnp:
     return SimulatedSnp()
 
 
-def _signed(name: str, text: str, signature: bytes) -> bytes:
-    return f'{{"{name}":{text},"signature":"{signature.hex()}"}}'.encode()
-
-
-def _chain(name: str, pem: str) -> dict[str, str]:
-    return {name: url_quote(pem)}
-
-
-def _pages() -> dict[str, Reply]:
-    _, _, intel = _intel()
-    sim, amd = _amd(), _amd().collateral(NOW)
-    tcb = sim.tcb
-    levels = f"blSPL={tcb.bootloader:02}&teeSPL={tcb.tee:02}&snpSPL={tcb.snp:02}&ucodeSPL={tcb.microcode:02}"
-    return {
-        "/root.der": (200, {}, intel.root_ca_crl),
-        "/sgx/pckcrl?ca=platform&encoding=der": (
-            200, _chain("SGX-PCK-CRL-Issuer-Chain", intel.pck_crl_issuer_chain), intel.pck_crl,
-        ),
-        f"/tdx/tcb?fmspc={json.loads(intel.tcb_info)['fmspc'].upper()}": (
-            200,
-            _chain("TCB-Info-Issuer-Chain", intel.tcb_info_issuer_chain),
-            _signed("tcbInfo", intel.tcb_info, intel.tcb_info_signature),
-        ),
-        "/tdx/qe/identity": (
-            200,
-            _chain("SGX-Enclave-Identity-Issuer-Chain", intel.qe_identity_issuer_chain),
-            _signed("enclaveIdentity", intel.qe_identity, intel.qe_identity_signature),
-        ),
-        f"/vcek/v1/Genoa/{sim.hwid.hex()}?{levels}": (200, {}, amd.vek),
-        "/vcek/v1/Genoa/cert_chain": (200, {}, amd.chain),
-        "/vcek/v1/Genoa/crl": (200, {}, amd.crl),
-    }  # fmt: skip
-
-
 @pytest.fixture
 def vendor() -> Iterator[Vendor]:
     """A vendor that answers rightly, until a test spoils it."""
-    service = Vendor(_pages())
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            service.asked.append(self.path)
-            reply = (
-                service.spoil.pop(0) if service.spoil else service.pages.get(self.path, (404, {}, b"unknown"))
-            )
-            if callable(reply):
-                self.close_connection = True
-                reply(self)
-                return
-            status, headers, body = reply
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing on the console."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    service.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield service
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with vendor_service(intel_pages(_intel()[2]) | amd_pages(_amd(), NOW)) as service:
+        yield service
 
 
 class Waits(list[float]):
@@ -511,3 +438,121 @@ def test_a_revocation_list_without_an_end_is_refused(vendor: Vendor, fetcher: Fe
     rest = crl.public_bytes(Encoding.DER).partition(signed)[2]
     vendor.pages["/vcek/v1/Genoa/crl"] = (200, {}, _der(0x30, endless + rest))
     assert "no nextUpdate" in str(_unavailable(lambda: fetcher.amd(_amd().report(DATA))))
+
+
+# NVIDIA: manifests by name, and one question for each certificate
+
+
+@cache
+def _nvidia() -> tuple[SimulatedNvidia, bytes]:
+    machine = SimulatedNvidia.create(Machine(gpus=2))
+    return machine, machine.evidence(bytes(32))
+
+
+@pytest.fixture
+def nvidia(vendor: Vendor) -> Vendor:
+    """The vendor, with NVIDIA's services."""
+    machine, evidence = _nvidia()
+    collateral = machine.collateral(NOW)
+    vendor.pages |= rim_pages(evidence, collateral)
+    vendor.answer = responder(collateral)
+    return vendor
+
+
+def test_nvidias_collateral_is_what_the_verifier_takes(fetcher: Fetcher, nvidia: Vendor) -> None:
+    """Two manifests and an answer for each certificate; nothing is missing to the verifier, and a second look asks nothing."""
+    machine, evidence = _nvidia()
+    collateral = fetcher.nvidia(evidence)
+    for claims in verify_all(evidence, bytes(32), collateral, machine.trust(VENDOR), NOW):
+        assert not claims.missing_rims
+        assert not claims.unchecked
+    count = len(nvidia.asked)
+    assert count == 2 + len(collateral.ocsp)
+    assert fetcher.nvidia(evidence) == collateral
+    assert len(nvidia.asked) == count
+
+
+def test_answers_are_renewed_when_half_their_life_is_over(
+    nvidia: Vendor, tmp_path: Path, waits: Waits
+) -> None:
+    """However seldom the caller wants to ask: OCSP answers end in days, manifests in years."""
+    _, evidence = _nvidia()
+
+    def fetch(after: timedelta) -> list[str]:
+        """What is asked for when it is so much later."""
+        before = len(nvidia.asked)
+        with Fetcher(
+            sources=nvidia.sources,
+            cache=tmp_path / "cache",
+            patience=Patience(sleep=waits),
+            refresh=timedelta(days=3650),
+            now=lambda: NOW + after,
+        ) as fetcher:
+            fetcher.nvidia(evidence)
+        return nvidia.asked[before:]
+
+    assert fetch(timedelta())
+    ends = {s.next_update for der in _nvidia()[0].collateral(NOW).ocsp for s in parse_answer(der).singles}
+    life = min(end for end in ends if end is not None) - NOW
+    assert fetch(life * 0.4) == []
+    assert set(fetch(life * 0.6)) == {"/ocsp"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"rim": 3}', b'{"rim": "AAAA"}', rim_answer(b"<a/>")])
+def test_a_manifest_that_is_none(nvidia: Vendor, fetcher: Fetcher, body: bytes) -> None:
+    """What is no signed manifest is asked for again, and never kept."""
+    nvidia.pages[next(path for path in nvidia.pages if path.startswith("/rim/"))] = (200, {}, body)
+    _unavailable(lambda: fetcher.nvidia(_nvidia()[1]))
+
+
+def test_an_altered_manifest(nvidia: Vendor, fetcher: Fetcher) -> None:
+    """A manifest whose signature does not cover it did not arrive as it was sent."""
+    rim = _nvidia()[0].collateral(NOW).rims[0]
+    path = next(path for path in nvidia.pages if path.startswith("/rim/"))
+    nvidia.pages[path] = (200, {}, rim_answer(rim.replace(b"580.95.05", b"580.95.06")))
+    _unavailable(lambda: fetcher.nvidia(_nvidia()[1]))
+
+
+def test_an_ocsp_responder_that_does_not_know(nvidia: Vendor, fetcher: Fetcher) -> None:
+    """An unsuccessful answer says nothing of a certificate, and is not kept."""
+    refusal = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED)
+    nvidia.answer = lambda _: refusal.public_bytes(Encoding.DER)
+    assert "UNAUTHORIZED" in str(_unavailable(lambda: fetcher.nvidia(_nvidia()[1])))
+
+
+# the cache on a disk that is unwell
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_answer(vendor: Vendor, tmp_path: Path) -> None:
+    """What cannot be written down is used all the same, no half file is left, and the fetcher says why."""
+    with small_disk(tmp_path / "cache"), Fetcher(sources=vendor.sources, cache=tmp_path / "cache") as fetcher:
+        report = _amd().report(DATA)
+        assert snp.verify(report, fetcher.amd(report), [_amd().root], NOW).revocation_checked
+        assert fetcher.not_kept is not None
+        assert "No space left" in fetcher.not_kept
+        assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_kept_file_without_end(fetcher: Fetcher, vendor: Vendor, tmp_path: Path) -> None:
+    """A cache that somebody filled with a huge file is asked around, not read into memory."""
+    fetcher.amd(_amd().report(DATA))
+    for kept in (tmp_path / "cache").glob("*.json"):
+        with kept.open("ab") as file:
+            file.truncate(20 * 1024 * 1024)
+    fetcher.amd(_amd().report(DATA))
+    assert len(vendor.asked) == 6
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of one page, where root may mount one."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "none", folder], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
