@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from attestation.bundle import MAX_BUNDLE_BYTES, Auditor, Bundle, SavedExchange, judge_again, parse_bundle
+from attestation.audit import Auditor, judge_again
+from attestation.bundle import MAX_BUNDLE_BYTES, Bundle, SavedExchange, parse_bundle
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
 from attestation.policy import Policy

@@ -12,16 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestation.bundle import (
-    MAX_BUNDLE_BYTES,
-    Auditor,
-    Bundle,
-    SavedExchange,
-    audit,
-    dump_bundle,
-    judge_again,
-    parse_bundle,
-)
+from attestation.audit import Auditor, audit, judge_again
+from attestation.bundle import MAX_BUNDLE_BYTES, Bundle, SavedExchange, dump_bundle, parse_bundle
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, PolicyError, VerificationError
 from attestation.policy import StatementPolicy
@@ -158,7 +150,7 @@ def test_evidence_is_verified_once_for_many_receipts(monkeypatch: pytest.MonkeyP
         calls.append(how["now"])
         return verify(*evidence, **how)
 
-    monkeypatch.setattr("attestation.bundle.verify", counted)
+    monkeypatch.setattr("attestation.audit.verify", counted)
     start = int(NOW.timestamp())
     exchanges = tuple(
         saved_with(EXCHANGE, ANSWER, time=start + second) for second in (0, 900, 60, 1, 3600, 30)

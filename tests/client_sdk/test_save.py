@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attestation.bundle import audit, parse_bundle
+from attestation.audit import audit
+from attestation.bundle import parse_bundle
 from attestation.receipt import verify_receipt
 from client_sdk.receipts import Attestation, PlainCheck, StreamCheck, check_answer
 from tests.client_sdk.pretend import ANSWER, EVENTS, NOW, POLICY, PretendEnclave, stream_headers
