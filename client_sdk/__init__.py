@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from client_sdk.openai import AsyncAttestedClient, AsyncOpenAI, AttestedClient, OpenAI
     from client_sdk.receipts import Attestation
     from client_sdk.sealing import Channel
-    from client_sdk.session import Session
-    from client_sdk.transport import async_attested_transport, attested_transport, load_policy
+    from client_sdk.transport import Trust, async_attested_transport, attested_transport, load_policy
 
 __all__ = [
     "AsyncAttestedClient",
@@ -36,7 +35,7 @@ __all__ = [
     "OpenAI",
     "Policy",
     "PolicyError",
-    "Session",
+    "Trust",
     "UnavailableError",
     "VerificationError",
     "async_attested_transport",
@@ -57,8 +56,7 @@ _HOMES = {
     "client_sdk.openai": ("AsyncAttestedClient", "AsyncOpenAI", "AttestedClient", "OpenAI"),
     "client_sdk.receipts": ("Attestation",),
     "client_sdk.sealing": ("Channel",),
-    "client_sdk.session": ("Session",),
-    "client_sdk.transport": ("async_attested_transport", "attested_transport", "load_policy"),
+    "client_sdk.transport": ("Trust", "async_attested_transport", "attested_transport", "load_policy"),
 }
 
 

@@ -16,6 +16,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from attestation.errors import VerificationError
 from attestation.sealed import AnswerOpener
@@ -38,6 +39,7 @@ class World(Protocol):
     http: ModuleType
 
     def lock(self) -> AbstractAsyncContextManager[Any]: ...
+    async def apart(self, work: Callable[[], T]) -> T: ...
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http: ...
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http: ...
     async def unseal(self, stream: Http, opener: AnswerOpener) -> tuple[ResponseHead, Http]: ...
@@ -68,6 +70,9 @@ class Blocking:
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return _ThreadLock()
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        return work()
 
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http:
         return self.http.HTTPTransport(verify=context, **options)
@@ -107,6 +112,11 @@ class Async:
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return anyio.Lock()
+
+    async def apart(self, work: Callable[[], T]) -> T:
+        # in a thread of its own: those of the caller's program may all be waiting for this very answer
+        limiter = anyio.CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
 
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http:
         return self.http.AsyncHTTPTransport(verify=context, **options)

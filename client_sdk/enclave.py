@@ -13,32 +13,30 @@ from typing import Any
 
 from attestation._b64 import b64url_encode
 from attestation.checks import Check
-from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
-from attestation.evidence import MAX_DOCUMENT_BYTES, MEDIA_TYPE
+from attestation.errors import VerificationError
 from attestation.receipt import NONCE_HEADER
 from attestation.sealed import PATH as SEALED_PATH
 from attestation.verdict import Verdict
-from client_sdk._worlds import Clock, Http, TooLongError, World, broken
+from client_sdk._worlds import Clock, Http, TooLongError, World
+from client_sdk.kept import EVIDENCE_PATH, Fetched, KeptSession, fetch_evidence, survive_forks
 from client_sdk.receipts import Attestation, Exchange, PlainCheck, StreamCheck, Verify, check_answer
 from client_sdk.sealing import HEADERS, MAX_ERROR_BYTES, Channel, is_sealed, not_sealed, seal
-from client_sdk.session import Session, make_nonce
+from client_sdk.session import make_nonce
 from client_sdk.tls import pinned_context, unpinned_context
 
-EVIDENCE_PATH = "/.well-known/attestation"
-EVIDENCE_TIMEOUT = {"connect": 10.0, "read": 30.0, "write": 10.0, "pool": 10.0}  # seconds
 #: The gateway's own routes, which carry no user's data and no receipts (docs/protocol.md §6).
 WITHOUT_RECEIPT = frozenset({EVIDENCE_PATH, "/healthz", "/readyz", "/metrics"})
 _RESTARTED = {Check.CHANNEL_TLS_KEY, Check.SEALED_KEY}
 
 
 class Enclave:
-    """Everything between one origin and the requests to it. Many threads or tasks may share it."""
+    """Everything between one origin and one client's requests to it. Many threads or tasks may share it."""
 
     def __init__(
         self,
         world: World,
         origin: str,
-        session: Session,
+        session: KeptSession,
         clock: Clock,
         channel: Channel,
         options: Mapping[str, Any],
@@ -46,21 +44,26 @@ class Enclave:
     ) -> None:
         self._world, self._origin, self._session, self._clock = world, origin, session, clock
         self._channel, self._options, self._verify = channel, options, verify
-        self._attesting = world.lock()
+        self.forked()
+        survive_forks(self)
+
+    def forked(self) -> None:
+        """What another process holds is not used in this one: neither its connections nor its locks."""
+        self._attesting = self._world.lock()
         self._connections: Connections | None = None
 
     async def exchange(self, request: Http) -> Http:
         """Send `request`, once, to an attested enclave; the answer with its receipt checked."""
         body = await self._world.body(request)
-        verdict = await self._attested(None)
+        verdict = await self._attested()
         try:
             return await self._send(request, body, verdict)
         except VerificationError as error:
             if error.check not in _RESTARTED:
                 raise
-            refused = error
+            refused, before = error, self._session.attempts
         # The enclave was restarted, so nobody has read anything: verify it anew, then send.
-        stale, verdict = verdict, await self._attested(verdict)
+        stale, verdict = verdict, await self._attested(verdict, before)
         if refused.check is Check.SEALED_KEY and verdict.statement_digest == stale.statement_digest:
             raise refused  # the same enclave still: whoever says that it cannot open this is somebody else
         return await self._send(request, body, verdict)
@@ -71,65 +74,24 @@ class Enclave:
         if connections is not None:
             await self._world.close(connections.transport)
 
-    async def _attested(self, stale: Verdict | None) -> Verdict:
-        """A verdict that is valid now and is not `stale`; one attestation at a time, and everybody gets its outcome."""
-        verdict = self._session.current(self._clock())
-        if verdict is not None and verdict is not stale and self._connected_to(verdict):
+    async def _attested(self, stale: Verdict | None = None, before: int = 0) -> Verdict:
+        """A verdict that is valid now, and connections to its key; with `stale`, one that was reached since."""
+        verdict = None if stale else self._session.current()
+        if verdict is not None and self._connected_to(verdict):
+            self._session.renew_when_due(self._fetch)
             return verdict
-        async with self._attesting:
-            verdict = self._session.current(self._clock())
-            if verdict is None or verdict is stale:
-                verdict = await self._attest()
-                await self._connect(verdict)
+        async with self._attesting:  # so that no more than one thread waits for the session
+            verdict = await self._world.apart(lambda: self._session.verdict(self._fetch, stale, before))
+            await self._connect(verdict)
         return verdict
+
+    def _fetch(self, nonce: bytes) -> Fetched:
+        return fetch_evidence(self._world.http, self._origin, self._options, nonce)
 
     def _connected_to(self, verdict: Verdict) -> bool:
         """Not so for a moment after the verdict, while its connections are being made."""
         connections = self._connections
         return connections is not None and connections.pin == verdict.statement.keys.tls_spki_sha256
-
-    async def _attest(self) -> Verdict:
-        nonce = self._session.begin()
-        try:
-            document, answered = await self._fetch(nonce)
-        except AttestationError as error:
-            self._session.fail(error, self._clock())
-            raise
-        return self._session.accept(document, answered, self._clock())
-
-    async def _fetch(self, nonce: bytes) -> tuple[bytes, str | None]:
-        """The evidence document, from whoever answers: it proves itself. Nothing of the caller's is sent."""
-        http = self._world.http
-        request = http.Request(
-            "GET",
-            f"{self._origin}{EVIDENCE_PATH}?nonce={b64url_encode(nonce)}",
-            headers={"Accept": MEDIA_TYPE, "Accept-Encoding": "identity", "User-Agent": "attested-inference"},
-            extensions={"timeout": EVIDENCE_TIMEOUT},
-        )
-        transport = self._world.connect(unpinned_context(), self._options)
-        try:
-            answer = await self._world.send(transport, request)
-            document = await self._world.read(answer.stream, MAX_DOCUMENT_BYTES)
-            await self._world.close(answer.stream)
-        except (http.TransportError, *broken(http)) as exc:
-            raise self._unavailable(f"{type(exc).__name__}: {exc}") from exc
-        except TooLongError as exc:
-            raise MalformedError(Check.EVIDENCE_FORMAT, f"the evidence document has {exc}") from exc
-        finally:
-            await self._world.close(transport)
-        if answer.status_code != 200:
-            retry = answer.headers.get("Retry-After")
-            raise self._unavailable(
-                f"status {answer.status_code}" + (f", to be asked again in {retry} s" if retry else "")
-            )
-        return document, answer.headers.get(NONCE_HEADER)
-
-    def _unavailable(self, what: str) -> UnavailableError:
-        return UnavailableError(
-            Check.EVIDENCE_FETCH,
-            f"no evidence from {self._origin}: {what}",
-            advice="See whether the gateway runs there and answers `/readyz`",
-        )
 
     async def _connect(self, verdict: Verdict) -> None:
         """Connections to the verdict's TLS key. Those to another key serve their answers to the end, and no request."""
@@ -213,12 +175,15 @@ class Enclave:
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        return self._world.http.Response(
+        attestation = Attestation(exchange.verdict, check)
+        response = self._world.http.Response(
             answer.status_code,
             headers=answer.headers,
             stream=body,
-            extensions={**answer.extensions, "attestation": Attestation(exchange.verdict, check)},
+            extensions={**answer.extensions, "attestation": attestation},
         )
+        response.attestation = attestation
+        return response
 
     async def _left(self, connections: Connections) -> None:
         if connections.leave():

@@ -28,6 +28,7 @@ from client_sdk.transport import (
     ChannelLike,
     Library,
     PolicyLike,
+    Trust,
     VerifyLike,
     async_attested_transport,
     attested_transport,
@@ -62,7 +63,7 @@ class AttestedClient(openai.DefaultHttpxClient):
 
     def __init__(
         self,
-        policy: PolicyLike,
+        policy: PolicyLike | Trust,
         *,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
@@ -93,7 +94,7 @@ class AsyncAttestedClient(openai.DefaultAsyncHttpxClient):
 
     def __init__(
         self,
-        policy: PolicyLike,
+        policy: PolicyLike | Trust,
         *,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
@@ -162,7 +163,7 @@ class OpenAI(_Attested, openai.OpenAI):
     def __init__(
         self,
         *,
-        policy: PolicyLike | None = None,
+        policy: PolicyLike | Trust | None = None,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
         verify: VerifyLike = Verify.AS_YOU_READ,
@@ -198,7 +199,7 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
     def __init__(
         self,
         *,
-        policy: PolicyLike | None = None,
+        policy: PolicyLike | Trust | None = None,
         channel: ChannelLike = DEFAULT_CHANNEL,
         max_age: timedelta = MAX_AGE,
         verify: VerifyLike = Verify.AS_YOU_READ,
@@ -255,7 +256,10 @@ def _mark(item: Any, attestation: Attestation) -> Any:
 
 
 def _check_source(
-    policy: PolicyLike | None, http_client: object, kind: type, verify: VerifyLike = Verify.AS_YOU_READ
+    policy: PolicyLike | Trust | None,
+    http_client: object,
+    kind: type,
+    verify: VerifyLike = Verify.AS_YOU_READ,
 ) -> None:
     check_verify(verify)
     if http_client is not None and verify != Verify.AS_YOU_READ:

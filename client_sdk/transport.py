@@ -2,7 +2,7 @@
 
     client = httpx.Client(transport=attested_transport("policy.toml"))
     answer = client.post("https://enclave:8443/v1/chat/completions", json=...)
-    answer.extensions["attestation"].verdict, answer.extensions["attestation"].receipt
+    answer.attestation.verdict, answer.attestation.receipt
 
 Every origin is verified against the policy before anything is sent to it. Errors of verification are
 `AttestationError`s, which derive from neither library's errors; other failures stay the library's own.
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
 from attestation.policy import Policy, parse_policy
+from attestation.verdict import Verdict
 from client_sdk._worlds import Async, Blocking, Clock, Http, World, run
 from client_sdk.enclave import Enclave
+from client_sdk.kept import KeptSession, fetch_evidence
 from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
-from client_sdk.session import MAX_AGE, Session
+from client_sdk.session import MAX_AGE, Session, State
 
 if TYPE_CHECKING:
     import httpx
@@ -71,26 +73,64 @@ def check_verify(verify: VerifyLike) -> Verify:
     return Verify(verify)
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Trust:
+    """A policy, and the enclaves that were verified under it: shared by every client that is given it as its policy.
+
+    Blocking and async clients, threads, tasks and event loops may share one. Each enclave is attested once for all of
+    them, and renewed in the background while any of them is in use.
+    """
+
+    def __init__(self, policy: PolicyLike, *, max_age: timedelta = MAX_AGE, clock: Clock = _now) -> None:
+        self._policy, self._max_age, self._clock = load_policy(policy), max_age, clock
+        self._sessions: dict[str, KeptSession] = {}
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    def verify(self, url: str, **options: Any) -> Verdict:
+        """The enclave's verdict, valid now; attests unless there is one. `options` are those of httpx's HTTPTransport."""
+        httpx = importlib.import_module("httpx")
+        origin = check_url(httpx.URL(url))
+        return self.session(origin).verdict(lambda nonce: fetch_evidence(httpx, origin, options, nonce))
+
+    def state(self, url: str) -> State:
+        """What is known of an enclave, without asking it."""
+        return self.session(check_url(importlib.import_module("httpx").URL(url))).state
+
+    def session(self, origin: str) -> KeptSession:
+        known = self._sessions.get(origin)
+        if known is None:
+            made = KeptSession(Session(self._policy, max_age=self._max_age), self._clock)
+            known = self._sessions.setdefault(origin, made)  # atomic: threads that race share the first one
+        return known
+
+
+def _trust(policy: PolicyLike | Trust, max_age: timedelta, clock: Clock) -> Trust:
+    if not isinstance(policy, Trust):
+        return Trust(policy, max_age=max_age, clock=clock)
+    if max_age != MAX_AGE or clock is not _now:
+        raise TypeError("max_age= and clock= belong to the Trust that is given as the policy")
+    return policy
+
+
 class _Enclaves:
     """The enclaves behind one transport, by origin."""
 
     def __init__(
-        self,
-        world: World,
-        policy: PolicyLike,
-        channel: ChannelLike,
-        max_age: timedelta,
-        clock: Clock,
-        options: dict[str, Any],
-        verify: VerifyLike,
+        self, world: World, trust: Trust, channel: ChannelLike, options: dict[str, Any], verify: VerifyLike
     ) -> None:
         if taken := {"cert", "trust_env"} & options.keys():
             raise TypeError(
                 f"{', '.join(sorted(taken))} cannot be set: the attested TLS key decides whom to talk to"
             )
         self._verify = check_verify(verify)
-        self._world, self._policy, self._max_age = world, load_policy(policy), max_age
-        self._channel, self._clock, self._options = Channel(channel), clock, options
+        self._world, self._trust = world, trust
+        self._channel, self._options = Channel(channel), options
         self._enclaves: dict[str, Enclave] = {}
 
     def at(self, request: Http) -> Enclave:
@@ -98,8 +138,8 @@ class _Enclaves:
         known = self._enclaves.get(origin)
         if known is not None:
             return known
-        session = Session(self._policy, max_age=self._max_age)
-        made = Enclave(self._world, origin, session, self._clock, self._channel, self._options, self._verify)
+        session, clock = self._trust.session(origin), self._trust.clock
+        made = Enclave(self._world, origin, session, clock, self._channel, self._options, self._verify)
         return self._enclaves.setdefault(origin, made)  # atomic: threads that race share the first one
 
     async def close(self) -> None:
@@ -129,13 +169,9 @@ class _AsyncTransport:
         await self._enclaves.close()
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 @overload
 def attested_transport(
-    policy: PolicyLike,
+    policy: PolicyLike | Trust,
     library: Literal["httpx"] = "httpx",
     *,
     channel: ChannelLike = ...,
@@ -146,7 +182,7 @@ def attested_transport(
 ) -> httpx.BaseTransport: ...
 @overload
 def attested_transport(
-    policy: PolicyLike,
+    policy: PolicyLike | Trust,
     library: Literal["httpx2"],
     *,
     channel: ChannelLike = ...,
@@ -156,7 +192,7 @@ def attested_transport(
     **options: Any,
 ) -> httpx2.BaseTransport: ...
 def attested_transport(
-    policy: PolicyLike,
+    policy: PolicyLike | Trust,
     library: Library = "httpx",
     *,
     channel: ChannelLike = DEFAULT_CHANNEL,
@@ -167,13 +203,13 @@ def attested_transport(
 ) -> Any:
     """A transport for `httpx.Client` or `httpx2.Client`. `options` are those of the library's own HTTPTransport."""
     http = importlib.import_module(library)
-    enclaves = _Enclaves(Blocking(http), policy, channel, max_age, clock, options, verify)
+    enclaves = _Enclaves(Blocking(http), _trust(policy, max_age, clock), channel, options, verify)
     return _make(_BlockingTransport, http.BaseTransport, enclaves)
 
 
 @overload
 def async_attested_transport(
-    policy: PolicyLike,
+    policy: PolicyLike | Trust,
     library: Literal["httpx"] = "httpx",
     *,
     channel: ChannelLike = ...,
@@ -184,7 +220,7 @@ def async_attested_transport(
 ) -> httpx.AsyncBaseTransport: ...
 @overload
 def async_attested_transport(
-    policy: PolicyLike,
+    policy: PolicyLike | Trust,
     library: Literal["httpx2"],
     *,
     channel: ChannelLike = ...,
@@ -194,7 +230,7 @@ def async_attested_transport(
     **options: Any,
 ) -> httpx2.AsyncBaseTransport: ...
 def async_attested_transport(
-    policy: PolicyLike,
+    policy: PolicyLike | Trust,
     library: Library = "httpx",
     *,
     channel: ChannelLike = DEFAULT_CHANNEL,
@@ -205,7 +241,7 @@ def async_attested_transport(
 ) -> Any:
     """A transport for `httpx.AsyncClient` or `httpx2.AsyncClient`; otherwise as `attested_transport`."""
     http = importlib.import_module(library)
-    enclaves = _Enclaves(Async(http), policy, channel, max_age, clock, options, verify)
+    enclaves = _Enclaves(Async(http), _trust(policy, max_age, clock), channel, options, verify)
     return _make(_AsyncTransport, http.AsyncBaseTransport, enclaves)
 
 

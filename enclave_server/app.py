@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from email.utils import formatdate
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -104,7 +105,11 @@ def _add_control_routes(control: FastAPI, attester: Attester, unready: Callable[
     @control.get("/.well-known/attestation")
     async def attestation(nonce: str | None = None) -> Response:
         document = attester.current() if nonce is None else await attester.fresh(parse_nonce(nonce))
-        headers = {NONCE_HEADER: b64url_encode(document.nonce), "Cache-Control": "no-store"}
+        headers = {
+            NONCE_HEADER: b64url_encode(document.nonce),
+            "Cache-Control": "no-store",
+            "Date": formatdate(usegmt=True),  # so that a client whose clock is off can say so
+        }
         return Response(document.body, media_type=MEDIA_TYPE, headers=headers)
 
     @control.exception_handler(ApiError)

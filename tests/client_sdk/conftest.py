@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from client_sdk.kept import EVIDENCE_PATH
 from tests.servers import FakeEngine, LiveGateway, live_gateway
 
 
@@ -27,6 +29,8 @@ class Recorder:
     """An ASGI middleware that keeps everything that a client sent."""
 
     requests: list[tuple[str, dict[bytes, bytes], bytes]] = field(default_factory=list)
+    delay: float = 0.0  # seconds before each answer to a request for evidence
+    corrupt: bool = False  # evidence documents are no JSON any more
 
     def wrap(self, app: Any) -> Any:
         async def recorded(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -42,7 +46,15 @@ class Recorder:
                 self.requests[at] = (path, headers, body + message.get("body", b""))
                 return message
 
-            await app(scope, keep, send)
+            async def spoil(message: Any) -> None:
+                if message["type"] == "http.response.body":
+                    message = {**message, "body": b"?" * len(message["body"])}
+                await send(message)
+
+            evidence = scope["path"] == EVIDENCE_PATH
+            if evidence:
+                await asyncio.sleep(self.delay)
+            await app(scope, keep, spoil if evidence and self.corrupt else send)
 
         return recorded
 
@@ -51,7 +63,7 @@ class Recorder:
         return [path for path, _, _ in self.requests]
 
     def attestations(self) -> int:
-        return self.paths.count("/.well-known/attestation")
+        return self.paths.count(EVIDENCE_PATH)
 
 
 @dataclass
@@ -152,6 +164,7 @@ class Switch:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.refuse = False  # new connections are closed at once
         self.connections = 0
         self._open: list[socket.socket] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -181,6 +194,9 @@ class Switch:
             except OSError:
                 break
             self.connections += 1
+            if self.refuse:
+                near.close()
+                continue
             far = socket.create_connection(("127.0.0.1", self.port))
             self._open += [near, far]
             for one, other in ((near, far), (far, near)):

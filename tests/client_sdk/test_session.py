@@ -8,10 +8,26 @@ import pytest
 
 from attestation._b64 import b64url_encode
 from attestation.checks import Check
-from attestation.errors import MalformedError, PolicyError, UnavailableError, VerificationError
+from attestation.errors import (
+    AttestationError,
+    MalformedError,
+    PolicyError,
+    UnavailableError,
+    VerificationError,
+)
 from attestation.policy import Policy
 from attestation.tdx.policy import TdxPolicy
-from client_sdk.session import HOLD, MAX_AGE, Refused, Session, Unverified, Verified
+from client_sdk.session import (
+    HOLD,
+    MAX_AGE,
+    RENEW_FROM,
+    RENEW_TO,
+    RETRY,
+    Refused,
+    Session,
+    Unverified,
+    Verified,
+)
 from tests.client_sdk.pretend import NOW, POLICY, PretendEnclave
 
 SECOND = timedelta(seconds=1)
@@ -88,9 +104,9 @@ def test_evidence_of_another_nonce_is_refused_whatever_it_is_called() -> None:
     assert caught.value.check is Check.BINDING_REPORT_DATA
 
 
-def test_a_refusal_ends_trust_and_is_held_for_those_who_waited() -> None:
+def test_a_refusal_is_held_for_those_who_waited() -> None:
     """After a refusal nothing is current; for a moment everybody gets the same error, then the next may ask again."""
-    session = PretendEnclave().verified()
+    session = Session(POLICY)
     nonce = session.begin()
     with pytest.raises(MalformedError) as caught:
         session.accept(b"{}", b64url_encode(nonce), NOW)
@@ -102,13 +118,133 @@ def test_a_refusal_ends_trust_and_is_held_for_those_who_waited() -> None:
     assert session.current(NOW - SECOND) is None
 
 
-def test_an_unreachable_enclave_is_not_trusted_on() -> None:
-    """A failed renewal fails closed: the old verdict does not come back."""
+# --------------------------------------------------------------------------------------------------------- renewal
+
+
+def test_a_verdict_is_due_before_it_ends() -> None:
+    """Somewhere between three and four fifths of its life, not at the same moment for every client, and not at its end."""
+    moments = set()
+    for _ in range(8):
+        session = PretendEnclave().verified()
+        assert isinstance(session.state, Verified)
+        share = (session.state.renew - NOW) / MAX_AGE
+        assert RENEW_FROM <= share <= RENEW_TO
+        assert not session.due(session.state.renew - SECOND)
+        assert session.due(session.state.renew)
+        assert not session.due(session.state.until), "then it has ended"
+        moments.add(share)
+    assert len(moments) > 1
+
+
+def test_nothing_is_due_without_a_verdict() -> None:
+    """What was never verified, or was refused, is attested when somebody asks, and not before."""
+    session = Session(POLICY)
+    assert not session.due(NOW)
+    session.fail(UnavailableError(Check.EVIDENCE_FETCH, "no route"), NOW)
+    assert not session.due(NOW)
+    session.hurry(NOW)
+    assert not session.due(NOW)
+
+
+def test_a_hint_makes_a_verdict_due_at_once() -> None:
+    """Who hears that keys will change renews now; the verdict holds on."""
     session = PretendEnclave().verified()
+    session.hurry(NOW)
+    assert session.due(NOW)
+    assert session.current(NOW) is not None
+
+
+@pytest.mark.parametrize("how", ["unreachable", "refused"])
+def test_a_failed_renewal_keeps_the_verdict_to_its_deadline_and_not_longer(how: str) -> None:
+    """It takes nothing away and prolongs nothing; the reason stands in the state, and at the deadline there is no verdict."""
+    session = PretendEnclave().verified()
+    verdict, late = session.current(NOW), NOW + MAX_AGE * 0.9
+    error = UnavailableError(Check.EVIDENCE_FETCH, "no route")
+    nonce = session.begin()
+    if how == "unreachable":
+        session.fail(error, late)
+    else:
+        with pytest.raises(MalformedError):
+            session.accept(b"{}", b64url_encode(nonce), late)
+    assert session.current(late) is verdict
+    assert isinstance(session.state, Verified)
+    assert session.state.until == NOW + MAX_AGE
+    assert session.state.failure is not None
+    assert not session.due(late), "the next attempt comes a little later"
+    assert session.due(late + MAX_AGE * 0.1 * RETRY)
+    assert session.current(NOW + MAX_AGE) is None
+    session.fail(error, NOW + MAX_AGE)
+    with pytest.raises(UnavailableError) as caught:
+        session.current(NOW + MAX_AGE)
+    assert caught.value is error
+
+
+def test_a_good_renewal_takes_the_place_of_the_verdict() -> None:
+    """The new verdict has a deadline of its own, and the old failure is forgotten."""
+    enclave = PretendEnclave()
+    session = enclave.verified()
+    session.fail(UnavailableError(Check.EVIDENCE_FETCH, "no route"), NOW)
+    later = NOW + MAX_AGE / 2
+    nonce = session.begin()
+    verdict = session.accept(enclave.document(nonce), b64url_encode(nonce), later)
+    assert session.current(later) is verdict
+    assert session.current(later + MAX_AGE - SECOND) is verdict
+    assert isinstance(session.state, Verified)
+    assert session.state.failure is None
+
+
+def test_an_enclave_that_changed_its_keys_is_trusted_by_nobody() -> None:
+    """Once forgotten, a verdict does not come back, not even for a moment after a failure."""
+    session = PretendEnclave().verified()
+    session.forget()
+    assert session.current(NOW) is None
     session.fail(UnavailableError(Check.EVIDENCE_FETCH, "no route"), NOW)
     with pytest.raises(UnavailableError):
         session.current(NOW)
-    assert session.current(NOW + HOLD) is None
+    session.forget()
+    assert isinstance(session.state, Refused), "the reason stays"
+
+
+# ----------------------------------------------------------------------------------------------------------- clocks
+
+
+@pytest.mark.parametrize(
+    ("off", "words"),
+    [(timedelta(days=-400), "behind"), (timedelta(days=30), "ahead of"), (timedelta(hours=-2), "behind")],
+)
+def test_a_clock_that_is_off_is_named(off: timedelta, words: str) -> None:
+    """Evidence that is good by the enclave's clock and not by ours is refused by the clock's name, both times told."""
+    enclave, session = PretendEnclave(), Session(POLICY)
+    nonce = session.begin()
+    with pytest.raises(VerificationError) as caught:
+        session.accept(enclave.document(nonce), b64url_encode(nonce), NOW + off, NOW)
+    assert caught.value.check is Check.SESSION_CLOCK
+    assert words in caught.value.detail
+    assert "2026-11-21T12:00:00Z" in caught.value.detail
+    assert isinstance(caught.value.__cause__, AttestationError)
+    assert str(caught.value.__cause__.check) in caught.value.detail
+
+
+def test_the_enclaves_clock_decides_nothing() -> None:
+    """A Date that is off does not refuse good evidence, does not accept old evidence, and explains no other failure."""
+    enclave = PretendEnclave()
+    session = Session(POLICY)
+    nonce = session.begin()
+    session.accept(enclave.document(nonce), b64url_encode(nonce), NOW, NOW - timedelta(days=400))
+    later = NOW + timedelta(days=30)
+    for theirs in (None, later, later + timedelta(seconds=59)):
+        session = Session(POLICY)
+        nonce = session.begin()
+        with pytest.raises(AttestationError) as caught:
+            session.accept(enclave.document(nonce), b64url_encode(nonce), later, theirs)
+        assert caught.value.check is not Check.SESSION_CLOCK
+    session = Session(Policy(roots=POLICY.roots, tdx=TdxPolicy()))
+    nonce = session.begin()
+    with pytest.raises(PolicyError):
+        session.accept(enclave.document(nonce), b64url_encode(nonce), NOW, later)
+
+
+# --------------------------------------------------------------------------------------------------------- recovery
 
 
 def test_it_recovers() -> None:

@@ -296,10 +296,11 @@ def test_a_stale_verdict_sends_nothing(recorded: Recorded) -> None:
         client.post(recorded.gateway.origin + CHAT, json=ASKED)
         assert recorded.recorder.attestations() == 2
         recorded.recorder.requests.clear()
-        clock.ahead = timedelta(days=8)  # the statement has ended
+        clock.ahead = timedelta(days=8)  # the statement has ended, unless the clock is wrong
         with pytest.raises(VerificationError) as caught:
             client.post(recorded.gateway.origin + CHAT, json=ASKED)
-        assert caught.value.check is Check.STATEMENT_VALIDITY
+        assert caught.value.check is Check.SESSION_CLOCK
+        assert "[statement.validity]" in caught.value.detail
         assert recorded.recorder.paths == ["/.well-known/attestation"]
 
 
@@ -374,7 +375,7 @@ def test_too_many_requests_for_evidence(tmp_path: Path, engine: FakeEngine) -> N
 
 def test_evidence_without_end(gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document is read up to its limit, and no further."""
-    monkeypatch.setattr("client_sdk.enclave.MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr("client_sdk.kept.MAX_DOCUMENT_BYTES", 1000)
     with pytest.raises(MalformedError) as caught:
         ask_blocking(gateway.policy_text, gateway.origin)
     assert caught.value.check is Check.EVIDENCE_FORMAT
