@@ -35,6 +35,9 @@ class Keys:
     tls_spki_sha256: bytes = field(metadata={"size": 32})
     sealing_x_wing: bytes = field(metadata={"size": 1216})  # ML-KEM-768, then X25519
     sealing_x25519: bytes = field(metadata={"size": 32})
+    log_ed25519: bytes | None = field(
+        default=None, metadata={"size": 32}
+    )  # of the log of receipts, where one is kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,9 @@ class Statement:
     engine: Engine
     config: bytes = field(metadata={"size": 32})  # digest of the gateway's whole effective configuration
     image: Image
+    log_origin: str | None = (
+        None  # of a log that somebody else runs; a gateway's own has its key in its origin
+    )
 
     def to_bytes(self) -> bytes:
         """The canonical text, the only one that hashes to this statement's digest."""
@@ -155,5 +161,5 @@ def _hexed(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, dict):
-        return {k: _hexed(v) for k, v in value.items()}
+        return {k: _hexed(v) for k, v in value.items() if v is not None}
     return [_hexed(v) for v in value] if isinstance(value, tuple) else value

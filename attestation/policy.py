@@ -37,6 +37,7 @@ class StatementPolicy:
     any_model: bool = False
     config_digests: frozenset[bytes] = field(default=frozenset(), metadata={"size": 32})
     any_config: bool = False
+    require_log: bool = False
 
     def check(self, statement: Statement) -> list[Violation]:
         violations = []
@@ -47,6 +48,10 @@ class StatementPolicy:
         if not self.any_config and statement.config not in self.config_digests:
             violations.append(
                 Violation(Check.POLICY_CONFIG, _one_of(self.config_digests), statement.config.hex())
+            )
+        if self.require_log and statement.keys.log_ed25519 is None:
+            violations.append(
+                Violation(Check.POLICY_LOG, "a log of receipts", "none: the statement names no log key")
             )
         return violations
 

@@ -35,6 +35,10 @@ STATEMENT: Words = {
         "any configuration of the gateway is accepted",
         "a configuration that is not listed is refused",
     ),
+    "require_log": (
+        "the enclave must keep a log of its receipts",
+        "an enclave that keeps no log of its receipts is accepted",
+    ),
 }
 
 TDX: Words = {

@@ -52,6 +52,18 @@ def test_a_statement_survives_the_round_trip() -> None:
     assert parse_statement(STATEMENT.to_bytes()) == STATEMENT
 
 
+def test_a_log_stands_in_a_statement_only_where_one_is_kept() -> None:
+    """The members of a log are left out without one, and no text says null."""
+    keys = dataclasses.replace(STATEMENT.keys, log_ed25519=b"\x07" * 32)
+    logged = dataclasses.replace(STATEMENT, keys=keys, log_origin="example.com/log")
+    assert parse_statement(logged.to_bytes()) == logged
+    assert b"log" not in STATEMENT.to_bytes()
+    raw = json.loads(STATEMENT.to_bytes())
+    raw["keys"]["log_ed25519"] = None
+    with pytest.raises(MalformedError, match="canonical"):
+        parse_statement(json.dumps(raw, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode())
+
+
 def test_report_data_is_the_documented_formula() -> None:
     """The 64 bytes are computed here a second time, from docs/protocol.md alone."""
     text = STATEMENT.to_bytes()

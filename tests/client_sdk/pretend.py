@@ -67,7 +67,11 @@ class PretendEnclave:
             purpose=PURPOSE,
             keys=Keys(
                 **{
-                    **{spec.name: bytes(spec.metadata["size"]) for spec in dataclasses.fields(Keys)},
+                    **{
+                        spec.name: bytes(spec.metadata["size"])
+                        for spec in dataclasses.fields(Keys)
+                        if spec.default is dataclasses.MISSING
+                    },
                     "receipt_ed25519": self.receipt_key.public_key().public_bytes_raw(),
                     "tls_spki_sha256": self.tls_spki,
                     "sealing_x_wing": self.sealing_keys.public_x_wing,
