@@ -17,6 +17,7 @@ from attestation.checks import Check
 from attestation.collateral import Collateral
 from attestation.errors import AttestationError, VerificationError
 from attestation.evidence import Evidence, parse_evidence
+from attestation.parts import RunningParts
 from attestation.policy import Policy
 from attestation.receipt import COMMENT, Outcome, Receipt, RunningDigest, verify_receipt
 from attestation.verdict import Verdict
@@ -169,6 +170,19 @@ def _check_receipt(receipt: Receipt, exchange: SavedExchange, verdict: Verdict) 
         comment = COMMENT + exchange.receipt.encode() + b"\n\n"
         digest = RunningDigest(exchange.nonce, exchange.response.removesuffix(comment))
         _bytes_equal(Check.RECEIPT_RESPONSE, "response", receipt.response, digest)
+    if receipt.parts is not None and exchange.request is not None and exchange.response is not None:
+        _check_parts(receipt.parts, exchange.nonce, exchange.request, exchange.response)
+
+
+def _check_parts(signed: bytes, nonce: bytes, request: bytes, response: bytes) -> None:
+    parts = RunningParts(nonce, request)
+    parts.answer(response)
+    if parts.digest() != signed:
+        raise VerificationError(
+            Check.RECEIPT_PARTS,
+            f"the enclave signed the digest {signed.hex()[:16]}… for all parts, which the saved bytes do not have",
+            advice="Nothing can be disclosed of this exchange; its whole bytes are proven all the same",
+        )
 
 
 def _bytes_equal(check: Check, what: str, signed: Any, found: RunningDigest) -> None:

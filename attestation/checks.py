@@ -64,11 +64,13 @@ class Check(StrEnum):
     RECEIPT_OUTCOME = "receipt.outcome"
     RECEIPT_MODEL = "receipt.model"
     RECEIPT_TIME = "receipt.time"
+    RECEIPT_PARTS = "receipt.parts"
     STREAM_CHECKPOINT = "stream.checkpoint"
     STREAM_TRUNCATED = "stream.truncated"
 
     # bundles: exchanges that were saved with their evidence
     BUNDLE_FORMAT = "bundle.format"
+    DISCLOSURE_FORMAT = "disclosure.format"
 
     # the log of receipts
     LOG_FORMAT = "log.format"

@@ -93,6 +93,9 @@ class Receipt:
     sampling: Mapping[str, Any] = field(default_factory=dict)  # the parameters that the request set
     statement: bytes = field(metadata={"size": 32})
     checkpoints: int = 0  # of this stream so far, a checkpoint itself included
+    parts: bytes | None = field(
+        default=None, metadata={"size": 32}
+    )  # of its parts (`parts.py`), where asked for
 
     def sign(self, key: Ed25519PrivateKey) -> str:
         """The receipt as a compact JWS. Put together by hand, since it is a quarter of what an answer costs."""
@@ -105,7 +108,7 @@ class Receipt:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
-        return {
+        claims = {
             "id": self.id,
             "counter": self.counter,
             "time": self.time,
@@ -127,6 +130,9 @@ class Receipt:
             "statement": self.statement.hex(),
             "checkpoints": self.checkpoints,
         }
+        if self.parts is not None:
+            claims["parts"] = self.parts.hex()
+        return claims
 
 
 class RunningDigest:
