@@ -6,14 +6,19 @@
 They are true subclasses, for openai 2.x (httpx) and 3.x (httpx2). Verification fails with an `AttestationError`, at
 once and as it is: openai's retries and its `APIConnectionError` are for failures of the network. Only HTTP is attested:
 WebSocket connections (Realtime) are refused before they are opened.
+
+What a client gives out has an attribute `attestation`: parsed answers, streams, raw responses. OpenAI's types do not know
+it; `attestation_of(answer)` is the same for type checkers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +44,16 @@ from client_sdk.transport import (
 OpenAIError = openai.OpenAIError
 LIBRARY: Library = "httpx2" if int(openai.__version__.partition(".")[0]) >= 3 else "httpx"
 _NO_WEBSOCKETS = "attested-inference:websockets-are-refused"
-_in_request = ContextVar("_in_request", default=False)
+
+
+@dataclass(slots=True)
+class _Request:
+    """What one request of a client has seen; of several attempts, the last one's."""
+
+    attestation: Attestation | None = None
+
+
+_in_request: ContextVar[_Request | None] = ContextVar("_in_request", default=None)
 
 
 class _Refused(BaseException):
@@ -53,6 +67,13 @@ class _Refused(BaseException):
 def _carried(error: AttestationError) -> BaseException:
     """What an HTTP client raises for `error`: the error itself, unless one of the classes below unpacks it."""
     return _Refused(error) if _in_request.get() else error
+
+
+def _noted(response: Any) -> Any:
+    request = _in_request.get()
+    if request is not None:
+        request.attestation = response.extensions["attestation"]
+    return response
 
 
 class AttestedClient(openai.DefaultHttpxClient):
@@ -80,7 +101,7 @@ class AttestedClient(openai.DefaultHttpxClient):
 
     def send(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().send(*args, **kwargs)
+            return _noted(super().send(*args, **kwargs))
         except AttestationError as error:
             raise _carried(error) from error.__cause__
 
@@ -111,7 +132,7 @@ class AsyncAttestedClient(openai.DefaultAsyncHttpxClient):
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await super().send(*args, **kwargs)
+            return _noted(await super().send(*args, **kwargs))
         except AttestationError as error:
             raise _carried(error) from error.__cause__
 
@@ -179,15 +200,12 @@ class OpenAI(_Attested, openai.OpenAI):
     if not TYPE_CHECKING:
 
         def request(self, *args, **kwargs):
-            token = _in_request.set(True)
+            seen = _Request()
+            token = _in_request.set(seen)
             try:
-                answer = super().request(*args, **kwargs)
+                return _attach(super().request(*args, **kwargs), seen.attestation)
             except _Refused as refused:
                 error = refused.error
-            else:
-                if isinstance(answer, openai.Stream):
-                    _mark_items(answer, _marked)
-                return answer
             finally:
                 _in_request.reset(token)
             raise error
@@ -215,25 +233,41 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
     if not TYPE_CHECKING:
 
         async def request(self, *args, **kwargs):
-            token = _in_request.set(True)
+            seen = _Request()
+            token = _in_request.set(seen)
             try:
-                answer = await super().request(*args, **kwargs)
+                return _attach(await super().request(*args, **kwargs), seen.attestation)
             except _Refused as refused:
                 error = refused.error
-            else:
-                if isinstance(answer, openai.AsyncStream):
-                    _mark_items(answer, _async_marked)
-                return answer
             finally:
                 _in_request.reset(token)
             raise error
 
 
-def _mark_items(stream: Any, marked: Callable[[Any, Attestation], Any]) -> None:
-    """Have a stream's items marked on their way out."""
-    # openai 2.x and 3.x keep what they iterate over here, and have no public place for it
-    items, attestation = stream._iterator, stream.response.extensions["attestation"]  # noqa: SLF001
-    stream._iterator = marked(items, attestation)  # noqa: SLF001
+def _attach(answer: Any, attestation: Attestation | None) -> Any:
+    """Give an answer its `attestation`, and have what comes out of it marked; what has no attributes stays as it is."""
+    if attestation is None or getattr(answer, "attestation", None) is attestation:
+        return answer
+    if isinstance(answer, openai.Stream | openai.AsyncStream):
+        # openai 2.x and 3.x keep what they iterate over here, and have no public place for it
+        marked: Callable[..., Any] = _marked if isinstance(answer, openai.Stream) else _async_marked
+        answer._iterator = marked(answer._iterator, attestation)  # noqa: SLF001
+    elif hasattr(answer, "http_response"):  # a raw response, in any of openai's classes
+        answer.parse = _parsing(answer.parse, attestation)
+    with suppress(AttributeError):
+        object.__setattr__(answer, "attestation", attestation)  # no field: it is not part of what is dumped
+    return answer
+
+
+def _parsing(parse: Callable[..., Any], attestation: Attestation) -> Callable[..., Any]:
+    """`parse` of a raw response, whose results are attached to as well."""
+    if not inspect.iscoroutinefunction(parse):
+        return lambda *args, **kwargs: _attach(parse(*args, **kwargs), attestation)
+
+    async def parsed(*args: Any, **kwargs: Any) -> Any:
+        return _attach(await parse(*args, **kwargs), attestation)
+
+    return parsed
 
 
 def _marked(items: Iterator[Any], attestation: Attestation) -> Iterator[Any]:

@@ -270,7 +270,7 @@ class StreamCheck:
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """What is proven of one answer; stands in `response.extensions["attestation"]`."""
+    """What is proven of one answer; stands at `response.attestation` and in its extensions."""
 
     verdict: Verdict
     check: PlainCheck | StreamCheck | None = field(default=None, repr=False)

@@ -23,7 +23,7 @@ from attestation.verdict import Verdict
 from client_sdk._worlds import Async, Blocking, Clock, Http, World, run
 from client_sdk.enclave import Enclave
 from client_sdk.kept import KeptSession, fetch_evidence
-from client_sdk.receipts import Verify
+from client_sdk.receipts import Attestation, Verify
 from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session, State
 
@@ -116,6 +116,18 @@ def _trust(policy: PolicyLike | Trust, max_age: timedelta, clock: Clock) -> Trus
     if max_age != MAX_AGE or clock is not _now:
         raise TypeError("max_age= and clock= belong to the Trust that is given as the policy")
     return policy
+
+
+def attestation_of(answer: object) -> Attestation:
+    """The attestation of what an attested client gave out: a response, what was parsed from it, a stream, an error status.
+
+    The same as its attribute `attestation`, for type checkers, and for wrappers that keep the response inside.
+    """
+    for name in ("", "http_response", "response", "_response"):
+        found = getattr(getattr(answer, name, None) if name else answer, "attestation", None)
+        if isinstance(found, Attestation):
+            return found
+    raise TypeError(f"no attested client gave out this {type(answer).__name__}")
 
 
 class _Enclaves:

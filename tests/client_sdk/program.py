@@ -71,6 +71,81 @@ def streaming_plain_response(url: str, policy: str) -> Any:
         return [json.loads(response.read())["model"], receipt_of(response.http_response)]
 
 
+def proven_plain(url: str, policy: str) -> Any:
+    with make(url, policy) as client:
+        answer: Any = client.chat.completions.create(**ASKED)
+        same = client_sdk.attestation_of(answer) is answer.attestation
+        return [str(answer.attestation.receipt.outcome), same, "attestation" in answer.to_dict()]
+
+
+def proven_stream(url: str, policy: str) -> Any:
+    with make(url, policy) as client:
+        stream: Any = client.chat.completions.create(stream=True, **ASKED)
+        early = stream.attestation.receipt
+        marks = [chunk.attested for chunk in stream]
+        return [early, marks[-1], str(stream.attestation.receipt.outcome)]
+
+
+def proven_raw(url: str, policy: str) -> Any:
+    with make(url, policy) as client:
+        raw: Any = client.chat.completions.with_raw_response.create(**ASKED)
+        streamed: Any = client.chat.completions.with_raw_response.create(stream=True, **ASKED)
+        marks = [chunk.attested for chunk in streamed.parse()]
+        return [
+            raw.parse().attestation is raw.attestation,
+            str(streamed.attestation.receipt.outcome),
+            marks[0],
+        ]
+
+
+def proven_streaming_response(url: str, policy: str) -> Any:
+    with (
+        make(url, policy) as client,
+        client.chat.completions.with_streaming_response.create(**ASKED) as response,
+    ):
+        parsed: Any = response.parse()
+        return [parsed.attestation is client_sdk.attestation_of(response), receipt_of(response.http_response)]
+
+
+def proven_helper(url: str, policy: str) -> Any:
+    with make(url, policy) as client, client.chat.completions.stream(**ASKED) as stream:
+        text = "".join(event.delta for event in stream if event.type == "content.delta")
+        receipt = client_sdk.attestation_of(stream).receipt
+        return [text, receipt and str(receipt.outcome)]
+
+
+def proven_error(url: str, policy: str) -> Any:
+    with make(url, policy, max_retries=0) as client:
+        try:
+            return client.get("/nothing", cast_to=object)
+        except openai.APIStatusError as error:
+            receipt = client_sdk.attestation_of(error).receipt
+            return receipt and str(receipt.outcome)
+
+
+def proven_others(url: str, policy: str) -> Any:
+    with make(url, policy) as client:
+        page: Any = client.models.list()
+        try:
+            client_sdk.attestation_of("text")
+        except TypeError as error:
+            return [str(page.attestation.receipt.outcome), str(error)]
+
+
+async def async_proven(url: str, policy: str) -> Any:
+    async with make_async(url, policy) as client:
+        create = client.chat.completions
+        plain: Any = await create.create(**ASKED)
+        stream: Any = await create.create(stream=True, **ASKED)
+        marks = [chunk.attested async for chunk in stream]
+        raw: Any = await create.with_raw_response.create(**ASKED)
+        async with create.with_streaming_response.create(stream=True, **ASKED) as response:
+            inner: Any = await response.parse()
+            marks += [chunk.attested async for chunk in inner]
+        found = [plain.attestation, stream.attestation, raw.parse().attestation, inner.attestation]
+        return [[str(a.receipt.outcome) for a in found], raw.attestation is found[2], marks.count(True)]
+
+
 def models(url: str, policy: str) -> Any:
     with make(url, policy) as client:
         return [model.id for model in client.models.list()]
