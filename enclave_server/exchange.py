@@ -16,6 +16,7 @@ from attestation._b64 import b64url_decode, b64url_encode
 from attestation.binding import NONCE_BYTES
 from attestation.checks import Check
 from attestation.errors import MalformedError
+from attestation.parts import RunningParts
 from attestation.receipt import (
     COMMENT,
     NONCE_HEADER,
@@ -87,6 +88,7 @@ class Exchange:
         self.request = RunningDigest(self.nonce)
         self.response = RunningDigest(self.nonce)
         self.sampling: Mapping[str, Any] = {}
+        self.parts: RunningParts | None = None  # where the client wants to show parts of the chat later
         self.streaming = self.done = False
         self.hide_usage = False  # the gateway asked for the token counts of a stream, the client did not
         self.status, self.outcome = 0, "gone"  # until a receipt says another
@@ -214,4 +216,5 @@ class Exchange:
             sampling=self.sampling,
             statement=self._identity.statement_digest,
             checkpoints=self._checkpoints,
+            parts=self.parts.digest() if self.parts and outcome is Outcome.COMPLETE else None,
         ).sign(self._identity.receipt_key)

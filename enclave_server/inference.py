@@ -22,6 +22,7 @@ from enclave_server.exchange import Exchange, Pace, Receive, Scope, Send
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
+from enclave_server.parts import parts_for
 from enclave_server.peek import usage_of
 from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
@@ -104,6 +105,7 @@ class Inference:
         ):
             body = await self._body(exchange, receive)
             exchange.sampling, content_type = read_request(route, scope["headers"], body)
+            exchange.parts = parts_for(scope["headers"], route, exchange.nonce, body)
             sent, exchange.hide_usage = visit.body(body, path)
             async with (
                 until_gone(receive),
@@ -168,12 +170,16 @@ class Inference:
             raise ApiError(404, "not_found", "The served model has no such route.")
         outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
         usage = usage_of(body) if outcome is Outcome.COMPLETE else None
+        if exchange.parts is not None:
+            exchange.parts.answer(body)
         await exchange.plain(answer.status, body, outcome, content_type=content_type, usage=usage)
 
     async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer, ending: bytes) -> None:
         events = Events(ending=ending, hide_usage=exchange.hide_usage)
         while chunk := await answer.more():
             if whole := events.feed(chunk):
+                if exchange.parts is not None:
+                    exchange.parts.answer(whole)
                 await exchange.events(whole)
         if events.failed:
             log.warning("engine reported an error in a stream")
