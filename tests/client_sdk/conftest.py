@@ -110,6 +110,8 @@ class Relay:
 
     def __init__(self, folder: Path, behind: LiveGateway) -> None:
         self.behind = behind
+        self.instead: bytes | None = None  # of the enclave's evidence
+        self.status = 200
         self.heard = b""
         self.connections = 0
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -147,7 +149,8 @@ class Relay:
             if target.startswith("/.well-known/attestation"):
                 with urlopen(self.behind.origin + target, context=self._anybody) as answer:  # noqa: S310
                     body, nonce = answer.read(), answer.headers["Attested-Nonce"]
-                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nAttested-Nonce: {nonce}\r\n\r\n"
+                body = body if self.instead is None else self.instead
+                head = f"HTTP/1.1 {self.status} OK\r\nContent-Length: {len(body)}\r\nAttested-Nonce: {nonce}\r\n\r\n"
                 peer.sendall(head.encode() + body)
 
 

@@ -225,47 +225,6 @@ async def test_a_broken_connection_is_a_truncated_stream(
 
 # ------------------------------------------------------------------------------- nothing leaves before the verdict
 
-TDX_ONLY = "[tdx]\n"
-
-
-def wrong_measurement(policy: str) -> str:
-    return policy.replace('mrtd = "', 'mrtd = "ff', 1).replace('00000000"\nrtmr0', '000000"\nrtmr0', 1)
-
-
-REFUSALS: dict[str, tuple[type[AttestationError], Check, Callable[[str], str]]] = {
-    "wrong root": (VerificationError, Check.TDX_ROOT, lambda policy: policy[policy.index("[tdx]") :]),
-    "wrong measurement": (PolicyError, Check.TDX_MEASUREMENT, wrong_measurement),
-    "wrong model": (
-        PolicyError,
-        Check.POLICY_MODEL,
-        lambda policy: policy.replace('model_digests = ["', f'model_digests = ["{"ab" * 32}"] #'),
-    ),
-    "no GPU": (
-        PolicyError,
-        Check.POLICY_GPU,
-        lambda policy: policy.replace("required = false", "required = true"),
-    ),
-    "another platform": (
-        PolicyError,
-        Check.POLICY_PLATFORM,
-        lambda policy: policy[: policy.index("[tdx]")] + "[snp]\n" + policy[policy.index("[gpu]") :],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-@WORLDS
-def test_no_byte_of_a_prompt_reaches_a_refused_enclave(recorded: Recorded, case: str, ask: Ask) -> None:
-    """A refused enclave has seen a request for evidence, and nothing of the caller's: no prompt, no key."""
-    kind, check, change = REFUSALS[case]
-    with pytest.raises(kind) as caught:
-        ask(change(recorded.gateway.policy_text), recorded.gateway.origin)
-    assert check in {caught.value.check, *(v.check for v in getattr(caught.value, "violations", ()))}
-    assert recorded.recorder.paths == ["/.well-known/attestation"]
-    _, sent, body = recorded.recorder.requests[0]
-    assert body == b""
-    assert set(sent) <= {b"host", b"accept", b"accept-encoding", b"user-agent", b"connection"}
-
 
 @WORLDS
 @LIBRARIES
