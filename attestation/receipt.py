@@ -76,6 +76,7 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int | None = None  # of the prompt, where the engine told it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +91,10 @@ class Receipt:
     outcome: Outcome
     model: ServedModel
     usage: Usage | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # the parameters that the request set
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # the parameters in effect
     statement: bytes = field(metadata={"size": 32})
     checkpoints: int = 0  # of this stream so far, a checkpoint itself included
+    tokens: bytes | None = field(default=None, metadata={"size": 32})  # over token ids, where asked for
     parts: bytes | None = field(
         default=None, metadata={"size": 32}
     )  # of its parts (`parts.py`), where asked for
@@ -107,6 +109,7 @@ class Receipt:
         counts = usage and {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
         }
         claims = {
             "id": self.id,
@@ -130,6 +133,8 @@ class Receipt:
             "statement": self.statement.hex(),
             "checkpoints": self.checkpoints,
         }
+        if self.tokens is not None:
+            claims["tokens"] = self.tokens.hex()
         if self.parts is not None:
             claims["parts"] = self.parts.hex()
         return claims

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from enclave_server.errors import ApiError
 from enclave_server.forms import read_form
-from enclave_server.peek import read_object, sampling_of
+from enclave_server.peek import DEFAULTS, read_object, sampling_of
 from enclave_server.routes import HARMLESS, REFUSED, Kind, Route, names
 
 _NAME = re.compile(r"\w[\w.\[\]-]{0,63}", re.ASCII)
@@ -37,7 +37,7 @@ _STRUCTURED = names(
 def read_request(
     route: Route, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> tuple[dict[str, Any], str]:
-    """The sampling parameters that a request sets, and the content type that the engine is told. Refusals are 4xx."""
+    """The sampling parameters in effect, and the content type that the engine is told. Refusals are 4xx."""
     content_type = "application/json"
     if route.kind is Kind.NOTHING:
         if body:
@@ -50,7 +50,8 @@ def read_request(
     else:
         fields = read_object(body)
     check_fields(route, fields)
-    return sampling_of(fields), content_type
+    samples = route.kind is Kind.JSON and "temperature" in route.fields
+    return sampling_of(fields, DEFAULTS if samples else {}), content_type
 
 
 def check_fields(route: Route, fields: Mapping[str, Any]) -> None:

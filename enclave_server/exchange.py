@@ -31,6 +31,7 @@ from attestation.receipt import (
 )
 from enclave_server.errors import ApiError
 from enclave_server.identity import Identity, ReceiptNumbers
+from enclave_server.tokens import Tokens
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -88,6 +89,7 @@ class Exchange:
         self.request = RunningDigest(self.nonce)
         self.response = RunningDigest(self.nonce)
         self.sampling: Mapping[str, Any] = {}
+        self.tokens: Tokens | None = None  # where the client asked for a digest over token ids
         self.parts: RunningParts | None = None  # where the client wants to show parts of the chat later
         self.streaming = self.done = False
         self.hide_usage = False  # the gateway asked for the token counts of a stream, the client did not
@@ -216,5 +218,6 @@ class Exchange:
             sampling=self.sampling,
             statement=self._identity.statement_digest,
             checkpoints=self._checkpoints,
+            tokens=self.tokens.digest(self.nonce) if self.tokens and outcome is Outcome.COMPLETE else None,
             parts=self.parts.digest() if self.parts and outcome is Outcome.COMPLETE else None,
         ).sign(self._identity.receipt_key)

@@ -26,6 +26,7 @@ from enclave_server.parts import parts_for
 from enclave_server.peek import usage_of
 from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
+from enclave_server.tokens import tokens_for
 from enclave_server.upstream import EngineAnswer, TooSlowError, UnreachableError, Upstream, UpstreamError
 
 NO_ROUTE = b'{"detail":"Not Found"}'  # vLLM serves those of the model's own tasks only
@@ -106,7 +107,8 @@ class Inference:
             body = await self._body(exchange, receive)
             exchange.sampling, content_type = read_request(route, scope["headers"], body)
             exchange.parts = parts_for(scope["headers"], route, exchange.nonce, body)
-            sent, exchange.hide_usage = visit.body(body, path)
+            exchange.tokens = tokens_for(scope["headers"], route)
+            sent, exchange.hide_usage = visit.body(body, path, ids=exchange.tokens is not None)
             async with (
                 until_gone(receive),
                 self._upstream.request(route.method, route.engine, sent, content_type) as answer,
@@ -170,6 +172,8 @@ class Inference:
             raise ApiError(404, "not_found", "The served model has no such route.")
         outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
         usage = usage_of(body) if outcome is Outcome.COMPLETE else None
+        if exchange.tokens is not None:
+            exchange.tokens.plain(body)
         if exchange.parts is not None:
             exchange.parts.answer(body)
         await exchange.plain(answer.status, body, outcome, content_type=content_type, usage=usage)
@@ -178,6 +182,8 @@ class Inference:
         events = Events(ending=ending, hide_usage=exchange.hide_usage)
         while chunk := await answer.more():
             if whole := events.feed(chunk):
+                if exchange.tokens is not None:
+                    exchange.tokens.events(whole)
                 if exchange.parts is not None:
                     exchange.parts.answer(whole)
                 await exchange.events(whole)

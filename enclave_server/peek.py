@@ -118,8 +118,22 @@ class _Body(msgspec.Struct):
 SAMPLING = tuple(name for name in _Body.__struct_fields__ if name not in {"model", "stream"})
 
 
-def sampling_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling parameters that a request sets, for its receipt."""
+# What vLLM does with what a request leaves open: `--generation-config=vllm` keeps the model's own defaults out.
+DEFAULTS: Mapping[str, Any] = {
+    "temperature": 1,
+    "top_p": 1,
+    "top_k": 0,
+    "min_p": 0,
+    "seed": None,
+    "n": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+}
+
+
+def sampling_of(fields: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """The sampling parameters in effect, for the receipt: those that a request sets, and the defaults of its route."""
     try:
         request = msgspec.convert(fields, _Body)
     except msgspec.ValidationError as exc:
@@ -129,7 +143,7 @@ def sampling_of(fields: Mapping[str, Any]) -> dict[str, Any]:
             400, "invalid_type", "A field of the request has the wrong type.", param=known
         ) from None
     values = ((name, getattr(request, name)) for name in SAMPLING)
-    sampling = {name: value for name, value in values if value is not None}
+    sampling = {**defaults, **{name: value for name, value in values if value is not None}}
     if sampling and len(json.dumps(sampling)) > MAX_SAMPLING_BYTES:
         raise ApiError(
             400,
@@ -139,11 +153,19 @@ def sampling_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return sampling
 
 
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Counts(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     input_tokens: int | None = None  # what /v1/responses and /v1/messages call them
     output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None  # /v1/responses
+    cache_read_input_tokens: int | None = None  # /v1/messages, where they are no part of input_tokens
+    cache_creation_input_tokens: int | None = None
 
 
 class _Inner(msgspec.Struct):
@@ -173,4 +195,7 @@ def usage_of(body: bytes) -> Usage | None:
     completion = counts.output_tokens if counts.completion_tokens is None else counts.completion_tokens
     if prompt is None:
         return None
-    return Usage(prompt_tokens=prompt, completion_tokens=completion or 0)
+    details = counts.prompt_tokens_details or counts.input_tokens_details
+    cached = counts.cache_read_input_tokens if details is None else details.cached_tokens
+    apart = (counts.cache_read_input_tokens or 0) + (counts.cache_creation_input_tokens or 0)
+    return Usage(prompt_tokens=prompt + apart, completion_tokens=completion or 0, cached_tokens=cached)

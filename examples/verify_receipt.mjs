@@ -137,6 +137,17 @@ export async function bindings(nonce, statement, gpuEvidence) {
   };
 }
 
+/** The claim `tokens`: a digest over the token ids of an answer. `choices`: for each, the ids of its prompt and of its output. */
+export async function tokenDigest(nonce, choices) {
+  const packed = (ids) => {
+    const view = new DataView(new ArrayBuffer(4 * ids.length));
+    ids.forEach((id, at) => view.setUint32(4 * at, id));
+    return view;
+  };
+  const parts = await Promise.all(choices.flat().map((ids) => hash("SHA-256", packed(ids))));
+  return hex(await hash("SHA-256", utf8.encode("attested-inference/tokens/v1\0"), nonce, ...parts));
+}
+
 async function outcome(seen, trusted) {
   try {
     await verifyExchange(seen, trusted);
@@ -158,6 +169,9 @@ async function main([receiptFile, bindingFile]) {
   for (const one of bindingFile ? (await read(bindingFile)).cases : []) {
     const found = await bindings(unhex(one.nonce), utf8.encode(one.statement), utf8.encode(one.gpu_evidence));
     for (const [name, value] of Object.entries(found)) results.push([`${one.name}: ${name}`, one[name], value]);
+  }
+  for (const one of vectors.tokens) {
+    results.push([`token ids, ${one.name}`, one.digest, await tokenDigest(unhex(one.nonce), one.choices)]);
   }
   for (const [name, expected, found] of results) {
     console.log(`${expected === found ? "ok  " : "FAIL"} ${name}: ${found}${expected === found ? "" : `, expected ${expected}`}`);

@@ -29,6 +29,7 @@ from enclave_server.server import make_server
 from enclave_server.settings import Settings, TeeKind
 from enclave_server.tee import open_tee
 from enclave_server.upstream import Upstream
+from tests.fake_model import FakeModel, ids_of, logprobs_of, with_ids
 
 MODEL = "fake-model"
 VERSION = "0.0.0+fake"
@@ -92,6 +93,7 @@ class FakeEngine:
     finished: int = 0
     unready: str | None = "starting"
     restarts: int = 0
+    model: FakeModel = field(default_factory=FakeModel)
     _runner: web.AppRunner | None = None
 
     def __enter__(self) -> Self:
@@ -153,11 +155,12 @@ class FakeEngine:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await self._see(request)
-        prompt = str(asked["messages"][-1]["content"])
-        return await self._answer(request, asked, prompt, chat=True)
+        return await self._answer(request, asked, _prompt(asked, chat=True), chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         asked = await self._see(request)
+        if asked.get("prompt_logprobs") is not None:
+            return web.json_response(self.model.prefill(asked["prompt"], self._text))
         return await self._answer(request, asked, str(asked["prompt"]), chat=False)
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
@@ -179,8 +182,12 @@ class FakeEngine:
         if how.status is not None:
             error = {"message": "as told", "type": "BadRequestError", "param": None, "code": how.status}
             return web.json_response({"error": error}, status=how.status)
-        text = how.text if how.text is not None else f"You said: {prompt}"
+        text = self._text(prompt)
+        ids = bool(asked.get("return_token_ids"))
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": how.chunks}
+        if ids:
+            self.model.prompts.add(prompt)
+            usage = {"prompt_tokens": len(prompt.encode()), "completion_tokens": len(text.encode())}
         usage["total_tokens"] = sum(usage.values())
         try:
             if asked.get("stream"):
@@ -194,7 +201,18 @@ class FakeEngine:
         self.finished += 1
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        return web.json_response({**_head(chat, ""), "choices": [choice], "usage": usage})
+        answer = {**_head(chat, ""), "choices": [choice], "usage": usage}
+        if ids:
+            choice["token_ids"] = ids_of(text)
+            (answer if chat else choice)["prompt_token_ids"] = ids_of(prompt)
+        if asked.get("logprobs"):
+            choice["logprobs"] = logprobs_of(ids_of(text), chat=chat)
+        return web.json_response(answer)
+
+    def _text(self, prompt: str) -> str:
+        """What is answered to a prompt."""
+        how = self.behaviour
+        return how.text if how.text is not None else f"You said: {prompt}"
 
     async def _stream(
         self, request: web.Request, asked: dict[str, Any], text: str, usage: dict[str, int], *, chat: bool
@@ -206,7 +224,10 @@ class FakeEngine:
             await response.write(how.raw_stream)
             return response
         with_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-        for number, event in enumerate(_events(text, how, usage if with_usage else None, chat=chat)):
+        events = _events(text, how, usage if with_usage else None, chat=chat)
+        if asked.get("return_token_ids"):
+            events = with_ids(events, ids_of(_prompt(asked, chat)), chat=chat)
+        for number, event in enumerate(events):
             if number == how.die_after:
                 await response.write(event[: len(event) // 2])  # torn in the middle of an event
                 if request.transport is not None:
@@ -230,6 +251,10 @@ class FakeEngine:
                     await asyncio.sleep(0)
         self.finished += 1
         return response
+
+
+def _prompt(asked: dict[str, Any], chat: bool) -> str:
+    return str(asked["messages"][-1]["content"] if chat else asked["prompt"])
 
 
 def _head(chat: bool, suffix: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from attestation.receipt import (
     ServedModel,
     Usage,
 )
+from attestation.tokens import RunningTokens
 
 FOLDER = Path(__file__).parent.parent / "docs/vectors"
 TIME = 1_795_262_400  # 2026-11-21T12:00:00Z
@@ -95,8 +96,8 @@ def receipt_for(request: str, answer: str, status: int = 200, **changes: Any) ->
             response=Response(status=status, digest=told.digest(), length=told.length),
             outcome=Outcome.COMPLETE,
             model=ServedModel(name="m", digest=fixed("model")),
-            usage=Usage(prompt_tokens=5, completion_tokens=2),
-            sampling={"temperature": 0.5, "seed": 7},
+            usage=Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=0),
+            sampling={"temperature": 0.5, "top_p": 1, "seed": 7},
             statement=sha256(statement()).digest(),
         ),
         **changes,
@@ -126,7 +127,26 @@ def accepted() -> list[dict[str, Any]]:
         case("a stream", EVENTS, receipt_for(PROMPT, EVENTS).sign(KEY), stream=True),
         checkpointed(),
         case("a refusal before the body was read", ERROR, error.sign(KEY), status=404),
+        with_ids(),
     ]
+
+
+IDS = ([1, 15043, 2**32 - 1], [29882, 2])
+
+
+def tokens(*choices: tuple[list[int], list[int]]) -> dict[str, Any]:
+    """Token ids of prompt and output, choice by choice, and the digest that a receipt has of them."""
+    running = RunningTokens()
+    for index, (prompt, output) in enumerate(choices):
+        running.prompt(prompt, index)
+        running.output(index, output)
+    return {"nonce": NONCE.hex(), "choices": choices, "digest": (running.digest(NONCE) or b"").hex()}
+
+
+def with_ids() -> dict[str, Any]:
+    answer = json.dumps({"prompt_token_ids": IDS[0], "choices": [{"index": 0, "token_ids": IDS[1]}]})
+    receipt = receipt_for(PROMPT, answer, tokens=bytes.fromhex(tokens(IDS)["digest"]))
+    return case("an answer with a digest over token ids", answer, receipt.sign(KEY))
 
 
 def comment(token: str) -> str:
@@ -149,7 +169,7 @@ def signed(header: str, payload: str, key: Ed25519PrivateKey = KEY) -> str:
 
 def refused() -> list[dict[str, Any]]:
     """Each differs from something that is accepted in one way; `check` is the one that must fail."""
-    plain, stream, long, _ = accepted()
+    plain, stream, long, *_ = accepted()
     token = plain["receipt"]
     _, payload, signature = token.split(".")
     other = Ed25519PrivateKey.from_private_bytes(fixed("another enclave"))
@@ -225,6 +245,10 @@ def receipts() -> dict[str, Any]:
         "model": fixed("model").hex(),
         "accepted": accepted(),
         "refused": refused(),
+        "tokens": [
+            {"name": "one choice", **tokens(IDS)},
+            {"name": "two choices, one of them empty", **tokens(IDS, (IDS[0], []))},
+        ],
     }
 
 

@@ -32,10 +32,10 @@ class Visit:
     salt: bytes | None  # of its tenant
     reached_engine: bool = False
 
-    def body(self, body: bytes, path: bytes) -> tuple[bytes, bool]:
+    def body(self, body: bytes, path: bytes, *, ids: bool = False) -> tuple[bytes, bool]:
         """What the engine is to get, and whether token counts in its stream are for the gateway alone."""
         self.reached_engine = True
-        return for_engine(body, path, self.salt) if body and self.salt else (body, False)
+        return for_engine(body, path, self.salt, ids=ids) if body and (self.salt or ids) else (body, False)
 
 
 class Access:

@@ -70,6 +70,14 @@ def test_a_receipt_survives_the_round_trip() -> None:
     assert verify_receipt(TOKEN, PUBLIC) == RECEIPT
 
 
+def test_what_is_not_always_there() -> None:
+    """A digest over token ids and a count of cached tokens survive the round trip; without the former there is no claim."""
+    usage = Usage(prompt_tokens=3, completion_tokens=5, cached_tokens=2)
+    receipt = dataclasses.replace(RECEIPT, tokens=b"\x05" * 32, usage=usage)
+    assert verify_receipt(receipt.sign(KEY), PUBLIC) == receipt
+    assert "tokens" not in jwt.decode(TOKEN, options={"verify_signature": False})
+
+
 def test_a_receipt_without_usage_says_so() -> None:
     """Null usage means that the engine gave none."""
     receipt = dataclasses.replace(RECEIPT, usage=None)

@@ -19,6 +19,7 @@ from attestation._b64 import b64url_decode
 from attestation.checks import Check
 from attestation.receipt import Outcome, Usage
 from enclave_server.app import App
+from enclave_server.peek import DEFAULTS
 from tests.caller import Caller, take_receipt, untrusting
 from tests.servers import MODEL, Behaviour, FakeEngine, LiveGateway, live_gateway
 
@@ -71,7 +72,8 @@ def test_plain_chat(caller: Caller, engine: FakeEngine) -> None:
     assert answer.outcome is Outcome.COMPLETE
     assert answer.json["choices"][0]["message"]["content"] == "You said: two words"
     assert answer.receipt.usage == Usage(prompt_tokens=2, completion_tokens=5)
-    assert answer.receipt.sampling == {"temperature": 0.5, "seed": 7, "stop": ["x"], "max_tokens": 9}
+    changed = {"temperature": 0.5, "seed": 7, "stop": ["x"], "max_tokens": 9}
+    assert answer.receipt.sampling == {**DEFAULTS, **changed}
     assert answer.receipt.model.name == MODEL
     assert engine.requests[-1].path == CHAT
 

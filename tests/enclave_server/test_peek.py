@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from attestation.receipt import Usage
 from enclave_server.errors import ApiError
-from enclave_server.peek import MAX_DEPTH, read_object, sampling_of, usage_of
+from enclave_server.peek import DEFAULTS, MAX_DEPTH, read_object, sampling_of, usage_of
 
 
 def test_sampling_is_what_was_set() -> None:
-    """Only parameters that the request sets are listed; null means not set; a prompt never is among them."""
+    """Parameters that the request sets, over defaults; null means not set; a prompt never is among them."""
     request = {
         "model": "m",
         "messages": [{"role": "user", "content": "secret"}],
@@ -32,6 +32,13 @@ def test_sampling_is_what_was_set() -> None:
         "seed": 2**53,
         "logit_bias": {"5": -1.5},
     }
+
+
+def test_sampling_defaults_are_named() -> None:
+    """Where the engine samples, what a request leaves open stands in the receipt too."""
+    found = sampling_of({"temperature": 0, "top_p": None, "max_tokens": 3}, DEFAULTS)
+    assert found == {**DEFAULTS, "temperature": 0, "max_tokens": 3}
+    assert (found["top_p"], found["seed"]) == (1, None)
 
 
 def test_error_names_the_field() -> None:
@@ -63,6 +70,22 @@ def test_any_answer(body: bytes) -> None:
         (b"{}", None),
         (b'{"usage":{"prompt_tokens":"3"}}', None),
         (b'{"usage":{"type":"duration","seconds":3}}', None),
+        (
+            b'{"usage":{"prompt_tokens":3,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":2}}}',
+            Usage(prompt_tokens=3, completion_tokens=4, cached_tokens=2),
+        ),
+        (
+            b'{"usage":{"input_tokens":3,"output_tokens":4,"input_tokens_details":{"cached_tokens":0}}}',
+            Usage(prompt_tokens=3, completion_tokens=4, cached_tokens=0),
+        ),
+        (
+            b'{"usage":{"input_tokens":3,"output_tokens":4,"cache_read_input_tokens":16}}',
+            Usage(prompt_tokens=19, completion_tokens=4, cached_tokens=16),
+        ),
+        (
+            b'{"usage":{"prompt_tokens":3,"prompt_tokens_details":null}}',
+            Usage(prompt_tokens=3, completion_tokens=0),
+        ),
         (b'{"usage":{"input_tokens":3,"output_tokens":4}}', Usage(prompt_tokens=3, completion_tokens=4)),
         (b'{"response":{"usage":{"input_tokens":3}}}', Usage(prompt_tokens=3, completion_tokens=0)),
     ],

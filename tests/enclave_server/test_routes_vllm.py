@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from attestation.receipt import Outcome
+from enclave_server.peek import DEFAULTS
 from enclave_server.routes import IGNORED, REFUSED, ROUTES
 from tests.caller import Caller
 from tests.served import VLLM_SECONDS, Served, engine_python
@@ -53,6 +54,12 @@ def test_every_field_is_decided(surface: dict[str, Any]) -> None:
         assert taken - set(known) - IGNORED - {"cache_salt"} == set(), path
 
 
+def test_sampling_defaults(surface: dict[str, Any]) -> None:
+    """What a receipt says of parameters that a request left open is what vLLM does with them."""
+    for path, known in surface["defaults"].items():
+        assert known.items() <= DEFAULTS.items(), path
+
+
 def test_nothing_else_is_reachable(caller: Caller, surface: dict[str, Any]) -> None:
     """Every other route that vLLM has is 404, as it is and below /v1; below /v1 with a receipt."""
     assert {"/collective_rpc", "/scale_elastic_ep", "/inference/v1/generate", "/sleep"} <= {
@@ -90,7 +97,7 @@ def test_choices_with_logprobs(caller: Caller) -> None:
     assert [len(choice["logprobs"]["content"][0]["top_logprobs"]) for choice in answer.json["choices"]] == [
         2
     ] * 3
-    assert answer.receipt.sampling == {"n": 3, "max_tokens": 4}
+    assert answer.receipt.sampling == {**DEFAULTS, "n": 3, "max_tokens": 4}
 
 
 def test_responses(caller: Caller) -> None:
@@ -100,6 +107,8 @@ def test_responses(caller: Caller) -> None:
     assert answer.outcome is Outcome.COMPLETE
     assert answer.receipt.usage is not None
     assert answer.receipt.usage.completion_tokens == answer.json["usage"]["output_tokens"]
+    cached = answer.json["usage"]["input_tokens_details"]["cached_tokens"]
+    assert answer.receipt.usage.cached_tokens == cached
     assert caller.call("GET", f"/v1/responses/{answer.json['id']}").status == 404
     streamed = caller.post("/v1/responses", {**asked, "stream": True})
     assert streamed.outcome is Outcome.COMPLETE
@@ -112,12 +121,15 @@ def test_messages(caller: Caller) -> None:
     answer = caller.post("/v1/messages", asked)
     assert answer.outcome is Outcome.COMPLETE
     assert answer.receipt.usage is not None
-    assert answer.receipt.usage.prompt_tokens == answer.json["usage"]["input_tokens"]
+    used = answer.json["usage"]
+    assert answer.receipt.usage.cached_tokens == used["cache_read_input_tokens"]
+    assert answer.receipt.usage.prompt_tokens == used["input_tokens"] + used["cache_read_input_tokens"]
     streamed = caller.post("/v1/messages", {**asked, "stream": True})
     assert streamed.outcome is Outcome.COMPLETE
     assert streamed.receipt.usage is not None
     counted = caller.post("/v1/messages/count_tokens", {name: asked[name] for name in ("model", "messages")})
-    assert counted.json["input_tokens"] == answer.json["usage"]["input_tokens"]
+    assert counted.json["input_tokens"] == answer.receipt.usage.prompt_tokens
+    assert streamed.receipt.usage.prompt_tokens == answer.receipt.usage.prompt_tokens
 
 
 def test_tokens(caller: Caller) -> None:

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from attestation.receipt import Outcome
+from enclave_server.peek import DEFAULTS
 from tests.caller import Caller
 from tests.processes import running_with, until
 from tests.served import VLLM_SECONDS, Served, everything_written, served, vllm_settings
@@ -62,7 +63,7 @@ def test_chat(caller: Caller) -> None:
     assert first.receipt.usage is not None
     assert first.receipt.usage.completion_tokens == first.json["usage"]["completion_tokens"]
     assert first.json["choices"] == second.json["choices"]
-    assert first.receipt.sampling == {"temperature": 1, "seed": 1, "max_tokens": 8}
+    assert first.receipt.sampling == {**DEFAULTS, "seed": 1, "max_tokens": 8}
 
 
 def test_chat_streamed(caller: Caller) -> None:

@@ -1,4 +1,4 @@
-"""Run with the engine's Python: print, as JSON, every route that vLLM can register, and every field of its requests."""
+"""Run with the engine's Python: print, as JSON, every route that vLLM can register, and every field of its requests with some defaults."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def fields() -> dict[str, list[str]]:
     return {path: sorted(names) for path, names in found.items()}
 
 
+def defaults() -> dict[str, Any]:
+    """What requests that sample have where they say nothing."""
+    found = {}
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
+        place, name = REQUESTS[path]
+        module: Any = importlib.import_module(f"vllm.entrypoints.{place}.protocol")
+        request = getattr(module, name)
+        named = {key: member.default for key, member in request.model_fields.items() if key in {"n", "seed"}}
+        found[path] = {**request._DEFAULT_SAMPLING_PARAMS, **named}
+    return found
+
+
 def routes() -> list[str]:
     """Of every router in vLLM's packages, whether this build would register it or not."""
     import vllm.entrypoints as root
@@ -58,4 +70,6 @@ def routes() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps({"fields": fields(), "routes": routes()}) + "\n")
+    sys.stdout.write(
+        "\n" + json.dumps({"fields": fields(), "routes": routes(), "defaults": defaults()}) + "\n"
+    )

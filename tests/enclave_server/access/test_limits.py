@@ -172,3 +172,16 @@ def test_the_hidden_count(start: Any, calling: Any, operator: Any, engine: FakeE
     assert answer.body == plain.body
     assert answer.receipt.usage is not None
     assert plain.receipt.usage is None
+
+
+def test_token_ids_beside_the_count(start: Any, calling: Any, operator: Any, engine: FakeEngine) -> None:
+    """A request for a digest over token ids gets it with a key, too, beside the tenant's salt and the hidden count."""
+    key = operator.create()
+    caller = calling(start(), key)
+    body = ask("one", stream=True)
+    answer = caller.post(CHAT, body, {"Attested-Replay": "1"})
+    assert answer.receipt.tokens is not None
+    assert answer.receipt.usage.completion_tokens == len("You said: one")
+    assert b"usage" not in answer.body
+    sent = json.loads(engine.requests[-1].body)
+    assert sent.keys() - body.keys() == {"cache_salt", "stream_options", "return_token_ids"}
