@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64encode
+from binascii import a2b_base64
 
 from attestation.checks import Check
 from attestation.errors import MalformedError
+
+_STANDARD = bytes.maketrans(b"-_+/=", b"+/!!!")  # what is no base64url becomes what is no base64
 
 
 def b64url_encode(data: bytes) -> str:
@@ -15,9 +18,11 @@ def b64url_encode(data: bytes) -> str:
 def b64url_decode(text: str, check: Check, what: str) -> bytes:
     """Strict: no padding, no foreign characters, one text for one value."""
     try:
-        data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        standard = text.encode("ascii").translate(_STANDARD)
+        data = a2b_base64(standard + b"=" * (-len(text) % 4), strict_mode=True)
     except ValueError as exc:  # binascii.Error and UnicodeEncodeError are ValueErrors
-        raise MalformedError(check, f"{what} is not base64url") from exc
-    if b64url_encode(data) != text:
-        raise MalformedError(check, f"{what} is not base64url without padding")
+        raise MalformedError(check, f"{what} is not base64url without padding") from exc
+    odd = len(text) % 4
+    if odd and b64url_encode(data[-(odd - 1) :]) != text[-odd:]:
+        raise MalformedError(check, f"{what} is not base64url: bits are left over after the last byte")
     return data

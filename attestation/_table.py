@@ -2,88 +2,126 @@
 
 Field types understood: bool, int, str, bytes (written in hex), StrEnum, tuple[X, ...], frozenset[X], X | None,
 Mapping[str, Any] (taken as it is) and nested dataclasses. `field(metadata={"size": n})` fixes the length of bytes (also inside a tuple or frozenset).
+
+What a class's fields are is found out once: a receipt is read in less time than its signature takes.
 """
 
 from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from attestation.checks import Check
 from attestation.errors import MalformedError
 
 T = TypeVar("T")
+_Read = Callable[[Any], Any]
+
+
+class _MisfitError(Exception):
+    """A value that does not fit; on its way up it learns where in the table it stands."""
+
+    def __init__(self, detail: str, *, table: bool = False) -> None:
+        super().__init__(detail)
+        self.detail, self.table, self.path = detail, table, ""
+
+    def told(self, where: str) -> str:
+        place = where + self.path
+        return f"[{place}] {self.detail}" if self.table else f"{place} {self.detail}"
 
 
 def load_table(cls: type[T], table: object, where: str, check: Check = Check.POLICY_FORMAT) -> T:
     """Build the dataclass `cls` from a parsed TOML table; `where` names the table in errors."""
-    if not isinstance(table, Mapping):
-        raise MalformedError(check, f"[{where}] must be a table, found {type(table).__name__}")
-    known: dict[str, Field[Any]] = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # callers pass dataclasses
-    unknown = sorted(set(table) - set(known))
-    if unknown:
-        raise MalformedError(check, f"[{where}] has unknown keys {unknown}; known are {sorted(known)}")
-    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
-    values = {}
-    for name, spec in known.items():
-        if name in table:
-            values[name] = _convert(
-                hints[name], table[name], f"{where}.{name}", spec.metadata.get("size"), check
-            )
-        elif spec.default is MISSING and spec.default_factory is MISSING:
-            raise MalformedError(check, f"[{where}] lacks the required key {name!r}")
-    return cls(**values)
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of a class's fields; reading them anew for each receipt would cost more than its signature."""
-    return typing.get_type_hints(cls)
-
-
-def _convert(hint: Any, value: object, where: str, size: int | None, check: Check) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in {typing.Union, types.UnionType}:
-        inner = next(a for a in args if a is not type(None))
-        return None if value is None else _convert(inner, value, where, size, check)
-    if origin in {tuple, frozenset}:
-        items = _exactly(list, value, where, check)
-        return origin(_convert(args[0], v, f"{where}[{i}]", size, check) for i, v in enumerate(items))
-    if origin is Mapping:
-        return _exactly(dict, value, where, check)
-    if isinstance(hint, type) and is_dataclass(hint):
-        return load_table(hint, value, where, check)
-    if hint is bytes:
-        return _bytes(value, where, size, check)
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return _member(hint, value, where, check)
-    return _exactly(hint, value, where, check)
-
-
-def _exactly(kind: type[T], value: object, where: str, check: Check) -> T:
-    """Exactly this type: a TOML true is no int."""
-    if type(value) is not kind:
-        raise MalformedError(check, f"{where} must be {kind.__name__}, found {type(value).__name__}")
+    try:
+        value: T = _table_reader(cls)(table)  # type: ignore[arg-type]  # a class is hashable
+    except _MisfitError as misfit:
+        raise MalformedError(check, misfit.told(where)) from None
     return value
 
 
-def _member(kind: type[StrEnum], value: object, where: str, check: Check) -> StrEnum:
-    if not isinstance(value, str) or value not in list(kind):
-        raise MalformedError(check, f"{where} must be one of {[str(m) for m in kind]}, found {value!r}")
-    return kind(value)
+@cache
+def _table_reader(cls: type) -> _Read:
+    hints = typing.get_type_hints(cls)
+    known = {f.name: _reader(hints[f.name], f.metadata.get("size")) for f in fields(cls)}
+    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+
+    def read(table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            raise _MisfitError(f"must be a table, found {type(table).__name__}", table=True)
+        if not table.keys() <= known.keys():
+            unknown = sorted(table.keys() - known.keys())
+            raise _MisfitError(f"has unknown keys {unknown}; known are {sorted(known)}", table=True)
+        if missing := [name for name in required if name not in table]:
+            raise _MisfitError(f"lacks the required key {missing[0]!r}", table=True)
+        values = {}
+        for name, value in table.items():
+            try:
+                values[name] = known[name](value)
+            except _MisfitError as misfit:
+                misfit.path = f".{name}{misfit.path}"
+                raise
+        return cls(**values)
+
+    return read
 
 
-def _bytes(value: object, where: str, size: int | None, check: Check) -> bytes:
+def _reader(hint: Any, size: int | None) -> _Read:
+    """What reads a value of a field of this type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in {typing.Union, types.UnionType}:
+        inner = _reader(next(a for a in args if a is not type(None)), size)
+        return lambda value: None if value is None else inner(value)
+    if origin in {tuple, frozenset}:
+        return partial(_items, origin, _reader(args[0], size))
+    if origin is Mapping:
+        return partial(_exactly, dict)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _table_reader(hint)
+    if hint is bytes:
+        return partial(_bytes, size)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return partial(_member, hint)
+    return partial(_exactly, hint)
+
+
+def _items(kind: type, read_one: _Read, value: Any) -> Any:
+    items, read = _exactly(list, value), []
+    try:
+        for item in items:
+            read.append(read_one(item))  # noqa: PERF401 - how many were read tells which one does not fit
+    except _MisfitError as misfit:
+        misfit.path = f"[{len(read)}]{misfit.path}"
+        raise
+    return kind(read)
+
+
+def _exactly(kind: type[T], value: object) -> T:
+    """Exactly this type: a TOML true is no int."""
+    if type(value) is not kind:
+        raise _MisfitError(f"must be {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _member(kind: type[StrEnum], value: object) -> StrEnum:
+    try:
+        if isinstance(value, str):
+            return kind(value)
+    except ValueError:
+        pass
+    raise _MisfitError(f"must be one of {[str(m) for m in kind]}, found {value!r}")
+
+
+def _bytes(size: int | None, value: object) -> bytes:
     try:
         data = bytes.fromhex(value) if isinstance(value, str) else None
     except ValueError:
         data = None
     if data is None or (size is not None and len(data) != size):
         length = f"{size} bytes of " if size is not None else ""
-        raise MalformedError(check, f"{where} must be {length}hex, found {value!r}")
+        raise _MisfitError(f"must be {length}hex, found {value!r}")
     return data
