@@ -12,6 +12,7 @@ from client_sdk.audit_cli import audit
 from client_sdk.chat_cli import chat
 from client_sdk.exits import Commands
 from client_sdk.inspect_cli import inspect
+from client_sdk.report_cli import report
 from client_sdk.verify_cli import verify
 
 EXIT_CODES = (
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command(rich_help_panel=TALK)(verify)
 app.command(rich_help_panel=TALK)(chat)
 app.command(rich_help_panel=JUDGE)(audit)
+app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)
 app.add_typer(evidence_cli.app, name="evidence", rich_help_panel=JUDGE)
 app.add_typer(policy_cli.app, name="policy", rich_help_panel=PREPARE)

@@ -88,12 +88,12 @@ def test_refused(case: dict[str, Any]) -> None:
 
 
 def test_the_verifier_in_javascript_agrees() -> None:
-    """examples/verify_receipt.mjs gives each vector's outcome, and fails where a vector says something else."""
+    """client_sdk/web/verify_receipt.mjs gives each vector's outcome, and fails where a vector says something else."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
     files = [FOLDER / "receipt.json", FOLDER / "binding.json"]
-    command: list[str | Path] = [node, "--no-warnings", ROOT / "examples/verify_receipt.mjs", *files]
+    command: list[str | Path] = [node, "--no-warnings", ROOT / "client_sdk/web/verify_receipt.mjs", *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -113,7 +113,7 @@ def test_the_verifier_in_javascript_can_fail(tmp_path: Path) -> None:
     command: list[str | Path] = [
         node,
         "--no-warnings",
-        ROOT / "examples/verify_receipt.mjs",
+        ROOT / "client_sdk/web/verify_receipt.mjs",
         tmp_path / "receipt.json",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

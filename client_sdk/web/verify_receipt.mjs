@@ -1,6 +1,6 @@
 // Verifies receipts (docs/protocol.md, section 4) with nothing but WebCrypto: Node 20 or later, and browsers with Ed25519.
 //
-//     node examples/verify_receipt.mjs docs/vectors/receipt.json docs/vectors/binding.json
+//     node client_sdk/web/verify_receipt.mjs docs/vectors/receipt.json docs/vectors/binding.json
 //
 // The key, the statement's digest and the model's digest that it takes must come from a *verified* evidence document. This
 // file does not verify evidence, and compares no clock. `verifyExchange` throws a Refused that names the check, or returns the
