@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from attestation.roots import Root
 from attestation.tdx.pck import Platform
@@ -40,22 +39,3 @@ class TdxClaims:
     @property
     def advisories(self) -> tuple[str, ...]:
         return self.tcb.advisories
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: bytes in hex, times in RFC 3339, attribute words in hex as well."""
-        plain: dict[str, Any] = _plain(self)
-        for word in ("td_attributes", "xfam", "seam_attributes"):
-            plain["td"][word] = f"{plain['td'][word]:#018x}"
-        return plain
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value

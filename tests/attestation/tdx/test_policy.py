@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -203,14 +202,3 @@ def test_a_table_that_says_something_else_is_refused(table: dict[str, object]) -
     with pytest.raises(MalformedError) as caught:
         load_table(TdxPolicy, table, "tdx")
     assert caught.value.check is Check.POLICY_FORMAT
-
-
-def test_claims_are_plain_on_request(claims: TdxClaims) -> None:
-    """`to_dict` is JSON as it stands, with bytes in hex and times in RFC 3339."""
-    plain = json.loads(json.dumps(claims.to_dict()))
-    assert plain["td"]["mrtd"] == DEFAULT_TD.mrtd.hex()
-    assert plain["td"]["td_attributes"] == "0x0000000010000000"
-    assert plain["tcb"]["status"] == "UpToDate"
-    assert plain["platform"]["fmspc"] == "00000053494d"
-    assert plain["collateral_expires"] == "2026-06-30T00:00:00Z"
-    assert plain["root"]["name"].startswith("SIMULATED")
