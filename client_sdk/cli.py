@@ -10,8 +10,10 @@ import typer
 from client_sdk import collateral_cli, evidence_cli, policy_cli
 from client_sdk.audit_cli import audit
 from client_sdk.chat_cli import chat
+from client_sdk.doctor_cli import doctor
 from client_sdk.exits import Commands
 from client_sdk.inspect_cli import inspect
+from client_sdk.proxy_cli import env, proxy
 from client_sdk.report_cli import report
 from client_sdk.verify_cli import verify
 
@@ -30,6 +32,9 @@ app = typer.Typer(
 )
 app.command(rich_help_panel=TALK)(verify)
 app.command(rich_help_panel=TALK)(chat)
+app.command(rich_help_panel=TALK)(proxy)
+app.command(rich_help_panel=TALK)(env)
+app.command(rich_help_panel=TALK)(doctor)
 app.command(rich_help_panel=JUDGE)(audit)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)

@@ -1,0 +1,86 @@
+"""`attested doctor [URL]`: what stands between this machine and a verdict, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from attestation.errors import UnavailableError
+from client_sdk.doctor import Doctor, Finding, Health
+from client_sdk.exits import ExitCode, exit_code
+from client_sdk.options import AsJson, ChannelOption
+from client_sdk.present import clean, working
+from client_sdk.transport import DEFAULT_CHANNEL
+
+_STYLES = {Health.OK: "green", Health.FAILED: "bold red", Health.NOT_REACHED: "dim"}
+
+
+def doctor(
+    url: Annotated[
+        str | None, typer.Argument(metavar="[URL]", help="Where the gateway should answer: https://host:port")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="What you accept (TOML); needed for a verdict."),
+    ] = None,
+    channel: ChannelOption = DEFAULT_CHANNEL,
+    vendors: Annotated[
+        bool, typer.Option("--vendors", help="Also see whether the vendors' services can be reached.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what stands between this machine and a verdict, step by step, and what to do about it.
+
+    Looks at the policy file, the name, the connection, TLS, readiness, the evidence, both clocks, the collateral, the
+    verdict and the channel. Sends the enclave nothing but what `attested verify` does. The exit code is that of
+    the first step that refuses, or 5.
+    """
+    console, findings = Console(highlight=False), list[Finding]()
+    steps = Doctor(url, policy, channel, datetime.now(UTC), vendors=vendors).examine()
+    while True:
+        with working("looking"):
+            finding = next(steps, None)
+        if finding is None:
+            break
+        findings.append(finding)
+        if not as_json:
+            _show(console, finding)
+    code = gravest(findings)
+    if as_json:
+        typer.echo(json.dumps({"ok": code is ExitCode.ACCEPT, "steps": [_plain(f) for f in findings]}))
+    raise typer.Exit(code)
+
+
+def gravest(findings: list[Finding]) -> ExitCode:
+    """The code of the first failure that decides something; failures that leave it open are code 5."""
+    failed = [finding for finding in findings if finding.health is Health.FAILED]
+    for finding in failed:
+        if finding.error is not None and not isinstance(finding.error, UnavailableError):
+            return exit_code(finding.error)
+    return ExitCode.UNDECIDED if failed else ExitCode.ACCEPT
+
+
+def _show(console: Console, finding: Finding) -> None:
+    line = Text(f"{finding.health:<13}", style=_STYLES[finding.health])
+    line.append(f"{finding.step:<26}", style="default")
+    line.append(clean(finding.found).replace("\n", " "), style="default")
+    console.print(line, soft_wrap=True)
+    if finding.advice:
+        console.print(Text(f"{'':<13}→ {clean(finding.advice)}"), soft_wrap=True)
+
+
+def _plain(finding: Finding) -> dict[str, str | None]:
+    check = None if finding.error is None else str(finding.error.check)
+    return {
+        "step": finding.step,
+        "state": str(finding.health),
+        "found": finding.found,
+        "check": check,
+        "advice": finding.advice,
+    }
