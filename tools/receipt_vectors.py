@@ -8,7 +8,7 @@ Keys, nonces and texts are fixed, and Ed25519 signs the same text in the same wa
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,13 @@ KEY = Ed25519PrivateKey.from_private_bytes(fixed("receipt"))
 NONCE = fixed("request nonce")
 
 
-def statement() -> bytes:
-    """One enclave's statement; only its receipt key is used here."""
-    keys = {spec.name: fixed(spec.name, spec.metadata["size"]) for spec in fields(Keys)}
+def statement(*, log: bool = False) -> bytes:
+    """One enclave's statement, with or without a log of receipts; only its receipt key is used here."""
+    keys = {
+        spec.name: fixed(spec.name, spec.metadata["size"])
+        for spec in fields(Keys)
+        if log or spec.default is MISSING
+    }
     return Statement(
         v=1,
         purpose=PURPOSE,
@@ -66,7 +70,7 @@ def statement() -> bytes:
 
 def binding() -> dict[str, Any]:
     """Statements with the two digests that commit to them."""
-    text, nonce = statement(), fixed("evidence nonce")
+    plain, logged, nonce = statement(), statement(log=True), fixed("evidence nonce")
     gpu = '[{"arch":"HOPPER","evidence":"AA==","certificate":"AA==","nonce":"00"}]'
     return {
         "about": "docs/protocol.md, section 2; digests in hex, texts as UTF-8; made by tools/receipt_vectors.py",
@@ -80,7 +84,11 @@ def binding() -> dict[str, Any]:
                 "report_data": report_data(nonce, text, evidence.encode()).hex(),
                 "gpu_nonce": gpu_nonce(nonce, text).hex(),
             }
-            for name, evidence in (("without GPUs", ""), ("with a GPU", gpu))
+            for name, text, evidence in (
+                ("without GPUs", plain, ""),
+                ("with a GPU", plain, gpu),
+                ("with a log of receipts", logged, ""),
+            )
         ],
     }
 
