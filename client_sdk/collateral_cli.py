@@ -33,11 +33,16 @@ def fetch(
     ],
     pccs: Annotated[str | None, typer.Option(metavar="URL", help="Ask this PCCS in place of Intel.")] = None,
     kds: Annotated[str | None, typer.Option(metavar="URL", help="Ask this mirror in place of AMD.")] = None,
+    nvidia: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ask this mirror in place of NVIDIA: at /v1/rim and /ocsp."),
+    ] = None,
     vek: Annotated[
         Path | None, typer.Option(metavar="CERT", help="The certificate that came with a report.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Remember answers in this folder.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Remember answers in this folder, those for a document's GPUs too."),
     ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use remembered answers only; open no socket.")
@@ -46,9 +51,12 @@ def fetch(
     """Collateral for a TDX quote, an SEV-SNP report, or the evidence document that holds one. Judges nothing."""
     sources = Sources.pccs(pccs) if pccs else Sources()
     sources = replace(sources, amd=kds.rstrip("/")) if kds else sources
+    if nvidia:
+        base = nvidia.rstrip("/")
+        sources = replace(sources, nvidia_rim=f"{base}/v1/rim", nvidia_ocsp=f"{base}/ocsp")
     fetcher = Fetcher(sources=sources, cache=cache, offline=offline)
     try:
-        text = _fetch(fetcher, read_file(evidence), read_file(vek) if vek else None)
+        text = _fetch(fetcher, read_file(evidence), read_file(vek) if vek else None, keep=cache is not None)
     except AttestationError as exc:
         typer.echo(clean(str(exc)), err=True)
         raise typer.Exit(exit_code(exc)) from exc
@@ -60,10 +68,13 @@ def fetch(
     typer.echo(f"{output}: {len(text)} bytes of collateral, not verified")
 
 
-def _fetch(fetcher: Fetcher, data: bytes, vek: bytes | None) -> bytes:
+def _fetch(fetcher: Fetcher, data: bytes, vek: bytes | None, *, keep: bool) -> bytes:
     cpu: TdxEvidence | SnpEvidence
     if data.lstrip()[:1] == b"{":
-        cpu = parse_evidence(data).cpu
+        document = parse_evidence(data)
+        cpu = document.cpu
+        if document.gpu and keep:
+            fetcher.nvidia(document.gpu)
     else:
         cpu = SnpEvidence(data) if len(data) == REPORT_BYTES else TdxEvidence(data)
     if isinstance(cpu, SnpEvidence):

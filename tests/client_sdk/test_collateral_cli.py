@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ from urllib.parse import quote as url_quote
 import pytest
 from typer.testing import CliRunner
 
+from attestation.collateral import IntelCollateral
 from attestation.errors import MalformedError
+from attestation.evidence import Evidence, TdxEvidence, dump_evidence
+from attestation.fetch import Fetcher, Sources
+from attestation.simulator.nvidia import SimulatedNvidia
 from client_sdk.amd_file import dump_amd, parse_amd
 from client_sdk.cli import app
 from tests.client_sdk.evidence_files import NOW, Bench, amd, intel
+from tests.vendor import Pages, responder, rim_pages, vendor_service
 
 Page = tuple[dict[str, str], bytes]
 
@@ -135,3 +141,32 @@ def test_amds_file_survives_the_round_trip() -> None:
     ):
         with pytest.raises(MalformedError):
             parse_amd(bad)
+
+
+def test_a_folder_for_a_machine_without_a_network(tmp_path: Path) -> None:
+    """With `--cache`, what a document's GPUs need is kept beside what its CPU needs, for a gateway that may ask nobody."""
+    gpus = SimulatedNvidia.create()
+    document = Evidence(
+        statement=b"{}", cpu=TdxEvidence(intel().quote(bytes(64))), gpu=gpus.evidence(bytes(32))
+    )
+    (tmp_path / "evidence.json").write_bytes(dump_evidence(document))
+    collateral = gpus.collateral(NOW)
+    manifests = {f"/v1{path}": page for path, page in rim_pages(document.gpu, collateral).items()}
+    plain: Pages = {path: (200, headers, body) for path, (headers, body) in pages().items()}
+    fmspc = json.loads(intel().collateral(NOW).tcb_info)["fmspc"].upper()
+    plain[f"/tdx/certification/v4/tcb?fmspc={fmspc}"] = plain["/tdx/certification/v4/tcb"]
+    plain["/sgx/certification/v4/pckcrl?ca=platform&encoding=der"] = plain["/sgx/certification/v4/pckcrl"]
+    with vendor_service(plain | manifests) as vendor:
+        vendor.answer = responder(collateral)
+        arguments = ["--pccs", vendor.url, "--nvidia", vendor.url, "--cache", str(tmp_path / "kept")]
+        command = ["collateral", "fetch", str(tmp_path / "evidence.json"), "-o", str(tmp_path / "out")]
+        result = CliRunner().invoke(app, [*command, *arguments])
+        assert result.exit_code == 0, result.output
+        sources = replace(
+            Sources.pccs(vendor.url), nvidia_rim=f"{vendor.url}/v1/rim", nvidia_ocsp=f"{vendor.url}/ocsp"
+        )
+    with Fetcher(sources=sources, cache=tmp_path / "kept", offline=True) as offline:
+        assert len(offline.nvidia(document.gpu).rims) == 2
+        assert IntelCollateral.parse((tmp_path / "out").read_bytes()) == offline.intel(
+            intel().quote(bytes(64))
+        )
