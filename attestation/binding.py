@@ -78,6 +78,7 @@ class Statement:
     engine: Engine
     config: bytes = field(metadata={"size": 32})  # digest of the gateway's whole effective configuration
     image: Image
+    config_file: bytes | None = field(default=None, metadata={"size": 32})  # where its digest was measured
     log_origin: str | None = (
         None  # of a log that somebody else runs; a gateway's own has its key in its origin
     )

@@ -15,6 +15,9 @@ from typing import Any
 
 import structlog
 
+from attestation.checks import Check
+from attestation.errors import AttestationError
+
 FIELDS = frozenset(
     {
         "address",
@@ -43,6 +46,11 @@ FIELDS = frozenset(
     }
 )
 MAX_VALUE = 400
+_OF_MACHINES = {
+    Check.TEE_COLLECT,
+    Check.GPU_COLLECT,
+    Check.COLLATERAL_FETCH,
+}  # these say what an operator has to do
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -64,7 +72,10 @@ def failure(error: BaseException) -> dict[str, str | None]:
     """Fields that say what failed and where, without its words."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None
-    return {"error": type(error).__name__, "source": place}
+    named = (
+        {"reason": str(error)} if isinstance(error, AttestationError) and error.check in _OF_MACHINES else {}
+    )
+    return {"error": type(error).__name__, "source": place, **named}
 
 
 class Reduced(logging.Handler):

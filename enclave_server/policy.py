@@ -27,10 +27,11 @@ def policy_text(settings: Settings, tee: Tee) -> str:
     if roots := tee.simulated_roots:
         named = [_ROOT.format(vendor=v, name=r.name, pin=r.spki_sha256.hex()) for v, r in roots.items()]
         parts = [_WARNING + "\n".join(named), *parts]
-    gpus = settings.simulated_gpus
+    gpus = settings.nvidia_gpus if settings.real_tee else settings.simulated_gpus
     parts.append(f"[gpu]\ncount = {gpus}\n" if gpus else "[gpu]\nrequired = false\n")
     parts.append(
         f'[statement]\nmodel_digests = ["{settings.model_digest}"]\nconfig_digests = ["{settings.digest().hex()}"]\n'
+        + ("require_log = true\n" if settings.log_dir else "")
     )
     return "\n".join(parts)
 
@@ -48,8 +49,11 @@ def _cpu(tee: Tee) -> str:
                 "rtmr3": td.rtmr3,
             }
             lines = "".join(f'{name} = "{value.hex()}"\n' for name, value in registers.items())
-            return f"[tdx]\n\n[[tdx.measurements]]\n{lines}"
+            config = f'mr_config_id = ["{td.mr_config_id.hex()}"]\n' if any(td.mr_config_id) else ""
+            return f"[tdx]\n{config}\n[[tdx.measurements]]\n{lines}"
         case SnpEvidence(report):
-            return f'[snp]\nmeasurements = ["{parse_report(report).measurement.hex()}"]\n'
+            found = parse_report(report)
+            config = f'host_data = ["{found.host_data.hex()}"]\n' if any(found.host_data) else ""
+            return f'[snp]\nmeasurements = ["{found.measurement.hex()}"]\n{config}'
         case never:
             assert_never(never)

@@ -12,12 +12,14 @@ import tomllib
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import rfc8785
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from attestation.errors import MalformedError
+from attestation.tlog import parse_verifier_key
 from enclave_server.engine_flags import check_environment, check_extra_flags
 
 PREFIX = "ENCLAVE_"
@@ -32,6 +34,14 @@ class TeeKind(StrEnum):
     SIMULATED_SNP = "simulated-snp"
     TDX = "tdx"
     SNP = "snp"
+
+
+class ConfigIdentity(StrEnum):
+    """Whether the configuration file has to be the one that the machine was launched with."""
+
+    AUTO = "auto"  # on a real TEE
+    REQUIRED = "required"
+    OFF = "off"
 
 
 class Isolation(StrEnum):
@@ -72,14 +82,27 @@ class Settings(BaseSettings):
     tee: TeeKind
     simulator_dir: Path | None = None
     simulated_gpus: int = Field(default=0, ge=0, le=8)
-    identity_hours: int = Field(
-        default=168, ge=1, le=8760
-    )  # then the statement ends, and a restart makes a new one
+    identity_hours: float = Field(default=168, gt=0, le=8760)  # from a statement's beginning to its end
+    identity_overlap_minutes: float = Field(
+        default=120, gt=0
+    )  # so long before it ends, its successor takes over; at most half of its life
+    nvidia_gpus: int = Field(default=0, ge=0, le=64)  # so many real ones; more or fewer is an error
+    config_identity: ConfigIdentity = ConfigIdentity.AUTO
+    evidence_seconds: Seconds = 30  # until hardware has answered; then the request fails and others go on
     evidence_renew_seconds: Seconds = 240
     evidence_per_second: float = Field(default=2, gt=0)  # evidence made on request, for a caller's nonce
     evidence_burst: int = Field(default=20, ge=1)
     image_build: str = "unknown"
     image_source: str = "unknown"
+
+    # what vendors publish beside evidence, fetched in the background; see docs/collect.md
+    collateral_dir: Path | None = None  # keeps it over restarts; may be filled by hand
+    collateral_offline: bool = False  # ask nobody: only what lies in collateral_dir
+    collateral_refresh_seconds: Seconds = 21_600
+    pccs_url: str | None = None  # in place of Intel's own service
+    amd_kds_url: str = "https://kdsintf.amd.com"
+    nvidia_rim_url: str = "https://rim.attestation.nvidia.com/v1/rim"
+    nvidia_ocsp_url: str | None = None  # in place of the responder that certificates name
 
     # the engine, a child process with a Python environment of its own
     engine_python: Path
@@ -124,6 +147,12 @@ class Settings(BaseSettings):
     checkpoint_events: int = Field(default=1000, ge=1)
     checkpoint_seconds: float = Field(default=1, ge=0.01, le=86_400)
 
+    # the log of receipts, see docs/log.md: the hash of each, in a log on disk, or in one that answers at `log_url`
+    log_dir: Path | None = None
+    log_seconds: float = Field(default=1, ge=0.01, le=3600)  # so often what came together is appended
+    log_url: str | None = Field(default=None, pattern=r"^https?://[^?#]+$")
+    log_key: str | None = None  # of the log at `log_url`: `<name>+<id>+<base64>`
+
     # limits of a request
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     max_answer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
@@ -136,14 +165,25 @@ class Settings(BaseSettings):
     request_seconds: Seconds = 3600
     drain_seconds: Seconds = 60  # what requests under way get to finish when the gateway is told to stop
 
+    @property
+    def real_tee(self) -> bool:
+        """Not a simulated one."""
+        return self.tee in (TeeKind.TDX, TeeKind.SNP)
+
+    @property
+    def config_identity_required(self) -> bool:
+        return self.config_identity is ConfigIdentity.REQUIRED or (
+            self.config_identity is ConfigIdentity.AUTO and self.real_tee
+        )
+
     @classmethod
-    def load(cls, file: Path | None = None, **changes: Any) -> Settings:
-        """Settings from `file`, overridden by ENCLAVE_* variables, overridden by `changes`."""
+    def load(cls, file: Path | bytes | None = None, **changes: Any) -> Settings:
+        """Settings from `file` or its content, overridden by ENCLAVE_* variables, overridden by `changes`."""
         _refuse_unknown_variables(set(cls.model_fields))
         return cls(**{**_in_file(file), **EnvSettingsSource(cls)(), **changes})
 
     @classmethod
-    def origins(cls, file: Path | None = None) -> dict[str, str]:
+    def origins(cls, file: Path | bytes | None = None) -> dict[str, str]:
         """Where `load` takes each setting from: `environment`, `file` or `default`."""
         variables, values = EnvSettingsSource(cls)(), _in_file(file)
         places = dict.fromkeys(values, "file") | dict.fromkeys(variables, "environment")
@@ -168,6 +208,26 @@ class Settings(BaseSettings):
             raise ValueError("must hold no password: libpq finds it in PGPASSFILE or PGPASSWORD")
         return value
 
+    @model_validator(mode="after")
+    def _overlap(self) -> Self:
+        if self.identity_overlap_minutes > self.identity_hours * 30:
+            raise ValueError("identity_overlap_minutes must be at most half of identity_hours")
+        return self
+
+    @model_validator(mode="after")
+    def _log(self) -> Settings:
+        if self.log_url is None:
+            if self.log_key is not None:
+                raise ValueError("log_key is that of the log at log_url, which is not set")
+            return self
+        if self.log_dir is None or self.log_key is None:
+            raise ValueError("log_url needs log_key, and log_dir for where each receipt is in that log")
+        try:
+            parse_verifier_key(self.log_key)
+        except MalformedError as exc:
+            raise ValueError(f"log_key: {exc.detail}") from exc
+        return self
+
     def effective(self) -> dict[str, Any]:
         """Plain values, as `enclave-server config` prints and `digest` covers them."""
         return self.model_dump(mode="json")
@@ -177,8 +237,9 @@ class Settings(BaseSettings):
         return sha256(rfc8785.dumps(self.effective())).digest()
 
 
-def _in_file(file: Path | None) -> dict[str, Any]:
-    return tomllib.loads(file.read_text()) if file is not None else {}
+def _in_file(file: Path | bytes | None) -> dict[str, Any]:
+    content = file.read_bytes() if isinstance(file, Path) else file
+    return tomllib.loads(content.decode()) if content is not None else {}
 
 
 def _refuse_unknown_variables(known: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Where this machine's CPU evidence comes from. Today: simulated TEEs, which sign real formats under a root of their own.
+"""Where this machine's evidence comes from: its hardware, or a simulated TEE, which signs real formats under a root of its own.
 
 A client accepts a simulated TEE only when its policy names that root; nothing here can make it look like a vendor's.
 """
@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import Protocol
 
 from attestation.collateral import Collateral
 from attestation.evidence import SnpEvidence, TdxEvidence
-from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.roots import Root
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import SimulatedTdx
+from enclave_server.collateral import CollateralState
+from enclave_server.hardware import Hardware
 from enclave_server.settings import Settings, TeeKind
 
 
 class Tee(Protocol):
-    """Gives evidence over 64 bytes, and the collateral to judge it by. May block: call it in a thread."""
+    """Gives evidence over 64 bytes, and the collateral to judge it by. Evidence may block: ask for it in a thread."""
 
     def evidence(self, report_data: bytes) -> TdxEvidence | SnpEvidence: ...
 
@@ -29,83 +30,74 @@ class Tee(Protocol):
         """NVIDIA's evidence list, each device asked with `nonce`; empty on a machine without GPUs."""
         ...
 
-    def collateral(self) -> Collateral: ...
+    def event_log(self) -> bytes:
+        """The log of this boot, in TCG2 format; empty where there is none."""
+        ...
+
+    def collateral(self) -> Collateral:
+        """What is at hand. The first call begins to keep it fresh; none waits."""
+        ...
+
+    @property
+    def state(self) -> CollateralState: ...
 
     @property
     def simulated_roots(self) -> Mapping[str, Root]:
         """The roots to name in a policy, by vendor, where they are no vendor's."""
         ...
 
+    def close(self) -> None: ...
 
-class _Gpus:
-    """The simulated GPUs of a simulated machine; there may be none."""
+
+class Simulated:
+    """A simulated TDX or SEV-SNP machine, with simulated GPUs where the settings say so."""
 
     def __init__(self, settings: Settings) -> None:
+        folder = _directory(settings)
+        self._cpu: SimulatedTdx | SimulatedSnp
+        if settings.tee is TeeKind.SIMULATED_TDX:
+            self._cpu = SimulatedTdx.load_or_create(folder)
+        else:
+            self._cpu = SimulatedSnp.load_or_create(folder)
         machine = Machine(gpus=settings.simulated_gpus)
-        self._nvidia = (
-            SimulatedNvidia.load_or_create(_directory(settings), machine) if settings.simulated_gpus else None
-        )
+        self._nvidia = SimulatedNvidia.load_or_create(folder, machine) if settings.simulated_gpus else None
+
+    def evidence(self, report_data: bytes) -> TdxEvidence | SnpEvidence:
+        if isinstance(self._cpu, SimulatedTdx):
+            return TdxEvidence(self._cpu.quote(report_data))
+        return SnpEvidence(self._cpu.report(report_data))
 
     def gpus(self, nonce: bytes) -> bytes:
         return self._nvidia.evidence(nonce) if self._nvidia else b""
 
-    def _gpu_collateral(self, now: datetime) -> NvidiaCollateral | None:
-        return self._nvidia.collateral(now) if self._nvidia else None
-
-    def _gpu_roots(self) -> dict[str, Root]:
-        if self._nvidia is None:
-            return {}
-        return {"nvidia_device": self._nvidia.device_root, "nvidia_rim": self._nvidia.rim_root}
-
-
-class _Tdx(_Gpus):
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._tdx = SimulatedTdx.load_or_create(_directory(settings))
-
-    def evidence(self, report_data: bytes) -> TdxEvidence:
-        return TdxEvidence(self._tdx.quote(report_data))
+    def event_log(self) -> bytes:
+        return b""
 
     def collateral(self) -> Collateral:
         now = datetime.now(UTC)
-        return Collateral(intel=self._tdx.collateral(now), nvidia=self._gpu_collateral(now))
+        nvidia = self._nvidia.collateral(now) if self._nvidia else None
+        if isinstance(self._cpu, SimulatedTdx):
+            return Collateral(intel=self._cpu.collateral(now), nvidia=nvidia)
+        return Collateral(amd=self._cpu.collateral(now), nvidia=nvidia)
+
+    @property
+    def state(self) -> CollateralState:
+        return CollateralState()
 
     @property
     def simulated_roots(self) -> Mapping[str, Root]:
-        return {"intel": self._tdx.root, **self._gpu_roots()}
+        roots = {"intel" if isinstance(self._cpu, SimulatedTdx) else "amd": self._cpu.root}
+        if self._nvidia:
+            roots |= {"nvidia_device": self._nvidia.device_root, "nvidia_rim": self._nvidia.rim_root}
+        return roots
 
-
-class _Snp(_Gpus):
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._snp = SimulatedSnp.load_or_create(_directory(settings))
-
-    def evidence(self, report_data: bytes) -> SnpEvidence:
-        return SnpEvidence(self._snp.report(report_data))
-
-    def collateral(self) -> Collateral:
-        now = datetime.now(UTC)
-        return Collateral(amd=self._snp.collateral(now), nvidia=self._gpu_collateral(now))
-
-    @property
-    def simulated_roots(self) -> Mapping[str, Root]:
-        return {"amd": self._snp.root, **self._gpu_roots()}
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 def open_tee(settings: Settings) -> Tee:
-    """The source of evidence that the settings name."""
-    match settings.tee:
-        case TeeKind.SIMULATED_TDX:
-            return _Tdx(settings)
-        case TeeKind.SIMULATED_SNP:
-            return _Snp(settings)
-        case TeeKind.TDX | TeeKind.SNP:
-            raise NotImplementedError(
-                f'tee = "{settings.tee}": this version cannot collect evidence from real hardware yet; '
-                'only "simulated-tdx" and "simulated-snp" work, and no client trusts those unless its policy names their root'
-            )
-        case never:
-            assert_never(never)
+    """The source of evidence that the settings name. Raises UnavailableError where the machine has no such."""
+    return Hardware(settings) if settings.real_tee else Simulated(settings)
 
 
 def _directory(settings: Settings) -> Path:
