@@ -32,6 +32,7 @@ class Audited:
     """One exchange that held. The receipt says nothing about bytes that were not compared with it."""
 
     receipt: Receipt
+    verdict: Verdict  # on the evidence, reached at the receipt's time or at one since which nothing changed
     request_compared: bool
     response_compared: bool
 
@@ -102,6 +103,7 @@ class Auditor:
         _check_receipt(receipt, exchange, verdict)
         return Audited(
             receipt=receipt,
+            verdict=verdict,
             request_compared=exchange.request is not None,
             response_compared=exchange.response is not None,
         )

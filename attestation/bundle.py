@@ -8,8 +8,9 @@ believed before `audit.py` has verified it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from attestation._b64 import b64url_decode, b64url_encode
@@ -21,6 +22,7 @@ from attestation.errors import MalformedError
 VERSION = 1
 PURPOSE = "attested-inference/bundle"
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
+decode_again = lru_cache(maxsize=2)(b64url_decode)  # for evidence: the files of a folder mostly have the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,14 @@ def dump_bundle(bundle: Bundle) -> bytes:
 
 def parse_bundle(data: bytes) -> Bundle:
     """Read a bundle. Judges nothing: the evidence and the receipts in it are read when they are verified."""
-    raw = parse_json_object(data, Check.BUNDLE_FORMAT, "bundle", limit=MAX_BUNDLE_BYTES)
+    bundle, exchanges = open_bundle(
+        parse_json_object(data, Check.BUNDLE_FORMAT, "bundle", limit=MAX_BUNDLE_BYTES)
+    )
+    return replace(bundle, exchanges=tuple(map(parse_exchange, exchanges)))
+
+
+def open_bundle(raw: Mapping[str, Any]) -> tuple[Bundle, list[object]]:
+    """The bundle in a JSON object, still without its exchanges: these are for `parse_exchange`, one by one."""
     parse_members(raw, "the bundle", {"v", "purpose", "evidence", "nonce", "exchanges"})
     if type(raw["v"]) is not int or raw["v"] != VERSION or raw["purpose"] != PURPOSE:
         raise MalformedError(
@@ -66,11 +75,8 @@ def parse_bundle(data: bytes) -> Bundle:
     exchanges = raw["exchanges"]
     if not isinstance(exchanges, list) or not exchanges:
         raise MalformedError(Check.BUNDLE_FORMAT, "exchanges must be a list with at least one exchange")
-    return Bundle(
-        evidence=parse_bytes(raw, "evidence"),
-        nonce=parse_bytes(raw, "nonce", NONCE_BYTES),
-        exchanges=tuple(map(_parse_exchange, exchanges)),
-    )
+    evidence = parse_bytes(raw, "evidence", decode=decode_again)
+    return Bundle(evidence=evidence, nonce=parse_bytes(raw, "nonce", NONCE_BYTES), exchanges=()), exchanges
 
 
 def _dump_exchange(exchange: SavedExchange) -> dict[str, str]:
@@ -82,7 +88,8 @@ def _dump_exchange(exchange: SavedExchange) -> dict[str, str]:
     return table
 
 
-def _parse_exchange(raw: object) -> SavedExchange:
+def parse_exchange(raw: object) -> SavedExchange:
+    """One exchange of a bundle."""
     if not isinstance(raw, dict):
         raise MalformedError(Check.BUNDLE_FORMAT, "an exchange must be an object")
     parse_members(raw, "an exchange", {"receipt", "nonce"}, {"request", "response"})
@@ -112,13 +119,18 @@ def parse_members(
 
 
 def parse_bytes(
-    table: Mapping[str, Any], name: str, size: int | None = None, *, check: Check = Check.BUNDLE_FORMAT
+    table: Mapping[str, Any],
+    name: str,
+    size: int | None = None,
+    *,
+    check: Check = Check.BUNDLE_FORMAT,
+    decode: Callable[[str, Check, str], bytes] = b64url_decode,
 ) -> bytes:
     """The bytes of one member, in base64url; of exactly `size` if that is given."""
     value = table[name]
     if not isinstance(value, str):
         raise MalformedError(check, f"{name} must be base64url text")
-    data = b64url_decode(value, check, name)
+    data = decode(value, check, name)
     if size is not None and len(data) != size:
         raise MalformedError(check, f"{name} has {size} bytes, found {len(data)}")
     return data

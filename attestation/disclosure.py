@@ -16,7 +16,7 @@ from attestation._b64 import b64url_encode
 from attestation._json import parse_json_object
 from attestation.audit import Audited, Auditor
 from attestation.binding import NONCE_BYTES, parse_statement
-from attestation.bundle import Bundle, SavedExchange, parse_bytes, parse_members
+from attestation.bundle import Bundle, SavedExchange, decode_again, parse_bytes, parse_members
 from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
 from attestation.evidence import parse_evidence
@@ -143,7 +143,7 @@ def load_disclosure(raw: dict[str, Any]) -> Disclosure:
     if not isinstance(receipt, str) or not receipt.isascii():
         raise MalformedError(_FORMAT, "receipt must be a compact JWS")
     return Disclosure(
-        evidence=parse_bytes(raw, "evidence", check=_FORMAT),
+        evidence=parse_bytes(raw, "evidence", check=_FORMAT, decode=decode_again),
         nonce=parse_bytes(raw, "nonce", NONCE_BYTES, check=_FORMAT),
         receipt=receipt,
         messages=_load_parts(raw["messages"]),

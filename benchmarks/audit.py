@@ -16,10 +16,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from rich.console import Console
-
 from attestation.bundle import Bundle, SavedExchange, dump_bundle
-from client_sdk.audit_cli import Terms, audit_all, gravest, tasks_of
+from client_sdk.audit_work import Terms, audit_path
 from tests.client_sdk.pretend import ANSWER, NOW, POLICY, PretendEnclave
 
 
@@ -41,10 +39,10 @@ def make(count: int) -> Bundle:
 
 def rate(path: Path, count: int, jobs: int) -> float:
     start = perf_counter()
-    rows = audit_all(list(tasks_of(path)), Terms(POLICY, None, None), jobs, Console(stderr=True))
+    tally = audit_path(path, Terms(POLICY), jobs)
     seconds = perf_counter() - start
-    if len(rows) != count or gravest(rows):
-        sys.exit(f"not all held: {next(row for row in rows if row.code)}")
+    if tally.held != count:
+        sys.exit(f"not all held: {tally.refused[:1]}")
     return count / seconds
 
 

@@ -12,7 +12,8 @@ import pytest
 from attestation.bundle import Bundle, SavedExchange, dump_bundle
 from attestation.policy import parse_policy
 from client_sdk import audit_cli
-from client_sdk.audit_cli import Row, gravest
+from client_sdk.audit_cli import gravest
+from client_sdk.audit_work import Refused
 from client_sdk.exits import ExitCode
 from tests.client_sdk.pretend import ANSWER, NOW, POLICY, PretendEnclave
 from tests.client_sdk.test_cli import Done, attested
@@ -93,7 +94,7 @@ def test_one_file_of_many_exchanges(tmp_path: Path, policy: Path, jobs: str) -> 
 
 
 def test_at_another_time_and_today(tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Expired collateral is a refusal at `--at`, and a remark with `--today`."""
+    """Expired collateral is a refusal at `--at`, and a remark today."""
     (tmp_path / "b.json").write_bytes(dump_bundle(GOOD))
     later = NOW + timedelta(days=4000)
     done = audited(tmp_path / "b.json", policy, "--at", later.isoformat())
@@ -101,13 +102,14 @@ def test_at_another_time_and_today(tmp_path: Path, policy: Path, monkeypatch: py
     assert "[tdx." in done.stdout
 
     class Clock:
-        now = staticmethod(lambda zone: later)
-        fromtimestamp = staticmethod(lambda seconds, zone: NOW)
+        times = iter([NOW, later])
+        now = staticmethod(lambda _: next(Clock.times))
 
     monkeypatch.setattr(audit_cli, "datetime", Clock)
-    done = audited(tmp_path / "b.json", policy, "--today")
-    assert done.returncode == 0
-    assert "today: the evidence would be refused: [tdx." in done.stdout
+    for remark in (False, True):
+        done = audited(tmp_path / "b.json", policy)
+        assert done.returncode == 0
+        assert ("today: the evidence would be refused: [tdx." in done.stdout) is remark
 
 
 def test_what_cannot_be_read(tmp_path: Path, policy: Path) -> None:
@@ -124,7 +126,8 @@ def test_what_cannot_be_read(tmp_path: Path, policy: Path) -> None:
 
 def test_the_gravest_outcome_is_the_exit_code() -> None:
     """Not authentic before malformed, refused and undecided."""
-    rows = [Row(file="", exchange=0, code=code) for code in ExitCode if code is not ExitCode.USAGE]
-    assert gravest(rows) is ExitCode.NOT_AUTHENTIC
-    assert gravest(rows[:2]) is ExitCode.MALFORMED
-    assert gravest(rows[:1]) is ExitCode.ACCEPT
+    codes = [ExitCode.UNDECIDED, ExitCode.POLICY, ExitCode.MALFORMED, ExitCode.NOT_AUTHENTIC]
+    refused = [Refused(file="", exchange=0, code=code, check="", detail="") for code in codes]
+    for number, code in enumerate(codes):
+        assert gravest(refused[: number + 1]) is code
+    assert gravest([]) is ExitCode.ACCEPT
