@@ -6,7 +6,9 @@ import asyncio
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -160,6 +162,35 @@ def relay(tmp_path: Path, gateway: LiveGateway) -> Iterator[Relay]:
     running = Relay(tmp_path, gateway)
     yield running
     running.close()
+
+
+class Impostor:
+    """Somebody with another TLS key, who for a while listens where an enclave was, and answers nothing."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.heard: list[bytes] = []  # over each connection whose handshake was finished
+        self.connections = 0
+        self._port = port
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate(folder))
+
+    def serve(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        with (
+            socket.create_server(("127.0.0.1", self._port), backlog=1024) as server,
+            ThreadPoolExecutor(32) as threads,
+        ):
+            server.settimeout(0.05)
+            while time.monotonic() < until:
+                with suppress(OSError):
+                    threads.submit(self._listen, server.accept()[0])
+
+    def _listen(self, plain: socket.socket) -> None:
+        self.connections += 1
+        plain.settimeout(2)
+        with suppress(OSError), self._context.wrap_socket(plain, server_side=True) as peer:
+            self.heard.append(peer.recv(65536))
+        plain.close()
 
 
 class Switch:
