@@ -143,6 +143,11 @@ bench-gateway: $(PROJECT)
 bench-sealing: $(PROJECT)
 	@$(PY) -m benchmarks.sealing
 
+## bench-proxy   what `attested proxy` adds to an answer, a stream and an event; about 30 s
+.PHONY: bench-proxy
+bench-proxy: $(PROJECT)
+	@$(PY) -m benchmarks.proxy
+
 ## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 7 min
 .PHONY: bench-vllm
 bench-vllm: $(PROJECT) model

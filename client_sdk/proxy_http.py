@@ -115,6 +115,9 @@ class Server:
         self._connections[connection] = task
         try:
             await connection.serve()
+        except asyncio.CancelledError:
+            if not self.stopping:  # Python 3.11 reports a cancelled connection as an error
+                raise
         finally:
             del self._connections[connection]
             writer.close()  # what was written still arrives

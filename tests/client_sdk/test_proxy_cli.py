@@ -60,7 +60,8 @@ def test_the_program_itself(tmp_path: Path, gateway: LiveGateway, policy: Path, 
         assert httpx.post(origin + CHAT, json=ASKED).status_code == 200
         httpx.post(origin + CHAT, content=b"a-marked-prompt")
         engine.behaviour.delay = 0.1
-        with httpx.stream("POST", origin + CHAT, json=STREAMED) as response:
+        idle = socket.create_connection(("127.0.0.1", port))
+        with idle, httpx.stream("POST", origin + CHAT, json=STREAMED) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
