@@ -11,6 +11,7 @@ import typer
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
+from attestation.parts import DISCLOSURE_HEADER
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.options import ChannelOption, PolicyFile, Url
 from client_sdk.present import clean, reasons
@@ -64,7 +65,10 @@ def chat(
 def _stream(client: Any, model: str, prompt: str, save: Path | None) -> str:
     """Print the answer as it comes; in words, what was proven at its end, which may be saved."""
     messages = [{"role": "user", "content": prompt}]
-    stream = client.chat.completions.create(model=model, messages=messages, stream=True)
+    headers = {DISCLOSURE_HEADER: "1"} if save else {}  # so that `attested disclose` can show parts of it
+    stream = client.chat.completions.create(
+        model=model, messages=messages, stream=True, extra_headers=headers
+    )
     for chunk in stream:
         for choice in chunk.choices:
             typer.echo(clean(choice.delta.content or ""), nl=False)

@@ -10,6 +10,7 @@ import typer
 from client_sdk import collateral_cli, evidence_cli, policy_cli
 from client_sdk.audit_cli import audit
 from client_sdk.chat_cli import chat
+from client_sdk.disclose_cli import disclose
 from client_sdk.doctor_cli import doctor
 from client_sdk.exits import Commands
 from client_sdk.inspect_cli import inspect
@@ -36,6 +37,7 @@ app.command(rich_help_panel=TALK)(proxy)
 app.command(rich_help_panel=TALK)(env)
 app.command(rich_help_panel=TALK)(doctor)
 app.command(rich_help_panel=JUDGE)(audit)
+app.command(rich_help_panel=JUDGE)(disclose)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)
 app.add_typer(evidence_cli.app, name="evidence", rich_help_panel=JUDGE)

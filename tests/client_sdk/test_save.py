@@ -57,3 +57,21 @@ def test_a_chat_is_saved_and_audited(tmp_path: Path, gateway: LiveGateway) -> No
     (exchange,) = parse_bundle(bundle.read_bytes()).exchanges
     assert exchange.response is not None
     assert exchange.response.endswith(b"data: [DONE]\n\n")
+
+
+def test_one_message_of_a_chat_is_shown(tmp_path: Path, gateway: LiveGateway) -> None:
+    """From the real gateway to a file that shows the question, hides the answer, and holds."""
+    policy, bundle, shown = (tmp_path / name for name in ("policy.toml", "bundle.json", "shown.json"))
+    policy.write_text(gateway.policy_text)
+    saved = ("--save", str(bundle))
+    done = attested("chat", gateway.origin, "--policy", str(policy), "hello you", *saved)
+    assert done.returncode == 0, done.stderr
+    done = attested("disclose", str(bundle), "--message", "0", "-o", str(shown))
+    assert done.returncode == 0, done.stderr
+    assert "1 message(s) and 0 choice(s) shown, 0 and 1 hidden" in done.stdout
+    done = attested("audit", str(shown), "--policy", str(policy))
+    assert done.returncode == 0, done.stdout
+    assert 'message 0: {"role":"user","content":"hello you"}' in done.stdout.replace('": "', '":"')
+    assert "hidden: choice 0" in done.stdout
+    assert "You said" not in done.stdout
+    assert parse_bundle(bundle.read_bytes()).exchanges[0].nonce not in shown.read_bytes()

@@ -1,0 +1,60 @@
+"""`attested disclose BUNDLE`: some messages and choices of a saved chat, for somebody who is to see no more of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attestation.disclosure import disclose as make_disclosure
+from attestation.disclosure import dump_disclosure
+from attestation.errors import AttestationError
+from client_sdk.audit_cli import read_bundle
+from client_sdk.exits import ExitCode, exit_code
+from client_sdk.present import clean, reasons
+
+_Numbers = list[int] | None
+
+
+def disclose(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="Of chats that asked for it, with bytes: what --save writes."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where it goes.")],
+    message: Annotated[
+        _Numbers, typer.Option("--message", min=0, metavar="N", help="Of the request, from 0; repeatable.")
+    ] = None,
+    choice: Annotated[
+        _Numbers, typer.Option("--choice", min=0, metavar="N", help="Of the answer, from 0; repeatable.")
+    ] = None,
+    exchange: Annotated[
+        int, typer.Option("--exchange", min=0, metavar="N", help="Which one of the bundle's, from 0.")
+    ] = 0,
+) -> None:
+    """Show one message of a chat without the rest; `attested audit` verifies what is shown.
+
+    The file has the receipt and its evidence. It has neither the other messages nor what they could be guessed with.
+    """
+    messages, choices = set(message or ()), set(choice or ())
+    if not messages and not choices:
+        raise typer.BadParameter("nothing to show: give --message or --choice")
+    try:
+        bundle = read_bundle(file)
+        if exchange >= len(bundle.exchanges):
+            raise LookupError(f"there is no exchange {exchange}: there are {len(bundle.exchanges)}")
+        made = make_disclosure(bundle, bundle.exchanges[exchange], messages=messages, choices=choices)
+        output.write_bytes(dump_disclosure(made))
+    except LookupError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+    except AttestationError as error:
+        typer.echo(clean("\n".join(["nothing was written", *reasons(error)])), err=True)
+        raise typer.Exit(exit_code(error)) from error
+    except OSError as exc:
+        typer.echo(clean(f"cannot write {output}: {exc.strerror}"), err=True)
+        raise typer.Exit(ExitCode.UNDECIDED) from exc
+    hidden = len(made.messages) - len(messages), len(made.choices) - len(choices)
+    typer.echo(
+        f"{output}: {len(messages)} message(s) and {len(choices)} choice(s) shown, {hidden[0]} and {hidden[1]} hidden"
+    )
