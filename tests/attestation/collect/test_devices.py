@@ -9,8 +9,11 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +21,13 @@ from hypothesis import strategies as st
 from attestation.checks import Check
 from attestation.collect import sev_guest, tdx_guest
 from attestation.collect.certificates import Certificate, parse_certificates
+from attestation.collect.nitro import NSM, collect_nitro
 from attestation.collect.registers import extend_rtmr3, read_event_log, read_register
 from attestation.collect.sev_guest import SNP_GET_EXT_REPORT, SNP_GET_REPORT, collect_sev_guest
 from attestation.collect.tdx_guest import TDX_CMD_GET_REPORT0, collect_tdreport, quote_of
 from attestation.errors import MalformedError, UnavailableError
+from attestation.nitro.document import Missing, parse_document
+from attestation.simulator.nitro import SimulatedNitro
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import SimulatedTdx
 from attestation.snp.report import parse_report
@@ -283,3 +289,63 @@ def test_the_boots_log(tmp_path: Path) -> None:
     (tmp_path / "data/CCEL").write_bytes(bytes(1024 * 1024 + 1))
     with pytest.raises(UnavailableError, match="more than"):
         read_event_log(folder=tmp_path)
+
+
+# Nitro: CBOR through the module's own ioctl
+
+
+class Nsm:
+    """The driver of /dev/nsm: request and answer lie where the message says."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], bytes], size: int | None = None) -> None:
+        self._answer, self._size = answer, size
+
+    def __call__(self, descriptor: int, number: int, message: ctypes.Structure) -> int:
+        assert number == NSM
+        base, length, where, room = struct.unpack("<4Q", bytes(message))
+        answer = self._answer(cbor2.loads(ctypes.string_at(base, length)))
+        assert len(answer) <= room == 12 * 1024
+        ctypes.memmove(where, answer, len(answer))
+        ctypes.memmove(ctypes.addressof(message) + 24, struct.pack("<Q", self._size or len(answer)), 8)
+        return 0
+
+
+def test_nitro(tmp_path: Path) -> None:
+    """A document with the nonce that was asked for, which the verifier reads."""
+    device, host = tmp_path / "nsm", SimulatedNitro()
+    device.touch()
+
+    def sign(request: dict[str, Any]) -> bytes:
+        return cbor2.dumps(
+            {"Attestation": {"document": host.document(datetime.now(UTC), **request["Attestation"])}}
+        )
+
+    document = parse_document(collect_nitro(nonce=DATA, device=device, ioctl=Nsm(sign)))
+    assert document.nonce == DATA
+    assert document.user_data is Missing.NULL
+
+
+@pytest.mark.parametrize(
+    ("answer", "size", "words"),
+    [
+        (cbor2.dumps({"Error": "InvalidOperation"}), None, "InvalidOperation"),
+        (cbor2.dumps({"Attestation": {}}), None, "no document"),
+        (b"\xff", None, "not CBOR"),
+        (b"x", 99999, "99999 bytes"),
+    ],
+)
+def test_nitro_refuses(tmp_path: Path, answer: bytes, size: int | None, words: str) -> None:
+    """What the module says in place of a document is named."""
+    device = tmp_path / "nsm"
+    device.touch()
+    with pytest.raises(UnavailableError, match=words) as caught:
+        collect_nitro(device=device, ioctl=Nsm(lambda _: answer, size))
+    assert caught.value.check is Check.TEE_COLLECT
+
+
+def test_no_nitro(tmp_path: Path) -> None:
+    """No module, and bytes that it would not take."""
+    with pytest.raises(UnavailableError, match="Nitro enclave"):
+        collect_nitro(device=tmp_path / "none")
+    with pytest.raises(ValueError, match="nonce has at most 512"):
+        collect_nitro(nonce=bytes(513))
