@@ -20,6 +20,7 @@ from attestation.evidence import Evidence, parse_evidence
 from attestation.parts import RunningParts
 from attestation.policy import Policy
 from attestation.receipt import COMMENT, Outcome, Receipt, RunningDigest, verify_receipt
+from attestation.tlog import check_logged, log_key
 from attestation.verdict import Verdict
 from attestation.verify import verify
 
@@ -35,6 +36,7 @@ class Audited:
     verdict: Verdict  # on the evidence, reached at the receipt's time or at one since which nothing changed
     request_compared: bool
     response_compared: bool
+    logged: bool  # there was a proof that the receipt is in the enclave's log, and it holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +103,14 @@ class Auditor:
         time = _time(receipt, known.statement)
         verdict = self._judge(known, self._at or time)
         _check_receipt(receipt, exchange, verdict)
+        if exchange.log is not None:
+            check_logged(exchange.log, exchange.receipt, log_key(known.statement))
         return Audited(
             receipt=receipt,
             verdict=verdict,
             request_compared=exchange.request is not None,
             response_compared=exchange.response is not None,
+            logged=exchange.log is not None,
         )
 
     def verdict(self, bundle: Bundle, when: datetime) -> Verdict:

@@ -33,6 +33,9 @@ class SavedExchange:
     nonce: bytes
     request: bytes | None = field(default=None, repr=False)
     response: bytes | None = field(default=None, repr=False)  # with or without the receipt's own comment
+    log: bytes | None = field(
+        default=None, repr=False
+    )  # the proof that the receipt is logged (c2sp.org/tlog-proof@v1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,8 @@ def _dump_exchange(exchange: SavedExchange) -> dict[str, str]:
         table["request"] = b64url_encode(exchange.request)
     if exchange.response is not None:
         table["response"] = b64url_encode(exchange.response)
+    if exchange.log is not None:
+        table["log"] = b64url_encode(exchange.log)
     return table
 
 
@@ -92,7 +97,7 @@ def parse_exchange(raw: object) -> SavedExchange:
     """One exchange of a bundle."""
     if not isinstance(raw, dict):
         raise MalformedError(Check.BUNDLE_FORMAT, "an exchange must be an object")
-    parse_members(raw, "an exchange", {"receipt", "nonce"}, {"request", "response"})
+    parse_members(raw, "an exchange", {"receipt", "nonce"}, {"request", "response", "log"})
     receipt = raw["receipt"]
     if not isinstance(receipt, str) or not receipt.isascii():
         raise MalformedError(Check.BUNDLE_FORMAT, "receipt must be a compact JWS")
@@ -101,6 +106,7 @@ def parse_exchange(raw: object) -> SavedExchange:
         nonce=parse_bytes(raw, "nonce", NONCE_BYTES),
         request=parse_bytes(raw, "request") if "request" in raw else None,
         response=parse_bytes(raw, "response") if "response" in raw else None,
+        log=parse_bytes(raw, "log") if "log" in raw else None,
     )
 
 

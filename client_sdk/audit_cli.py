@@ -42,6 +42,9 @@ def audit(
     jobs: Annotated[
         int, typer.Option("--jobs", min=0, metavar="N", help="Processes; one for each core unless given.")
     ] = 0,
+    logged: Annotated[
+        bool, typer.Option("--logged", help="Refuse what is not shown to be in the enclave's log.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Verify saved exchanges again: receipts, the saved bytes, and the evidence as of each receipt's time. Offline.
@@ -50,7 +53,7 @@ def audit(
     """
     tally = Tally()
     try:
-        terms = Terms(load_policy(policy), at, datetime.now(UTC))
+        terms = Terms(load_policy(policy), at, datetime.now(UTC), logged)
         if path.is_dir() and not any(path.glob("*.json")):
             raise typer.BadParameter(f"{path} has no *.json")
         tally = _with_bar(path, terms, jobs or os.cpu_count() or 1)
@@ -95,6 +98,7 @@ def summary(tally: Tally) -> dict[str, object]:
         "exchanges": tally.exchanges,
         "held": tally.held,
         "digests_only": tally.digests_only,
+        "logged": tally.logged,
         "outcomes": dict(tally.outcomes),
         "statements": sorted(tally.statements),
         "simulated": tally.simulated,
@@ -128,6 +132,8 @@ def _words(tally: Tally) -> Iterator[str]:
     )
     for outcome, count in sorted(tally.outcomes.items()):
         yield f"  {outcome}: {count}"
+    if tally.held:
+        yield f"  logged: {tally.logged or 'none'}, not logged: {tally.held - tally.logged or 'none'}"
     for one in tally.refused[:SHOWN]:
         yield f"{one.file}, exchange {one.exchange}: [{one.check}] {one.detail}"
     if len(tally.refused) > SHOWN:

@@ -24,7 +24,7 @@ from attestation.bundle import MAX_BUNDLE_BYTES, Bundle, open_bundle, parse_exch
 from attestation.checks import Check
 from attestation.disclosure import PURPOSE as DISCLOSURE
 from attestation.disclosure import Disclosure, as_bundle, audit_disclosure, load_disclosure
-from attestation.errors import AttestationError, UnavailableError
+from attestation.errors import AttestationError, UnavailableError, VerificationError
 from attestation.policy import Policy
 from client_sdk.exits import ExitCode, exit_code
 
@@ -52,6 +52,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)  # of those that hold
     statements: set[str] = field(default_factory=set)
     digests_only: int = 0  # saved without all of their bytes
+    logged: int = 0  # shown to be in the enclave's log
     simulated: bool = False
     today: set[str] = field(default_factory=set)  # why evidence would be refused now
     disclosed: list[tuple[str, Disclosure]] = field(default_factory=list)  # by file; only those that hold
@@ -66,6 +67,7 @@ class Tally:
         self.outcomes += other.outcomes
         self.statements |= other.statements
         self.digests_only += other.digests_only
+        self.logged += other.logged
         self.simulated = self.simulated or other.simulated
         self.today |= other.today
         self.disclosed += other.disclosed
@@ -90,6 +92,7 @@ class Terms:
     policy: Policy
     at: datetime | None = None
     today: datetime | None = None
+    logged: bool = False  # what is not shown to be in the enclave's log is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ class Worker:
             try:
                 exchange = parse_exchange(saved.exchanges[number])
                 audited = self._auditor.audit(saved.bundle, exchange)
+                self._demand_log(audited)
                 self._hold(saved.bundle, audited, tally)
             except AttestationError as error:
                 tally.refuse(path, number, error)
@@ -157,6 +161,7 @@ class Worker:
     def _disclosure(self, path: Path, disclosure: Disclosure, tally: Tally) -> None:
         try:
             audited = audit_disclosure(self._auditor, disclosure)
+            self._demand_log(audited)
             self._hold(as_bundle(disclosure)[0], audited, tally)
         except AttestationError as error:
             tally.refuse(path, 0, error)
@@ -168,11 +173,18 @@ class Worker:
         statement = receipt.statement.hex()
         today = self._judge_today(bundle, statement)
         tally.exchanges += 1
+        tally.logged += audited.logged
         tally.outcomes[receipt.outcome.value] += 1
         tally.statements.add(statement)
         tally.simulated = tally.simulated or verdict.simulated
         if today is not None:
             tally.today.add(today)
+
+    def _demand_log(self, audited: Audited) -> None:
+        if self._terms.logged and not audited.logged:
+            raise VerificationError(
+                Check.LOG_MISSING, "there is no proof that the receipt is in the enclave's log"
+            )
 
     def _judge_today(self, bundle: Bundle, statement: str) -> str | None:
         """What the evidence would be refused for now, by its own collateral."""

@@ -17,6 +17,8 @@ from client_sdk.options import ChannelOption, PolicyFile, Url
 from client_sdk.present import clean, reasons
 from client_sdk.transport import DEFAULT_CHANNEL
 
+LOG_SECONDS = 10.0  # that saving waits for the receipt's place in the log
+
 
 def chat(
     url: Url,
@@ -79,13 +81,23 @@ def _stream(client: Any, model: str, prompt: str, save: Path | None) -> str:
     ):  # the stream ended without [DONE]: then openai read to its end, and it was refused
         raise UnavailableError(Check.RECEIPT_MISSING, "the answer was not read to its end")
     if save is not None:
-        attestation.save(save)
+        _save(attestation, save)
     simulated = (
         ", in a SIMULATED TEE, which proves nothing about hardware" if attestation.verdict.simulated else ""
     )
     return (
         f"receipt {attestation.receipt.id} covers all {attestation.receipt.response.length} bytes{simulated}"
     )
+
+
+def _save(attestation: Any, file: Path) -> None:
+    """Write the bundle; with its place in the log, where the enclave keeps one and it is there in time."""
+    logged = attestation.verdict.statement.keys.log_ed25519 is not None
+    try:
+        attestation.save(file, log_seconds=LOG_SECONDS if logged else None)
+    except UnavailableError as exc:  # the answer holds, and is saved
+        words = f"saved without its proof of the log: {exc}. Later: attested log prove {file} {attestation.origin}"
+        typer.echo(clean(words), err=True)
 
 
 def _leave(message: str, code: ExitCode) -> NoReturn:

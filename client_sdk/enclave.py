@@ -175,7 +175,7 @@ class Enclave:
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        attestation = Attestation(exchange.verdict, check)
+        attestation = Attestation(exchange.verdict, check, self._origin)
         response = self._world.http.Response(
             answer.status_code,
             headers=answer.headers,

@@ -274,6 +274,7 @@ class Attestation:
 
     verdict: Verdict
     check: PlainCheck | StreamCheck | None = field(default=None, repr=False)
+    origin: str = ""  # where the enclave answers
 
     @property
     def attested(self) -> bool:
@@ -302,9 +303,22 @@ class Attestation:
         evidence = dump_evidence(self.verdict.evidence)
         return Bundle(evidence=evidence, nonce=self.verdict.nonce, exchanges=(saved,))
 
-    def save(self, path: PathLike[str] | str, *, with_bytes: bool = True) -> None:
-        """Write the bundle to a file, for `attested audit`. With bytes, it holds prompt and answer in clear."""
-        Path(path).write_bytes(dump_bundle(self.bundle(with_bytes=with_bytes)))
+    def save(
+        self, path: PathLike[str] | str, *, with_bytes: bool = True, log_seconds: float | None = None
+    ) -> None:
+        """Write the bundle to a file, for `attested audit`. With bytes, it holds prompt and answer in clear.
+
+        With `log_seconds` it also gets the proof that the receipt is in the enclave's log, and waits for that so long;
+        then UnavailableError, and the file is there without it. Blocks.
+        """
+        bundle = self.bundle(with_bytes=with_bytes)
+        Path(path).write_bytes(dump_bundle(bundle))
+        if log_seconds is not None:
+            from client_sdk.log_client import LogClient, prove_bundle  # noqa: PLC0415 - httpx, for those who want it
+
+            with LogClient.of_gateway(self.origin) as client:
+                bundle = prove_bundle(client, bundle, self.verdict.statement, log_seconds)
+            Path(path).write_bytes(dump_bundle(bundle))
 
 
 def check_answer(

@@ -1,0 +1,181 @@
+"""`attested log …`: whether a log of receipts only grew since the last visit; and proofs for what was saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from attestation._json import parse_json_object
+from attestation.binding import parse_statement
+from attestation.bundle import dump_bundle
+from attestation.checks import Check
+from attestation.errors import AttestationError, MalformedError, UnavailableError
+from attestation.evidence import parse_evidence
+from attestation.tlog import VerifierKey, log_key, parse_verifier_key
+from client_sdk.audit_cli import read_bundle
+from client_sdk.exits import exit_code
+from client_sdk.kept import fetch_evidence
+from client_sdk.log_client import LogClient, Visit, prove_bundle, visit
+from client_sdk.options import AsJson, Url
+from client_sdk.present import clean, reasons
+from client_sdk.session import Session
+from client_sdk.transport import check_url, load_policy
+
+app = typer.Typer(
+    no_args_is_help=True, help="Logs of receipts: see that they only grow, and prove what is in them."
+)
+
+MAX_STATE_BYTES = 16 * 1024 * 1024
+
+Wait = Annotated[
+    float, typer.Option("--wait", min=0, metavar="SECONDS", help="For receipts that are not logged yet.")
+]
+
+
+@app.command()
+def check(
+    url: Url,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="What you accept; the log's key is the enclave's."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key", metavar="KEY", help="The log's key, <name>+<id>+<base64>; URL is then the log's own."
+        ),
+    ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option("--witness", metavar="KEY", help="Must have cosigned; may be repeated."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="FILE", help="Where the last visit is remembered.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """See that a log is signed, and that it continues what was seen at the last visit; then remember this one."""
+    if (policy is None) == (key is None):
+        raise typer.BadParameter("either --policy, for a gateway, or --key, for any log")
+    file, found, error = state or _state_file(), None, None
+    try:
+        witnesses = [parse_verifier_key(text) for text in witness or []]
+        known = _read_state(file)
+        if key is not None:
+            expected, client = parse_verifier_key(key), LogClient(url)
+        else:
+            expected, client = _key_of(url, policy), LogClient.of_gateway(url)
+        seen = known.get(url)
+        with client:
+            fetch = client.fetch_of if key is None else lambda _, path: client.fetch(path)
+            found = visit(fetch, expected, None if seen is None else seen.encode(), witnesses)
+        _write_state(file, {**known, url: found.note.decode()})
+    except AttestationError as exc:
+        error = exc
+    typer.echo(
+        json.dumps(_summary(url, found, error)) if as_json else clean("\n".join(_words(url, found, error)))
+    )
+    raise typer.Exit(exit_code(error))
+
+
+@app.command()
+def prove(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A bundle, saved earlier.")],
+    url: Url,
+    wait: Wait = 0.0,
+) -> None:
+    """Put proofs that its receipts are logged into a saved bundle. `attested audit` verifies them, and all else."""
+    try:
+        bundle = read_bundle(file)
+        statement = parse_statement(parse_evidence(bundle.evidence).statement)
+        with LogClient.of_gateway(url) as client:
+            proven = prove_bundle(client, bundle, statement, wait)
+        _replace(file, dump_bundle(proven))
+    except AttestationError as error:
+        typer.echo(clean("\n".join(["NOT PROVEN", *reasons(error)])), err=True)
+        raise typer.Exit(exit_code(error)) from None
+    typer.echo(f"proven: {len(proven.exchanges)} receipts are in the log", err=True)
+
+
+def _key_of(url: str, policy: Path | None) -> VerifierKey:
+    """The key of the log of the enclave at this URL, once that was verified."""
+    session = Session(load_policy(policy or ""))
+    try:
+        origin = check_url(httpx.URL(url))
+    except httpx.InvalidURL as exc:
+        raise UnavailableError(Check.EVIDENCE_FETCH, f"{url}: {exc}") from exc
+    found = fetch_evidence(httpx, origin, {}, session.begin())
+    verdict = session.accept(found.document, found.nonce, datetime.now(UTC), found.date)
+    return log_key(verdict.statement)
+
+
+def _summary(url: str, found: Visit | None, error: AttestationError | None) -> dict[str, Any]:
+    """The one object that `--json` prints."""
+    head = found and {
+        "origin": found.checkpoint.origin,
+        "size": found.checkpoint.size,
+        "root": found.checkpoint.root.hex(),
+        "seen_size": found.before.size if found.before else None,
+        "boots": found.boots,
+    }
+    return {
+        "url": url,
+        "verdict": "accept" if error is None else "refuse",
+        "check": None if error is None else str(error.check),
+        "detail": "" if error is None else error.detail,
+        "log": head,
+    }
+
+
+def _words(url: str, found: Visit | None, error: AttestationError | None) -> list[str]:
+    if error is not None or found is None:
+        undecided = isinstance(error, UnavailableError)
+        return [f"{'COULD NOT DECIDE' if undecided else 'REFUSED'}  {url}", *reasons(error)]
+    lines = [f"ACCEPTED  {url}", f"  log {found.checkpoint.origin}, {found.checkpoint.size} entries"]
+    if found.before is None:
+        return [*lines, "  first visit: there is nothing to compare with; remembered for the next one"]
+    if found.boots:
+        lines.append(
+            f"  {found.boots} log(s) begun since the last visit, each after the end of the one before"
+        )
+    return [*lines, f"  continues what was seen at the last visit ({found.before.size} entries)"]
+
+
+def _state_file() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "attested" / "logs.json"
+
+
+def _read_state(file: Path) -> dict[str, str]:
+    """The checkpoint that was seen last, by URL. A file that cannot be read is an error: without it a second history goes unseen."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as exc:
+        raise UnavailableError(Check.LOG_FORMAT, f"{file}: {exc.strerror}") from exc
+    raw = parse_json_object(data, Check.LOG_FORMAT, str(file), limit=MAX_STATE_BYTES)
+    if not all(isinstance(value, str) for value in raw.values()):
+        raise MalformedError(Check.LOG_FORMAT, f"{file} has not a checkpoint for each URL")
+    return raw
+
+
+def _write_state(file: Path, state: dict[str, str]) -> None:
+    _replace(file, json.dumps(state, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Never half of it."""
+    draft = file.with_name(f".{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(data)
+        draft.replace(file)
+    except OSError as exc:
+        raise UnavailableError(Check.LOG_FORMAT, f"{file}: {exc.strerror}") from exc
