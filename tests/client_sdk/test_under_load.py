@@ -40,7 +40,11 @@ def enclave(tmp_path: Path) -> Iterator[Served]:
     (model / "config.json").write_text("{}")
     (tmp_path / "gateway").mkdir()
     python = fake_python(tmp_path / "python", behaviour={"delay": 0.05, "chunks": 5})
-    values = {**model_settings(model, "fake-model"), "engine_python": str(python), "evidence_burst": 100}
+    values: dict[str, Any] = {
+        **model_settings(model, "fake-model"),
+        "engine_python": str(python),
+        "evidence_burst": 100,
+    }
     with served(tmp_path / "gateway", **values) as running:
         yield running
 
@@ -60,11 +64,10 @@ class Load:
             await asyncio.sleep(0.02)
 
     async def _ask(self, streamed: bool) -> None:
-        for _ in range(20):
-            how = await self._end(streamed)
-            if how != UnavailableError.__name__:  # the only error that says: later
-                break
-            await asyncio.sleep(0.5)
+        tries, how = 0, UnavailableError.__name__
+        while how == UnavailableError.__name__ and tries < 20:  # the only error that says: later
+            await asyncio.sleep(min(tries, 1) * 0.5)
+            tries, how = tries + 1, await self._end(streamed)
         self.ended.append(how)
 
     async def _end(self, streamed: bool) -> str:
