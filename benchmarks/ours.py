@@ -17,6 +17,7 @@ from enclave_server.access.gate import Access
 from enclave_server.access.store import Store
 from enclave_server.app import create_app
 from enclave_server.attest import make_attester
+from enclave_server.identities import Succession
 from enclave_server.identity import make_identity
 from enclave_server.model import read_manifest
 from enclave_server.prefork import Family, SharedStatus
@@ -54,20 +55,20 @@ def main(port: int, engine_socket: Path, folder: Path, workers: int) -> int:
     (folder / "key").write_text(store.create("benchmark", tenant="")[1])
     store.close()
     tee = open_tee(settings)
-    identity = make_identity(settings, engine_version="0")
+    identities, succession = Succession.of(settings, make_identity(settings, engine_version="0"))
     status = SharedStatus()
     status.unready = None
 
     def work(listener: socket.socket) -> int:
         app = create_app(
             settings,
-            identity=identity,
-            attester=make_attester(settings, identity.statement_bytes, tee),
+            identities=identities,
+            attester=make_attester(settings, identities, tee),
             engine=status,
             upstream=Upstream(engine_socket, read_seconds=60),
             access=access,
         )
-        server = make_server(app, settings, identity)
+        server = make_server(app, settings, identities)
         server.config.ssl_context_factory = None
         server.run(sockets=[listener])
         return 0
@@ -76,7 +77,14 @@ def main(port: int, engine_socket: Path, folder: Path, workers: int) -> int:
         signal.pause()
         return 0
 
-    return Family(keeper=keep_nothing, worker=work, listeners=listen(settings), drain_seconds=1).run()
+    family = Family(
+        keeper=keep_nothing,
+        worker=work,
+        listeners=listen(settings),
+        succession=succession,
+        drain_seconds=1,
+    )
+    return family.run()
 
 
 if __name__ == "__main__":

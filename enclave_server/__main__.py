@@ -18,6 +18,7 @@ from enclave_server.access.store import StoreError
 from enclave_server.app import create_app
 from enclave_server.attest import make_attester
 from enclave_server.engine import Engine, EngineError, find_engine, keep
+from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
 from enclave_server.model import ModelError, check_model, read_manifest
@@ -64,6 +65,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     installed = find_engine(settings.engine_python)
     tee = open_tee(settings)
     identity = make_identity(settings, engine_version=installed.version)
+    identities, succession = Succession.of(settings, identity)
     status = SharedStatus()
     replays = Replays(settings.sealed_remembered)  # one for all workers
     engine = Engine(settings, installed, status)
@@ -71,14 +73,14 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     def work(listener: socket.socket) -> int:
         app = create_app(
             settings,
-            identity=identity,
-            attester=make_attester(settings, identity.statement_bytes, tee),
+            identities=identities,
+            attester=make_attester(settings, identities, tee),
             engine=status,
             upstream=Upstream(engine.socket, read_seconds=settings.engine_read_seconds),
             access=access,
             replays=replays,
         )
-        make_server(app, settings, identity).run(sockets=[listener])
+        make_server(app, settings, identities).run(sockets=[listener])
         return 0
 
     host, port = listeners[0].getsockname()[:2]
@@ -93,6 +95,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
         keeper=lambda: asyncio.run(keep(engine)),
         worker=work,
         listeners=listeners,
+        succession=succession,
         drain_seconds=settings.drain_seconds,
     )
     exit_status = family.run()

@@ -7,8 +7,8 @@ There is no BaseHTTPMiddleware here: it would cost more than all of the gateway'
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from email.utils import formatdate
 from typing import Any
 
@@ -22,7 +22,7 @@ from enclave_server.access.gate import Access
 from enclave_server.attest import Attester
 from enclave_server.errors import ApiError
 from enclave_server.exchange import Receive, Scope, Send, parse_nonce
-from enclave_server.identity import Identity
+from enclave_server.identities import Identities
 from enclave_server.inference import EngineStatus, Inference
 from enclave_server.metrics import Metrics
 from enclave_server.replays import Replays
@@ -37,7 +37,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 def create_app(
     settings: Settings,
     *,
-    identity: Identity,
+    identities: Identities,
     attester: Attester,
     engine: EngineStatus,
     upstream: Upstream,
@@ -46,12 +46,11 @@ def create_app(
 ) -> App:
     """The whole gateway, but for the engine, which somebody else starts and stops."""
     access, metrics = access or Access(settings), Metrics()
-    inference = Inference(settings, identity, engine, upstream, access, metrics)
+    inference = Inference(settings, identities, engine, upstream, access, metrics)
 
     def unready() -> str | None:
-        if identity.expired():
-            return "identity_expired"
-        return engine.unready or (None if attester.ready else "evidence_missing") or access.unready
+        evidence = None if attester.ready else "evidence_missing"
+        return identities.unready or engine.unready or evidence or access.unready
 
     metrics.watch(
         {
@@ -60,10 +59,13 @@ def create_app(
             "ready": ("1 when it can answer.", lambda: unready() is None),
             "engine_restarts": ("How often the engine was started again.", lambda: engine.restarts),
             "evidence_age_seconds": ("Age of the renewed evidence.", lambda: attester.age),
+            "identities": ("Identities that have not ended.", lambda: identities.count),
+            "identity_age_seconds": ("Since the current identity was made.", lambda: identities.age),
+            "identity_left_seconds": ("Until the current identity ends.", lambda: identities.left),
         }
     )
 
-    sealed = Sealed(settings, identity, inference, replays=replays)
+    sealed = Sealed(settings, identities, inference, replays=replays)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -74,6 +76,7 @@ def create_app(
             await stack.enter_async_context(access)
             await stack.enter_async_context(upstream)
             await stack.enter_async_context(_running(attester.renew()))
+            stack.enter_context(_hearing(identities, attester.renew_now))
             yield
             await inference.idle()
 
@@ -121,6 +124,26 @@ def _add_control_routes(control: FastAPI, attester: Attester, unready: Callable[
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         body = ApiError(error.status_code, code, "There is no such route here.").to_json()
         return Response(body, error.status_code, error.headers, "application/json")
+
+
+@contextmanager
+def _hearing(identities: Identities, arrived: Callable[[], None]) -> Iterator[None]:
+    """Take successors from the parent as they come, for as long as the block lasts."""
+    inbox, loop = identities.inbox, asyncio.get_running_loop()
+    if inbox is None:
+        yield
+        return
+
+    def hear() -> None:
+        if not identities.receive():
+            loop.remove_reader(inbox)
+        arrived()
+
+    loop.add_reader(inbox, hear)
+    try:
+        yield
+    finally:
+        loop.remove_reader(inbox)
 
 
 @asynccontextmanager

@@ -9,12 +9,15 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 
 from attestation.binding import NONCE_BYTES, gpu_nonce, report_data
 from attestation.evidence import Evidence, dump_evidence
-from enclave_server.errors import ApiError
+from enclave_server.errors import ApiError, identity_expired
+from enclave_server.identities import Identities
+from enclave_server.identity import Identity
 from enclave_server.log import failure, log
 from enclave_server.settings import Settings
 from enclave_server.tee import Tee
@@ -48,24 +51,28 @@ class TokenBucket:
         return 0.0
 
 
-def make_attester(settings: Settings, statement: bytes, tee: Tee) -> Attester:
+def make_attester(settings: Settings, identities: Identities, tee: Tee) -> Attester:
     """One for each worker. Together they make evidence at the rate of the settings, whichever a caller comes to."""
     share = settings.workers
     bucket = TokenBucket(settings.evidence_per_second / share, max(1, settings.evidence_burst // share))
-    return Attester(statement, tee, bucket, renew_seconds=settings.evidence_renew_seconds)
+    return Attester(identities, tee, bucket, renew_seconds=settings.evidence_renew_seconds)
 
 
 class Attester:
-    """Makes evidence documents about one statement."""
+    """Makes evidence documents about the current identity, and has one ready for its successor before that takes over."""
 
-    def __init__(self, statement: bytes, tee: Tee, bucket: TokenBucket, *, renew_seconds: float) -> None:
-        self._statement, self._tee, self._bucket, self._renew_seconds = statement, tee, bucket, renew_seconds
-        self._current: Document | None = None
+    def __init__(
+        self, identities: Identities, tee: Tee, bucket: TokenBucket, *, renew_seconds: float
+    ) -> None:
+        self._identities, self._tee, self._bucket = identities, tee, bucket
+        self._renew_seconds = renew_seconds
+        self._documents: dict[bytes, Document] = {}  # by the digest of the statement
         self._made_at = float("nan")
+        self._wake = asyncio.Event()
 
     @property
     def ready(self) -> bool:
-        return self._current is not None
+        return self._identities.current.statement_digest in self._documents
 
     @property
     def age(self) -> float:
@@ -74,14 +81,16 @@ class Attester:
 
     def current(self) -> Document:
         """The renewed document."""
-        if self._current is None:
+        document = self._documents.get(self._identity().statement_digest)
+        if document is None:
             raise ApiError(
                 503, "evidence_missing", "No evidence was made yet. Try again soon.", retry_after=5
             )
-        return self._current
+        return document
 
     async def fresh(self, nonce: bytes) -> Document:
         """A document for this nonce, when the rate limit allows one."""
+        identity = self._identity()
         if wait := self._bucket.take():
             raise ApiError(
                 429,
@@ -90,32 +99,54 @@ class Attester:
                 retry_after=max(1, ceil(wait)),
             )
         try:
-            return await self._make(nonce)
+            return await self._make(identity, nonce)
         except Exception as exc:  # noqa: BLE001 - a device or file failed; what it said is for the log's reader alone
             log.error("evidence failed", **failure(exc))
             raise ApiError(503, "evidence_failed", "Evidence could not be made.", retry_after=5) from None
 
+    def renew_now(self) -> None:
+        """There is a successor that needs evidence."""
+        self._wake.set()
+
     async def renew(self) -> None:
-        """Keep the current document young, for as long as the gateway runs."""
+        """Keep the documents young, for as long as the gateway runs."""
         while True:
+            self._wake.clear()
             try:
-                self._current = await self._make(secrets.token_bytes(NONCE_BYTES))
-                self._made_at = time.monotonic()
+                await self._renew()
                 delay = self._renew_seconds
             except Exception as exc:  # noqa: BLE001 - the old document stays in use; the next attempt is near
                 log.error("evidence failed", **failure(exc))
                 delay = _RETRY_SECONDS
-            await asyncio.sleep(delay)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
 
-    async def _make(self, nonce: bytes) -> Document:
-        return Document(nonce, await asyncio.to_thread(self._document, nonce))
+    async def _renew(self) -> None:
+        made = {}
+        for identity in (self._identities.newest, self._identities.current):
+            if identity.statement_digest not in made:
+                made[identity.statement_digest] = await self._make(identity, secrets.token_bytes(NONCE_BYTES))
+                self._documents |= made
+                self._identities.prepared(identity)
+        self._documents, self._made_at = made, time.monotonic()
 
-    def _document(self, nonce: bytes) -> bytes:
-        gpu = self._tee.gpus(gpu_nonce(nonce, self._statement))
+    def _identity(self) -> Identity:
+        """The current one; its statement says that it lives."""
+        identity = self._identities.current
+        if self._identities.seconds_left(identity) <= 0:
+            raise identity_expired()
+        return identity
+
+    async def _make(self, identity: Identity, nonce: bytes) -> Document:
+        return Document(nonce, await asyncio.to_thread(self._document, identity.statement_bytes, nonce))
+
+    def _document(self, statement: bytes, nonce: bytes) -> bytes:
+        gpu = self._tee.gpus(gpu_nonce(nonce, statement))
         return dump_evidence(
             Evidence(
-                statement=self._statement,
-                cpu=self._tee.evidence(report_data(nonce, self._statement, gpu)),
+                statement=statement,
+                cpu=self._tee.evidence(report_data(nonce, statement, gpu)),
                 gpu=gpu,
                 collateral=self._tee.collateral(),
             )

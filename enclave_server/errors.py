@@ -66,6 +66,18 @@ def engine_timeout() -> ApiError:
     return ApiError(504, "engine_timeout", "The engine took longer than this gateway waits for an answer.")
 
 
+def identity_expired() -> ApiError:
+    """Nothing is signed any more."""
+    return ApiError(503, "identity_expired", "This gateway's statement has ended, and it has no other.")
+
+
+def statement_ended(status: int) -> ApiError:
+    """421: nothing was done. 503: the answer could not be ended in time to be signed."""
+    return ApiError(
+        status, "statement_ended", "The statement of this connection has ended; verify this enclave again."
+    )
+
+
 def stopping() -> ApiError:
     return ApiError(503, "stopping", "This gateway is stopping.", retry_after=30)
 

@@ -67,6 +67,15 @@ class Pace:
     seconds: float = 1.0
 
 
+async def unsigned(send: Send, error: ApiError) -> None:
+    """Answer with an error that nobody signs."""
+    body = error.to_json()
+    headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(body))]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 class Exchange:
     """Answers one request, in one piece (`plain`) or as a stream (`start`, `events`…, `end`)."""
 
@@ -78,7 +87,8 @@ class Exchange:
         numbers: ReceiptNumbers,
         pace: Pace = Pace(),
     ) -> None:
-        self._send, self._identity, self._numbers, self._pace = send, identity, numbers, pace
+        self._send, self._numbers, self._pace = send, numbers, pace
+        self.identity = identity
         self._number: tuple[str, int] | None = None  # of the receipt and of all checkpoints before it
         self._checkpoints = 0
         self._signed_events, self._signed_at = 0, 0.0  # where the last checkpoint was
@@ -203,11 +213,14 @@ class Exchange:
         if self._number is None:
             self._number = self._numbers.next()
         number, counter = self._number
-        model = self._identity.statement.model
+        statement, now = self.identity.statement, time.time()
+        if now >= statement.not_after:
+            raise RuntimeError("the statement has ended: nothing is signed under it any more")
+        model = statement.model
         return Receipt(
             id=number,
             counter=counter,
-            time=int(time.time()),
+            time=int(now),
             request=Request(
                 method=self.method, path=self.target, digest=self.request.digest(), length=self.request.length
             ),
@@ -216,8 +229,8 @@ class Exchange:
             model=ServedModel(name=model.names[0], digest=model.digest),
             usage=usage,
             sampling=self.sampling,
-            statement=self._identity.statement_digest,
+            statement=self.identity.statement_digest,
             checkpoints=self._checkpoints,
             tokens=self.tokens.digest(self.nonce) if self.tokens and outcome is Outcome.COMPLETE else None,
             parts=self.parts.digest() if self.parts and outcome is Outcome.COMPLETE else None,
-        ).sign(self._identity.receipt_key)
+        ).sign(self.identity.keys.receipt)

@@ -1,7 +1,7 @@
-"""This boot's keys and the statement that names them. Made in memory, never written, never exported.
+"""The gateway's keys and the statement that names them. Made in memory and never written; shared with its workers alone.
 
 The receipt key signs answers, the sealing keys open sealed requests, the TLS key ends the clients' connections. They live
-as long as this process; the statement says until when at most.
+until the statement ends; before that they have a successor, see `identities.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import os
 import resource
 import secrets
 import ssl
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -21,6 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from attestation.binding import PURPOSE, VERSION, Engine, Image, Keys, Model, Statement
@@ -29,23 +30,99 @@ from enclave_server.engine_flags import answer_flags
 from enclave_server.settings import Settings
 
 _PR_SET_DUMPABLE = 4  # prctl(2)
-_SKEW = timedelta(minutes=5)  # a client's clock may be behind ours
+SKEW = 300  # seconds: a client's clock may be behind ours
+_LAST_SECOND = 1  # of a statement: what is under way is brought to an end in it, and nothing is begun
+_SIZES = (32, 64, 32, 32, 32)  # receipt key; ML-KEM and X25519 of X-Wing, X25519; TLS key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateKeys:
+    """One key for each role."""
+
+    receipt: Ed25519PrivateKey
+    sealing: SealingKeys
+    tls: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def generate(cls) -> PrivateKeys:
+        return cls(
+            receipt=Ed25519PrivateKey.generate(),
+            sealing=SealingKeys.generate(),
+            tls=ec.generate_private_key(ec.SECP256R1()),
+        )
+
+    def public(self) -> dict[str, bytes]:
+        """Their public halves, as members of a statement's `keys`."""
+        spki = self.tls.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return {
+            "receipt_ed25519": self.receipt.public_key().public_bytes_raw(),
+            "tls_spki_sha256": sha256(spki).digest(),
+            "sealing_x_wing": self.sealing.public_x_wing,
+            "sealing_x25519": self.sealing.public_x25519,
+        }
+
+    def pack(self) -> bytes:
+        """For a worker's ears only."""
+        sealing = self.sealing
+        return b"".join(
+            (
+                self.receipt.private_bytes_raw(),
+                sealing.mlkem.private_bytes_raw(),
+                sealing.mlkem_x25519.private_bytes_raw(),
+                sealing.x25519.private_bytes_raw(),
+                self.tls.private_numbers().private_value.to_bytes(32, "big"),
+            )
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PrivateKeys:
+        ends = list(itertools.accumulate(_SIZES))
+        receipt, mlkem, mlkem_x25519, x25519, tls = (
+            data[end - size : end] for size, end in zip(_SIZES, ends, strict=True)
+        )
+        return cls(
+            receipt=Ed25519PrivateKey.from_private_bytes(receipt),
+            sealing=SealingKeys(
+                mlkem=MLKEM768PrivateKey.from_seed_bytes(mlkem),
+                mlkem_x25519=X25519PrivateKey.from_private_bytes(mlkem_x25519),
+                x25519=X25519PrivateKey.from_private_bytes(x25519),
+            ),
+            tls=ec.derive_private_key(int.from_bytes(tls, "big"), ec.SECP256R1()),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The private keys of this boot, and the statement about them."""
+    """Private keys, and the statement about them."""
 
-    receipt_key: Ed25519PrivateKey
-    sealing_keys: SealingKeys
-    tls_key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
+    keys: PrivateKeys
     statement: Statement
     statement_bytes: bytes
     statement_digest: bytes
 
-    def expired(self) -> bool:
-        return time.time() >= self.statement.not_after
+    def seconds_left(self, now: float) -> float:
+        """For how long it may still answer; the statement ends a moment later."""
+        return self.statement.not_after - _LAST_SECOND - now
+
+    def successor(self, life: timedelta, now: datetime) -> Identity:
+        """New keys, and a statement that says the same of everything else, from now on for `life`."""
+        return self._succeeded(PrivateKeys.generate(), *_span(now, life))
+
+    def pack(self) -> bytes:
+        """The keys and the span of the statement; `unpacked` of any predecessor makes it whole."""
+        span = self.statement.not_before, self.statement.not_after
+        return b"".join(time.to_bytes(8, "big") for time in span) + self.keys.pack()
+
+    def unpacked(self, data: bytes) -> Identity:
+        """The successor that was packed elsewhere."""
+        start, end = (int.from_bytes(data[at : at + 8], "big") for at in (0, 8))
+        return self._succeeded(PrivateKeys.unpack(data[16:]), start, end)
+
+    def _succeeded(self, keys: PrivateKeys, start: int, end: int) -> Identity:
+        public = replace(self.statement.keys, **keys.public())
+        return _identity(keys, replace(self.statement, keys=public, not_before=start, not_after=end))
 
 
 class ReceiptNumbers:
@@ -68,72 +145,72 @@ def keep_memory_private() -> None:
 
 def make_identity(settings: Settings, *, engine_version: str, now: datetime | None = None) -> Identity:
     """New keys, and the statement that ties them to this model, engine and configuration."""
-    now = now or datetime.now(UTC)
-    receipt_key = Ed25519PrivateKey.generate()
-    sealing_keys = SealingKeys.generate()
-    tls_key = ec.generate_private_key(ec.SECP256R1())
-    start, end = now - _SKEW, now + timedelta(hours=settings.identity_hours)
-    certificate = _certificate(tls_key, start, end)
-    spki = tls_key.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    statement = Statement(
-        v=VERSION,
-        purpose=PURPOSE,
-        keys=Keys(
-            receipt_ed25519=receipt_key.public_key().public_bytes_raw(),
-            tls_spki_sha256=sha256(spki).digest(),
-            sealing_x_wing=sealing_keys.public_x_wing,
-            sealing_x25519=sealing_keys.public_x25519,
+    keys = PrivateKeys.generate()
+    start, end = _span(now or datetime.now(UTC), timedelta(hours=settings.identity_hours))
+    return _identity(
+        keys,
+        Statement(
+            v=VERSION,
+            purpose=PURPOSE,
+            keys=Keys(**keys.public()),
+            not_before=start,
+            not_after=end,
+            model=Model(names=(settings.model_name,), digest=bytes.fromhex(settings.model_digest)),
+            engine=Engine(name="vllm", version=engine_version, flags=answer_flags(settings)),
+            config=settings.digest(),
+            image=Image(build=settings.image_build, source=settings.image_source),
         ),
-        not_before=int(start.timestamp()),
-        not_after=int(end.timestamp()),
-        model=Model(names=(settings.model_name,), digest=bytes.fromhex(settings.model_digest)),
-        engine=Engine(name="vllm", version=engine_version, flags=answer_flags(settings)),
-        config=settings.digest(),
-        image=Image(build=settings.image_build, source=settings.image_source),
     )
+
+
+def _span(now: datetime, life: timedelta) -> tuple[int, int]:
+    return int(now.timestamp()) - SKEW, int((now + life).timestamp())
+
+
+def _identity(keys: PrivateKeys, statement: Statement) -> Identity:
     text = statement.to_bytes()
     return Identity(
-        receipt_key=receipt_key,
-        sealing_keys=sealing_keys,
-        tls_key=tls_key,
-        certificate=certificate,
-        statement=statement,
-        statement_bytes=text,
-        statement_digest=sha256(text).digest(),
+        keys=keys, statement=statement, statement_bytes=text, statement_digest=sha256(text).digest()
     )
 
 
-def tls_context(identity: Identity) -> ssl.SSLContext:
-    """TLS 1.3 with this boot's key. `ssl` reads keys from files only, so it gets one that exists in memory alone."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+class TlsContext(ssl.SSLContext):
+    """A server's context for the TLS key of one identity."""
+
+    statement: bytes  # its digest
+
+
+def tls_context(identity: Identity) -> TlsContext:
+    """TLS 1.3 with this identity's key. `ssl` reads keys from files only, so it gets one that exists in memory alone."""
+    context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
+    context.statement = identity.statement_digest
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # no resumption: every connection shows the key in its handshake
     context.set_alpn_protocols(["http/1.1"])
-    key = identity.tls_key.private_bytes(
+    key = identity.keys.tls.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(identity.certificate.public_bytes(serialization.Encoding.PEM) + key)
+        file.write(certificate(identity).public_bytes(serialization.Encoding.PEM) + key)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     return context
 
 
-def _certificate(key: ec.EllipticCurvePrivateKey, start: datetime, end: datetime) -> x509.Certificate:
-    """Self-signed: clients trust the key by its place in the statement, never by a name or an issuer."""
+def certificate(identity: Identity) -> x509.Certificate:
+    """Self-signed: clients trust the key by its place in the statement, never by a name or an issuer. The same in all workers."""
+    key, statement = identity.keys.tls, identity.statement
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attested-inference enclave")])
     return (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(end)
+        .serial_number(int.from_bytes(identity.statement_digest[:16], "big") >> 1 or 1)
+        .not_valid_before(datetime.fromtimestamp(statement.not_before, UTC))
+        .not_valid_after(datetime.fromtimestamp(statement.not_after, UTC))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("enclave.invalid")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+        .sign(key, hashes.SHA256(), ecdsa_deterministic=True)
     )

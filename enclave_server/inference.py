@@ -18,8 +18,9 @@ from enclave_server.access.gate import Access
 from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
-from enclave_server.exchange import Exchange, Pace, Receive, Scope, Send
-from enclave_server.identity import Identity, ReceiptNumbers
+from enclave_server.exchange import Exchange, Pace, Receive, Scope, Send, unsigned
+from enclave_server.identities import STATE, Identities
+from enclave_server.identity import ReceiptNumbers
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
 from enclave_server.parts import parts_for
@@ -57,20 +58,23 @@ class Inference:
     def __init__(
         self,
         settings: Settings,
-        identity: Identity,
+        identities: Identities,
         engine: EngineStatus,
         upstream: Upstream,
         access: Access,
         metrics: Metrics,
     ) -> None:
-        self._settings, self._identity, self._engine, self._upstream = settings, identity, engine, upstream
+        self._settings, self._identities, self._engine = settings, identities, engine
+        self._upstream = upstream
         self._access, self._metrics = access, metrics
         self._numbers = ReceiptNumbers()
         self._pace = Pace(settings.checkpoint_events, settings.checkpoint_seconds)
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, send, self._identity, self._numbers, self._pace)
+        exchange = self._exchange(scope, send)
+        if exchange is None:
+            return await unsigned(send, errors.identity_expired())
         self.in_flight += 1
         started = time.monotonic()
         try:
@@ -79,15 +83,18 @@ class Inference:
             self.in_flight -= 1
             path: bytes = scope["raw_path"]
             self._metrics.answered(path.decode() if path in ROUTES else "other", exchange, started)
+        return None
 
     async def refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
         """Answer a request with a signed error, without looking at it."""
-        exchange = Exchange(scope, send, self._identity, self._numbers)
+        exchange = self._exchange(scope, send)
+        if exchange is None:
+            return await unsigned(send, errors.identity_expired())
         try:
             exchange.use_nonce(scope["headers"])
         except ApiError as exc:
             error = exc
-        await exchange.fail(error)
+        return await exchange.fail(error)
 
     async def idle(self, seconds: float = 5) -> None:
         """Wait until the last answers, cut short or not, are on the wire."""
@@ -96,13 +103,22 @@ class Inference:
                 return
             await asyncio.sleep(0.01)
 
+    def _exchange(self, scope: Scope, send: Send) -> Exchange | None:
+        """To be answered under the statement that the scope names, else under the current one. None when no key may sign."""
+        named = _named(scope)
+        identity = (self._identities.alive(named) if named else None) or self._identities.current
+        if self._identities.seconds_left(identity) <= 0:
+            return None
+        return Exchange(scope, send, identity, self._numbers, self._pace)
+
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         exchange.use_nonce(scope["headers"])
         path: bytes = scope["raw_path"]
         route = self._admit(exchange, scope, path)
+        left = self._identities.seconds_left(exchange.identity)
         async with (
+            in_time(left, self._settings.request_seconds),
             self._access.admit(scope["headers"], exchange) as visit,
-            asyncio.timeout(self._settings.request_seconds),
         ):
             body = await self._body(exchange, receive)
             exchange.sampling, content_type = read_request(route, scope["headers"], body)
@@ -117,6 +133,8 @@ class Inference:
 
     def _admit(self, exchange: Exchange, scope: Scope, path: bytes) -> Route:
         """Everything that can be refused before the body is read."""
+        if _named(scope) not in {None, exchange.identity.statement_digest}:
+            raise errors.statement_ended(421)
         route = ROUTES.get(path)
         if route is None:
             raise ApiError(404, "not_found", "There is no such route here.")
@@ -135,10 +153,6 @@ class Inference:
                 raise self._too_large()
             if name == b"content-encoding" and value.lower() != b"identity":
                 raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
-        if self._identity.expired():
-            raise ApiError(
-                503, "identity_expired", "This gateway's statement has ended; it must be restarted."
-            )
         if reason := self._engine.unready:
             raise errors.engine_unavailable(reason)
         return route
@@ -221,6 +235,24 @@ async def exchange_or_error(exchange: Exchange, work: Awaitable[None]) -> None:
     except Exception as exc:  # noqa: BLE001 - an answer without a receipt would be worse; only the kind is logged
         log.error("exchange failed", **failure(exc))
         await exchange.fail(errors.internal())
+
+
+@asynccontextmanager
+async def in_time(left: float, seconds: float) -> AsyncIterator[None]:
+    """Run the block for `seconds`, and for no longer than its answer can be signed."""
+    try:
+        async with asyncio.timeout(min(left, seconds)):
+            yield
+    except TimeoutError:
+        if left < seconds:
+            raise errors.statement_ended(503) from None
+        raise
+
+
+def _named(scope: Scope) -> bytes | None:
+    """The statement that the connection's TLS key, or the seal, belongs to."""
+    statement: bytes | None = scope.get("state", {}).get(STATE)
+    return statement
 
 
 @asynccontextmanager

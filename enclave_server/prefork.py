@@ -1,7 +1,7 @@
-"""One parent that holds the keys and does nothing else, and its children: the engine's keeper and the workers.
+"""One parent that holds the keys and makes new ones, and its children: the engine's keeper and the workers.
 
 The parent never has an event loop or a thread, so it may fork at any time: a worker that dies is replaced by one with the
-same identity, from the parent's memory. Nobody outlives the parent: when it dies, the kernel kills its children.
+same identities, from the parent's memory. Nobody outlives the parent: when it dies, the kernel kills its children.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private
 from enclave_server.log import log
 
@@ -63,10 +64,11 @@ class Family:
         keeper: Job,
         worker: Callable[[socket.socket], int],
         listeners: Sequence[socket.socket],
+        succession: Succession,
         drain_seconds: float,
     ) -> None:
         self._keeper_job, self._worker_job, self._listeners = keeper, worker, list(listeners)
-        self._drain_seconds = drain_seconds
+        self._succession, self._drain_seconds = succession, drain_seconds
         self._keeper: int | None = None
         self._workers: dict[int, socket.socket] = {}  # by process
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
@@ -88,18 +90,17 @@ class Family:
 
     def _wait(self) -> None:
         if self._stop_at is None:
-            number = signal.sigwait(_SIGNALS)
+            left = self._succession.step()
         else:
             left = max(0.0, self._stop_at - time.monotonic())
-            told = signal.sigtimedwait(_SIGNALS, left)
-            if told is None:
-                return self._kill()
-            number = told.si_signo
-        if number == signal.SIGCHLD:
+        told = signal.sigtimedwait(_SIGNALS, left)
+        if told is None:
+            if self._stop_at is not None:
+                self._kill()
+        elif told.si_signo == signal.SIGCHLD:
             self._reap()
         else:
             self._stop(0)
-        return None
 
     def _reap(self) -> None:
         """See who has ended; SIGCHLD tells that somebody did, not how many."""
@@ -128,7 +129,15 @@ class Family:
         return self._start_worker(listener)
 
     def _start_worker(self, listener: socket.socket) -> None:
-        pid = _fork(self._with_only(listener, lambda: self._worker_job(listener)))
+        number = self._listeners.index(listener)
+        inbox = self._succession.begin_worker(number)
+
+        def work() -> int:
+            self._succession.enter(number, inbox)
+            return self._worker_job(listener)
+
+        pid = _fork(self._with_only(listener, work))
+        inbox.close()
         self._workers[pid] = listener
 
     def _with_only(self, listener: socket.socket | None, job: Job) -> Job:

@@ -17,8 +17,8 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
 from enclave_server.errors import ApiError
-from enclave_server.exchange import Receive, Scope, Send
-from enclave_server.identity import Identity
+from enclave_server.exchange import Receive, Scope, Send, unsigned
+from enclave_server.identities import STATE, Identities
 from enclave_server.replays import Replays
 from enclave_server.settings import Settings
 
@@ -50,7 +50,7 @@ class Sealed:
     def __init__(
         self,
         settings: Settings,
-        identity: Identity,
+        identities: Identities,
         inner: Inner,
         *,
         replays: Replays | None = None,  # shared by all workers
@@ -58,7 +58,7 @@ class Sealed:
     ) -> None:
         self._settings, self._inner, self._wall_clock = settings, inner, wall_clock
         self._latest = 0.0
-        self._keys = {identity.statement_digest: identity.sealing_keys}
+        self._identities = identities
         self._replays = replays or Replays(settings.sealed_remembered)
         self._limit = sealed.max_request_bytes(settings.max_request_bytes)
 
@@ -69,13 +69,16 @@ class Sealed:
             if data is None:
                 return
             now = self._now()
-            opened = self._open(data, now)
+            envelope = sealed.parse_envelope(data)
+            opened = self._open(envelope, now)
         except ApiError as error:
-            await _refuse(send, error)
+            await unsigned(send, error)
         except AttestationError as error:
-            await _refuse(send, _api_error(error))
+            await unsigned(send, _api_error(error))
         else:
-            await self._serve(opened, now, scope, receive, _Sealing(send, sealed.AnswerSealer(opened)))
+            state = {**scope.get("state", {}), STATE: envelope.statement}  # whatever the connection's key is
+            sealing = _Sealing(send, sealed.AnswerSealer(opened))
+            await self._serve(opened, now, {**scope, "state": state}, receive, sealing)
 
     def _now(self) -> float:
         """Unix seconds; a clock that is set back stands still."""
@@ -108,14 +111,13 @@ class Sealed:
         except TimeoutError:
             raise ApiError(408, "body_timeout", "The request's body did not arrive in time.") from None
 
-    def _open(self, data: bytes, now: float) -> sealed.Opened:
+    def _open(self, envelope: sealed.Envelope, now: float) -> sealed.Opened:
         """In the order of cost: what is not for us, or not new, is not decrypted."""
-        envelope = sealed.parse_envelope(data)
-        keys = self._keys.get(envelope.statement)
-        if keys is None:
-            raise VerificationError(Check.SEALED_KEY, "sealed to another statement")
+        identity = self._identities.alive(envelope.statement)
+        if identity is None:
+            raise VerificationError(Check.SEALED_KEY, "sealed to another statement, or to one that has ended")
         self._replays.check(envelope.enc, now)
-        return sealed.open_request(envelope, keys)
+        return sealed.open_request(envelope, identity.keys.sealing)
 
     async def _serve(
         self, opened: sealed.Opened, now: float, scope: Scope, receive: Receive, send: Send
@@ -198,11 +200,3 @@ def _with_body(body: bytes, receive: Receive) -> Receive:
 def _api_error(error: AttestationError) -> ApiError:
     status, message = _ERRORS[error.check]
     return ApiError(status, error.check.replace(".", "_"), message)
-
-
-async def _refuse(send: Send, error: ApiError) -> None:
-    body = error.to_json()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -4,26 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
+from typing import Any
 
 import httptools
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from enclave_server.app import App
-from enclave_server.identity import Identity, tls_context
+from enclave_server.identities import STATE, Identities
+from enclave_server.identity import TlsContext, tls_context
 from enclave_server.settings import Settings
 
 _LAST_WORDS_SECONDS = 2.0
 _REQUIRED = (uvloop, httptools)  # imported here, so that an install without them fails at start
 
 
-class Server(uvicorn.Server):
-    """uvicorn with a shutdown that lets answers finish, and does not wait for idle clients to close TLS politely."""
+class TlsKeys:
+    """The context of each handshake: that of the identity which is current at that moment."""
 
-    def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
+    def __init__(self, identities: Identities) -> None:
+        self._identities = identities
+        self._contexts: dict[bytes, TlsContext] = {}  # by the digest of the statement
+        self.first = self._current()
+        self.first.sni_callback = self._choose
+
+    def forget(self, statement: bytes) -> None:
+        self._contexts.pop(statement, None)
+
+    def _current(self) -> TlsContext:
+        identity = self._identities.current
+        if identity.statement_digest not in self._contexts:
+            self._contexts[identity.statement_digest] = tls_context(identity)
+        return self._contexts[identity.statement_digest]
+
+    def _choose(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """OpenSSL calls this for every ClientHello, also for one without a server's name."""
+        handshake.context = self._current()
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a shutdown that lets answers finish, and does not wait for idle clients to close TLS politely.
+
+    When a statement ends, the connections to its TLS key are closed: at once when idle, else after the answer."""
+
+    def __init__(
+        self, config: uvicorn.Config, identities: Identities, keys: TlsKeys, *, drain_seconds: float
+    ) -> None:
         super().__init__(config)
-        self._drain_seconds = drain_seconds
+        self._identities, self._keys, self._drain_seconds = identities, keys, drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        for ended in self._identities.forget():
+            self._keys.forget(ended.statement_digest)
+            for connection in list(self.server_state.connections):
+                if connection.app_state.get(STATE) == ended.statement_digest:
+                    connection.shutdown()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.server_state
@@ -46,16 +85,16 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(app: App, settings: Settings, identity: Identity) -> Server:
-    """A server for one process: TLS 1.3 with this boot's key, no access log, no headers of its own."""
-    context = tls_context(identity)
+def make_server(app: App, settings: Settings, identities: Identities) -> Server:
+    """A server for one process: TLS 1.3 with the current key, no access log, no headers of its own."""
+    keys = TlsKeys(identities)
     return Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            http=_protocol(identities),
             ws="none",
             lifespan="on",
             interface="asgi3",
@@ -65,10 +104,31 @@ def make_server(app: App, settings: Settings, identity: Identity) -> Server:
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=1,  # all answers have ended by then, see `Server.shutdown`
-            ssl_context_factory=lambda _config, _default: context,
+            ssl_context_factory=lambda _config, _default: keys.first,
         ),
+        identities,
+        keys,
         drain_seconds=settings.drain_seconds,
     )
+
+
+def _protocol(identities: Identities) -> type[HttpToolsProtocol]:
+    class Protocol(HttpToolsProtocol):
+        """Tells the application which statement's TLS key a connection has, and ends those whose statement is about to."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            handshake = transport.get_extra_info("ssl_object")
+            if handshake is not None:  # None only in benchmarks without TLS
+                self.app_state = {**self.app_state, STATE: handshake.context.statement}
+
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            statement = self.app_state.get(STATE)
+            if statement is not None and identities.leaving(statement):
+                self.cycle.keep_alive = False  # `Connection: close`: the next request comes over a new one
+
+    return Protocol
 
 
 def listen(settings: Settings) -> list[socket.socket]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from aiohttp import web
 
 from enclave_server.app import App, create_app
 from enclave_server.attest import make_attester
+from enclave_server.identities import Identities, Succession
 from enclave_server.identity import Identity, make_identity
 from enclave_server.model import read_manifest
 from enclave_server.policy import policy_text
@@ -296,12 +298,18 @@ class LiveGateway:
         self.settings, self.engine, self._wrap = settings, engine, wrap
         self.tee = open_tee(settings)
         self.policy_text = policy_text(settings, self.tee)
-        self.identity: Identity
+        self.identities: Identities
+        self.ahead = 0.0  # seconds by which identities end earlier
         self.server: uvicorn.Server
 
     @property
     def origin(self) -> str:
         return f"https://127.0.0.1:{self.settings.port}"
+
+    @property
+    def identity(self) -> Identity:
+        """The current one."""
+        return self.identities.current
 
     @property
     def url(self) -> str:
@@ -310,17 +318,18 @@ class LiveGateway:
 
     def start(self) -> None:
         settings = self.settings
-        self.identity = make_identity(settings, engine_version=VERSION)
-        attester = make_attester(settings, self.identity.statement_bytes, self.tee)
+        identity = make_identity(settings, engine_version=VERSION)
+        self.identities, _ = Succession.of(settings, identity, clock=lambda: time.time() + self.ahead)
+        attester = make_attester(settings, self.identities, self.tee)
         self.engine.unready = None
         app = create_app(
             settings,
-            identity=self.identity,
+            identities=self.identities,
             attester=attester,
             engine=self.engine,
             upstream=Upstream(self.engine.socket, read_seconds=settings.engine_read_seconds),
         )
-        self.server = make_server(self._wrap(app) if self._wrap else app, settings, self.identity)
+        self.server = make_server(self._wrap(app) if self._wrap else app, settings, self.identities)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
         deadline = time.monotonic() + 20
@@ -328,6 +337,12 @@ class LiveGateway:
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise RuntimeError("the gateway did not start")
             time.sleep(0.01)
+
+    def succeed(self) -> None:
+        """As the parent does: another identity takes over, and the one before goes on until it ends."""
+        identities = self.identities
+        identities.add(identities.current.successor(timedelta(days=8), datetime.now(UTC)))
+        identities.take_over()
 
     def stop(self) -> None:
         self.server.should_exit = True

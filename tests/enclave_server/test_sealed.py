@@ -25,6 +25,7 @@ from attestation.sealed import SUITES, X_WING, AnswerOpener, SealingKeys, Suite,
 from attestation.sealed_head import RequestHead
 from enclave_server.errors import ApiError
 from enclave_server.exchange import Receive, Scope, Send
+from enclave_server.identities import Identities
 from enclave_server.identity import make_identity
 from enclave_server.replays import WINDOW, Replays
 from enclave_server.sealed import Sealed
@@ -391,7 +392,7 @@ async def test_a_clock_that_is_set_back_makes_nothing_new(tmp_path: Path) -> Non
     identity = make_identity(settings, engine_version="0")
     times = iter([1000.0, 1000.0 + 3 * WINDOW, 1000.0])
     inner = Answering()
-    app = Sealed(settings, identity, inner, wall_clock=lambda: next(times))
+    app = Sealed(settings, Identities(identity), inner, wall_clock=lambda: next(times))
 
     def request(at: float) -> bytes:
         return seal_request(
