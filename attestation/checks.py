@@ -70,6 +70,15 @@ class Check(StrEnum):
 
     # bundles: exchanges that were saved with their evidence
     BUNDLE_FORMAT = "bundle.format"
+
+    # replays: an answer's tokens against those of another engine
+    REPLAY_REQUEST = "replay.request"
+    REPLAY_DIGEST = "replay.digest"
+    REPLAY_MODEL = "replay.model"
+    REPLAY_ENGINE = "replay.engine"
+    REPLAY_ANSWER = "replay.answer"
+    REPLAY_TOKENS = "replay.tokens"
+    REPLAY_LOGPROBS = "replay.logprobs"
     DISCLOSURE_FORMAT = "disclosure.format"
 
     # the log of receipts

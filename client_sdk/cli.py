@@ -15,6 +15,7 @@ from client_sdk.doctor_cli import doctor
 from client_sdk.exits import Commands
 from client_sdk.inspect_cli import inspect
 from client_sdk.proxy_cli import env, proxy
+from client_sdk.replay_cli import replay
 from client_sdk.report_cli import report
 from client_sdk.verify_cli import verify
 
@@ -38,6 +39,7 @@ app.command(rich_help_panel=TALK)(env)
 app.command(rich_help_panel=TALK)(doctor)
 app.command(rich_help_panel=JUDGE)(audit)
 app.command(rich_help_panel=JUDGE)(disclose)
+app.command(rich_help_panel=JUDGE)(replay)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)
 app.add_typer(evidence_cli.app, name="evidence", rich_help_panel=JUDGE)
