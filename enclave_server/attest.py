@@ -9,12 +9,14 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 
 from attestation.binding import NONCE_BYTES, gpu_nonce, report_data
 from attestation.evidence import Evidence, dump_evidence
+from enclave_server.collateral import CollateralState
 from enclave_server.errors import ApiError, identity_expired
 from enclave_server.identities import Identities
 from enclave_server.identity import Identity
@@ -55,17 +57,31 @@ def make_attester(settings: Settings, identities: Identities, tee: Tee) -> Attes
     """One for each worker. Together they make evidence at the rate of the settings, whichever a caller comes to."""
     share = settings.workers
     bucket = TokenBucket(settings.evidence_per_second / share, max(1, settings.evidence_burst // share))
-    return Attester(identities, tee, bucket, renew_seconds=settings.evidence_renew_seconds)
+    return Attester(
+        identities,
+        tee,
+        bucket,
+        renew_seconds=settings.evidence_renew_seconds,
+        patience_seconds=settings.evidence_seconds,
+    )
 
 
 class Attester:
     """Makes evidence documents about the current identity, and has one ready for its successor before that takes over."""
 
     def __init__(
-        self, identities: Identities, tee: Tee, bucket: TokenBucket, *, renew_seconds: float
+        self,
+        identities: Identities,
+        tee: Tee,
+        bucket: TokenBucket,
+        *,
+        renew_seconds: float,
+        patience_seconds: float,
     ) -> None:
         self._identities, self._tee, self._bucket = identities, tee, bucket
-        self._renew_seconds = renew_seconds
+        self._renew_seconds, self._patience_seconds = renew_seconds, patience_seconds
+        # a thread of its own: hardware that hangs holds up nothing but evidence
+        self._hardware = ThreadPoolExecutor(max_workers=1, thread_name_prefix="evidence")
         self._documents: dict[bytes, Document] = {}  # by the digest of the statement
         self._made_at = float("nan")
         self._wake = asyncio.Event()
@@ -73,6 +89,20 @@ class Attester:
     @property
     def ready(self) -> bool:
         return self._identities.current.statement_digest in self._documents
+
+    @property
+    def unready(self) -> str | None:
+        """Why a client would refuse what it got here, by name; None when it would not."""
+        if not self.ready:
+            return "evidence_missing"
+        if self.age > max(3 * self._renew_seconds, self._renew_seconds + 60):
+            return "evidence_stale"
+        return self.collateral.unready
+
+    @property
+    def collateral(self) -> CollateralState:
+        """How it stands with what vendors publish beside the evidence."""
+        return self._tee.state
 
     @property
     def age(self) -> float:
@@ -139,7 +169,11 @@ class Attester:
         return identity
 
     async def _make(self, identity: Identity, nonce: bytes) -> Document:
-        return Document(nonce, await asyncio.to_thread(self._document, identity.statement_bytes, nonce))
+        work = asyncio.get_running_loop().run_in_executor(
+            self._hardware, self._document, identity.statement_bytes, nonce
+        )
+        async with asyncio.timeout(self._patience_seconds):
+            return Document(nonce, await work)
 
     def _document(self, statement: bytes, nonce: bytes) -> bytes:
         gpu = self._tee.gpus(gpu_nonce(nonce, statement))
@@ -148,6 +182,7 @@ class Attester:
                 statement=statement,
                 cpu=self._tee.evidence(report_data(nonce, statement, gpu)),
                 gpu=gpu,
+                event_log=self._tee.event_log(),
                 collateral=self._tee.collateral(),
             )
         )

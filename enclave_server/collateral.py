@@ -80,6 +80,10 @@ class CollateralKeeper:
                 self._thread = threading.Thread(target=self._run, name="collateral", daemon=True)
                 self._thread.start()
 
+    def refresh(self) -> None:
+        """Fetch now, and wait for it. Raises what stands in the way."""
+        self._kept = self._fetch(offline=self._settings.collateral_offline)
+
     def close(self) -> None:
         self._stop.set()
         if self._thread is not None:

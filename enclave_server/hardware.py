@@ -75,6 +75,9 @@ class Hardware:
     def simulated_roots(self) -> Mapping[str, Root]:
         return {}
 
+    def refresh(self) -> None:
+        self._keeper.refresh()
+
     def close(self) -> None:
         """Fetch nothing any more."""
         self._keeper.close()

@@ -46,6 +46,10 @@ class Tee(Protocol):
         """The roots to name in a policy, by vendor, where they are no vendor's."""
         ...
 
+    def refresh(self) -> None:
+        """Fetch collateral now, and wait for it. Raises what stands in the way."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -90,6 +94,9 @@ class Simulated:
         if self._nvidia:
             roots |= {"nvidia_device": self._nvidia.device_root, "nvidia_rim": self._nvidia.rim_root}
         return roots
+
+    def refresh(self) -> None:
+        """It is always new."""
 
     def close(self) -> None:
         """There is nothing to end."""
