@@ -12,6 +12,7 @@ from client_sdk.audit_cli import audit
 from client_sdk.chat_cli import chat
 from client_sdk.disclose_cli import disclose
 from client_sdk.doctor_cli import doctor
+from client_sdk.examples import EXIT_CODES
 from client_sdk.exits import Commands
 from client_sdk.inspect_cli import inspect
 from client_sdk.proxy_cli import env, proxy
@@ -19,10 +20,6 @@ from client_sdk.replay_cli import replay
 from client_sdk.report_cli import report
 from client_sdk.verify_cli import verify
 
-EXIT_CODES = (
-    "Exit codes: 0 accepted · 2 malformed · 3 not authentic · 4 refused by the policy · "
-    "5 could not decide · 64 wrong usage."
-)
 TALK, JUDGE, PREPARE = "Talk to an enclave", "Judge what others collected", "Prepare"
 
 app = typer.Typer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,8 @@ from attestation.snp.report import REPORT_BYTES
 from client_sdk.amd_file import dump_amd
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import read_file
-from client_sdk.present import clean
+from client_sdk.options import AsJson
+from client_sdk.present import clean, working
 
 app = typer.Typer(no_args_is_help=True, help="Get what vendors publish beside evidence.")
 
@@ -26,7 +28,7 @@ def _group() -> None:
 
 
 @app.command()
-def fetch(
+def fetch(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     evidence: Path,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where the collateral goes.")
@@ -47,6 +49,7 @@ def fetch(
     offline: Annotated[
         bool, typer.Option("--offline", help="Use remembered answers only; open no socket.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Collateral for a TDX quote, an SEV-SNP report, or the evidence document that holds one. Judges nothing."""
     sources = Sources.pccs(pccs) if pccs else Sources()
@@ -56,7 +59,10 @@ def fetch(
         sources = replace(sources, nvidia_rim=f"{base}/v1/rim", nvidia_ocsp=f"{base}/ocsp")
     fetcher = Fetcher(sources=sources, cache=cache, offline=offline)
     try:
-        text = _fetch(fetcher, read_file(evidence), read_file(vek) if vek else None, keep=cache is not None)
+        with working("asking the vendor"):
+            text = _fetch(
+                fetcher, read_file(evidence), read_file(vek) if vek else None, keep=cache is not None
+            )
     except AttestationError as exc:
         typer.echo(clean(str(exc)), err=True)
         raise typer.Exit(exit_code(exc)) from exc
@@ -65,6 +71,9 @@ def fetch(
     except OSError as exc:
         typer.echo(f"{output}: {exc.strerror}", err=True)
         raise typer.Exit(ExitCode.UNDECIDED) from exc
+    if as_json:
+        typer.echo(json.dumps({"file": str(output), "bytes": len(text), "verified": False}))
+        return
     typer.echo(f"{output}: {len(text)} bytes of collateral, not verified")
 
 

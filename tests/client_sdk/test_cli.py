@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from client_sdk.cli import app
+from client_sdk.examples import EXAMPLES
 from tests.client_sdk.conftest import Relay
 from tests.servers import FakeEngine, LiveGateway, free_port, live_gateway
 
@@ -175,11 +180,52 @@ def test_wrong_usage(gateway: LiveGateway) -> None:
     assert attested("verify").returncode == 64
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["verify"], ["chat"], ["evidence"], ["policy"], ["collateral"], ["inspect"]]
-)
-def test_help(words: list[str]) -> None:
-    """Every command explains itself."""
-    done = attested(*words, "--help")
+def commands() -> dict[str, Any]:
+    """Every command by the words that call it."""
+    root: Any = get_command(app)
+    found: dict[str, Any] = {}
+    for name, command in root.commands.items():
+        below = getattr(command, "commands", None)
+        found |= {f"{name} {n}": c for n, c in below.items()} if below else {name: command}
+    return found
+
+
+@pytest.mark.parametrize("words", ["", *commands(), "evidence", "policy", "collateral"])
+def test_help(words: str) -> None:
+    """Every command explains itself, what it asks for, and how it ends."""
+    done = attested(*words.split(), "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
+    assert "\x1b" not in done.stdout
+    if words in commands():
+        assert "Exit codes: 0 accepted" in done.stdout
+        assert commands()[words].help
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_commands(name: str) -> None:
+    """What `--help` shows can be typed: the command is there, and takes these arguments and options."""
+    for line in EXAMPLES[name]:
+        typed = line.partition('"$(')[2].rstrip(')"') or re.split(r" [|<] ", line)[0]
+        program, *words = shlex.split(typed)
+        arguments = words[len(name.split()) :]
+        assert (program, words[: len(name.split())]) == ("attested", name.split())
+        commands()[name].make_context(name, arguments)
+
+
+def test_json_everywhere() -> None:
+    """What says something about evidence or files says it to programs as well."""
+    silent = {n for n, c in commands().items() if not any("--json" in p.opts for p in c.params)}
+    assert silent <= {"chat", "proxy", "report", "disclose", "log prove"}  # these write a file, or run on
+
+
+def test_policies_as_json(policy: Path) -> None:
+    """What a policy says, field by field, and what is wrong with one that is none."""
+    told = json.loads(attested("policy", "explain", str(policy), "--json").stdout)
+    (statement,) = [table for table in told["tables"] if table["table"] == "statement"]
+    (digests,) = [row for row in statement["fields"] if row["field"] == "model_digests"]
+    assert digests["set"] is True
+    assert json.loads(attested("policy", "check", str(policy), "--json").stdout)["policy"] is True
+    policy.write_text("[nonsense]")
+    done = attested("policy", "check", str(policy), "--json")
+    assert (done.returncode, json.loads(done.stdout)["check"]) == (2, "policy.format")
