@@ -19,6 +19,7 @@ digest = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
 DEV := .venv/.lock-$(call digest,requirements-dev.lock)
 PROJECT := .venv/.project-$(call digest,requirements-dev.lock pyproject.toml)
 OPENAI2 := .venv-openai2/.lock-$(call digest,requirements-openai2.lock)
+RECIPES := .venv-recipes/.lock-$(call digest,requirements-recipes.lock)
 ENGINE_ENV := .venv-engine/.lock-$(call digest,requirements-engine-cpu.lock)
 
 # $(call environment,directory,lock,further pip flags): an exact environment, and its stamp only once it is complete.
@@ -51,6 +52,15 @@ $(OPENAI2): requirements-openai2.lock
 	@echo "→ environment with openai 2.x: about 15 s, first time only"
 	$(call environment,.venv-openai2,requirements-openai2.lock)
 	@echo "$(CURDIR)" > $$(ls -d .venv-openai2/lib/python3*/site-packages)/attested-inference.pth
+
+## setup-recipes the environment of docs/recipes.md (.venv-recipes): LangChain, LlamaIndex, LiteLLM and others; about 1 min
+.PHONY: setup-recipes
+setup-recipes: $(RECIPES)
+
+$(RECIPES): requirements-recipes.lock
+	@echo "→ environment of the recipes: about 1 min and 0.7 GB, first time only"
+	$(call environment,.venv-recipes,requirements-recipes.lock)
+	@echo "$(CURDIR)" > $$(ls -d .venv-recipes/lib/python3*/site-packages)/attested-inference.pth
 
 ## setup-engine  the engine's environment (.venv-engine): vLLM for CPU, 2.3 GB; about 2 min
 .PHONY: setup-engine
@@ -118,7 +128,7 @@ test: setup model
 test-fast: setup
 	@$(FAST)
 
-## test-slow     the tests that take minutes
+## test-slow     the tests that take minutes; those of the recipes only after `make setup-recipes`
 .PHONY: test-slow
 test-slow: setup model
 	@$(PY) -m pytest -m "slow and not hardware"
@@ -180,7 +190,7 @@ define compile
 	@sed -i -e '/^#/d' -e '/^$$/d' -e '1i $(LOCK_HEAD)' $(1)
 endef
 
-## lock          write the locks anew from pyproject.toml (UPGRADE=1: newest versions); about 1 min
+## lock          write the locks anew from pyproject.toml (UPGRADE=1: newest versions); about 6 min
 .PHONY: lock
 lock: $(DEV)
 	$(call compile,requirements-dev.lock,--extra dev pyproject.toml)
@@ -190,6 +200,8 @@ lock: $(DEV)
 	$(call compile,requirements-server.lock,--extra server pyproject.toml)
 	@echo 'openai>=2.25,<3' > .venv/openai2.in
 	$(call compile,requirements-openai2.lock,pyproject.toml .venv/openai2.in)
+	@printf '%s\n' anthropic langchain-openai litellm llama-index-llms-openai-like openai-agents > .venv/recipes.in
+	$(call compile,requirements-recipes.lock,--extra openai pyproject.toml .venv/recipes.in)
 	@echo 'atheris>=3' > .venv/fuzz.in
 	$(call compile,requirements-fuzz.lock,.venv/fuzz.in)
 	@echo "→ requirements-engine-cpu.lock"
@@ -206,4 +218,4 @@ clean:
 ## distclean     clean, and remove the environments and models too
 .PHONY: distclean
 distclean: clean
-	@rm -rf .venv .venv-openai2 .venv-engine .cache
+	@rm -rf .venv .venv-openai2 .venv-recipes .venv-engine .cache
