@@ -1,4 +1,4 @@
-"""What a log of receipts has in it: nothing but hashes (docs/protocol.md §10).
+"""What a log of receipts has in it: nothing but hashes (docs/protocol.md §11).
 
 The first entry of a gateway's own log commits to the checkpoint with which the log before it ended; every other entry is
 the SHA-256 of one receipt.
