@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -70,7 +71,7 @@ class Session:
     """One enclave's state. Any thread may ask; `kept` lets only one at a time change it."""
 
     def __init__(self, policy: Policy, *, max_age: timedelta = MAX_AGE) -> None:
-        self._policy = policy
+        self.policy = policy  # another one counts from the next evidence on
         self._max_age = max_age
         self._nonce: bytes | None = None
         self.state: State = Unverified()
@@ -100,9 +101,14 @@ class Session:
         return self._nonce
 
     def accept(
-        self, document: bytes, answered: str | None, now: datetime, theirs: datetime | None = None
+        self,
+        document: bytes,
+        answered: str | None,
+        now: datetime,
+        theirs: datetime | None = None,
+        also: Callable[[Verdict], None] = lambda verdict: None,
     ) -> Verdict:
-        """Judge the evidence that came for the nonce of `begin`.
+        """Judge the evidence that came for the nonce of `begin`; `also` may refuse the verdict before anybody has it.
 
         `answered` is its Attested-Nonce header. `theirs` is the enclave's clock as the answer's Date has it: nobody has
         signed it, and nothing is decided by it but how a refusal is explained.
@@ -114,10 +120,11 @@ class Session:
             _check_nonce(nonce, answered)
             evidence = parse_evidence(document)
             try:
-                verdict = verify(evidence, self._policy, nonce=nonce, now=now)
+                verdict = verify(evidence, self.policy, nonce=nonce, now=now)
             except AttestationError as error:
                 self._check_clock(evidence, nonce, now, theirs, error)
                 raise
+            also(verdict)
         except AttestationError as error:
             self.fail(error, now)
             raise
@@ -152,7 +159,7 @@ class Session:
         if theirs is None or abs(theirs - now) <= MAX_SKEW:
             return
         try:
-            verify(evidence, self._policy, nonce=nonce, now=theirs)
+            verify(evidence, self.policy, nonce=nonce, now=theirs)
         except AttestationError:
             return
         ahead = "ahead of" if now > theirs else "behind"

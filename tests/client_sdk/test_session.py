@@ -17,6 +17,7 @@ from attestation.errors import (
 )
 from attestation.policy import Policy
 from attestation.tdx.policy import TdxPolicy
+from attestation.verdict import Verdict
 from client_sdk.session import (
     HOLD,
     MAX_AGE,
@@ -116,6 +117,20 @@ def test_a_refusal_is_held_for_those_who_waited() -> None:
     assert again.value is caught.value
     assert session.current(NOW + HOLD) is None
     assert session.current(NOW - SECOND) is None
+
+
+def test_what_else_refuses_a_verdict_does_so_before_anybody_has_it() -> None:
+    """A caller's own check sees the verdict first: when it refuses, the session was never verified."""
+    enclave, session = PretendEnclave(), Session(POLICY)
+
+    def refuse(verdict: Verdict) -> None:
+        assert session.state == Unverified()
+        raise VerificationError(Check.POLICY_CONFIG, "seen a newer one")
+
+    nonce = session.begin()
+    with pytest.raises(VerificationError):
+        session.accept(enclave.document(nonce), b64url_encode(nonce), NOW, None, refuse)
+    assert isinstance(session.state, Refused)
 
 
 # --------------------------------------------------------------------------------------------------------- renewal
