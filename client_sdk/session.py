@@ -106,7 +106,7 @@ class Session:
         answered: str | None,
         now: datetime,
         theirs: datetime | None = None,
-        also: Callable[[Verdict], None] = lambda verdict: None,
+        also: Callable[[Verdict], None] | None = None,
     ) -> Verdict:
         """Judge the evidence that came for the nonce of `begin`; `also` may refuse the verdict before anybody has it.
 
@@ -124,7 +124,8 @@ class Session:
             except AttestationError as error:
                 self._check_clock(evidence, nonce, now, theirs, error)
                 raise
-            also(verdict)
+            if also is not None:
+                also(verdict)
         except AttestationError as error:
             self.fail(error, now)
             raise
