@@ -6,17 +6,21 @@ import asyncio
 import json
 import socket
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from attestation.errors import AttestationError
 from enclave_server import log as logs
 from enclave_server.access.cli import cli as keys_cli
 from enclave_server.access.gate import Access
 from enclave_server.access.store import StoreError
 from enclave_server.app import create_app
 from enclave_server.attest import make_attester
+from enclave_server.config_identity import MARK, configured
+from enclave_server.doctor_cli import collect, doctor
 from enclave_server.engine import Engine, EngineError, find_engine, keep
 from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private, make_identity
@@ -24,6 +28,7 @@ from enclave_server.log import log
 from enclave_server.model import ModelError, check_model, read_manifest
 from enclave_server.policy import policy_text
 from enclave_server.prefork import Family, SharedStatus
+from enclave_server.receipt_log import ReceiptLog
 from enclave_server.replays import Replays
 from enclave_server.server import listen, make_server
 from enclave_server.settings import Settings
@@ -34,6 +39,8 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 model_cli = typer.Typer(no_args_is_help=True, help="The model's files.")
 cli.add_typer(model_cli, name="model")
 cli.add_typer(keys_cli, name="keys")
+cli.command()(doctor)
+cli.command()(collect)
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")]
 Workers = Annotated[
@@ -45,7 +52,7 @@ def main() -> None:
     """The console script. What an operator can mend is one line on standard error, and exit status 1."""
     try:
         cli()
-    except (EngineError, ModelError, NotImplementedError, OSError, StoreError, ValueError) as exc:
+    except (AttestationError, EngineError, ModelError, OSError, StoreError, ValueError) as exc:
         typer.echo(f"enclave-server: {exc}", err=True)
         raise SystemExit(1) from None
 
@@ -53,7 +60,8 @@ def main() -> None:
 @cli.command()
 def serve(config: Config = None, workers: Workers = None) -> None:
     """Check the model, start the engine, and serve."""
-    settings = _load(config, workers)
+    content = config.read_bytes() if config is not None else None  # once: its disk may be the host's
+    settings = _load(content, workers)
     logs.configure()
     keep_memory_private()
     listeners = listen(settings)
@@ -64,7 +72,12 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     log.info("model checked", model_digest=settings.model_digest, files=len(manifest.files))
     installed = find_engine(settings.engine_python)
     tee = open_tee(settings)
-    identity = make_identity(settings, engine_version=installed.version)
+    config_file = configured(settings, content, _origins(content, workers), tee.evidence)
+    receipt_log = ReceiptLog.open(settings)
+    log_key = receipt_log.key if receipt_log else None
+    identity = make_identity(
+        settings, engine_version=installed.version, log_key=log_key, config_file=config_file
+    )
     identities, succession = Succession.of(settings, identity)
     status = SharedStatus()
     replays = Replays(settings.sealed_remembered)  # one for all workers
@@ -79,6 +92,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
             upstream=Upstream(engine.socket, read_seconds=settings.engine_read_seconds),
             access=access,
             replays=replays,
+            receipt_log=receipt_log,
         )
         make_server(app, settings, identities).run(sockets=[listener])
         return 0
@@ -92,7 +106,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
         count=settings.workers,
     )
     family = Family(
-        keeper=lambda: asyncio.run(keep(engine)),
+        keeper=lambda: asyncio.run(keep(engine) if receipt_log is None else receipt_log.beside(keep(engine))),
         worker=work,
         listeners=listeners,
         succession=succession,
@@ -115,11 +129,13 @@ def policy(config: Config = None, workers: Workers = None) -> None:
 def show_config(config: Config = None, workers: Workers = None) -> None:
     """Print the effective settings (TOML), where each came from, and their digest."""
     settings = _load(config, workers)
-    origins = Settings.origins(config) | ({} if workers is None else {"workers": "option"})
+    origins = _origins(config, workers)
     for name, value in settings.effective().items():
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
         typer.echo(f"{line}  # {origins[name]}")
     typer.echo(f"# digest: {settings.digest().hex()}")
+    if config is not None:
+        typer.echo(f"# for the kernel's command line: {MARK}{sha256(config.read_bytes()).hexdigest()}")
 
 
 @model_cli.command(name="digest")
@@ -134,8 +150,12 @@ def model_digest(
     typer.echo(manifest.digest().hex())
 
 
-def _load(config: Path | None, workers: int | None) -> Settings:
+def _load(config: Path | bytes | None, workers: int | None) -> Settings:
     return Settings.load(config, **({} if workers is None else {"workers": workers}))
+
+
+def _origins(config: Path | bytes | None, workers: int | None) -> dict[str, str]:
+    return Settings.origins(config) | ({} if workers is None else {"workers": "option"})
 
 
 def _toml(value: Any) -> str:

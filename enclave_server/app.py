@@ -24,7 +24,9 @@ from enclave_server.errors import ApiError
 from enclave_server.exchange import Receive, Scope, Send, parse_nonce
 from enclave_server.identities import Identities
 from enclave_server.inference import EngineStatus, Inference
+from enclave_server.log_routes import add_log_routes
 from enclave_server.metrics import Metrics
+from enclave_server.receipt_log import ReceiptLog
 from enclave_server.replays import Replays
 from enclave_server.sealed import RAW_PATH as SEALED
 from enclave_server.sealed import Sealed
@@ -43,22 +45,36 @@ def create_app(
     upstream: Upstream,
     access: Access | None = None,
     replays: Replays | None = None,
+    receipt_log: ReceiptLog | None = None,
 ) -> App:
     """The whole gateway, but for the engine, which somebody else starts and stops."""
     access, metrics = access or Access(settings), Metrics()
-    inference = Inference(settings, identities, engine, upstream, access, metrics)
+    receipts = receipt_log.queue() if receipt_log else None
+    inference = Inference(settings, identities, engine, upstream, access, metrics, receipts)
 
     def unready() -> str | None:
-        evidence = None if attester.ready else "evidence_missing"
-        return identities.unready or engine.unready or evidence or access.unready
+        logging = receipts.unready if receipts else None
+        return identities.unready or engine.unready or attester.unready or access.unready or logging
 
     metrics.watch(
         {
             "in_flight": ("Requests under way, waiting ones too.", lambda: inference.in_flight),
             "queued": ("Requests waiting for a place.", lambda: access.admission.queued),
             "ready": ("1 when it can answer.", lambda: unready() is None),
+            "log_waiting": (
+                "Receipts that were not handed to the log yet.",
+                lambda: receipts.waiting if receipts else 0,
+            ),
             "engine_restarts": ("How often the engine was started again.", lambda: engine.restarts),
             "evidence_age_seconds": ("Age of the renewed evidence.", lambda: attester.age),
+            "collateral_left_seconds": (
+                "Until the first of the collateral expires.",
+                lambda: attester.collateral.left,
+            ),
+            "collateral_failing": (
+                "1 when the last attempt to fetch or keep collateral failed.",
+                lambda: attester.collateral.failing,
+            ),
             "identities": ("Identities that have not ended.", lambda: identities.count),
             "identity_age_seconds": ("Since the current identity was made.", lambda: identities.age),
             "identity_left_seconds": ("Until the current identity ends.", lambda: identities.left),
@@ -79,9 +95,13 @@ def create_app(
             stack.enter_context(_hearing(identities, attester.renew_now))
             yield
             await inference.idle()
+            if receipts is not None:
+                await receipts.drain()
 
     control = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     _add_control_routes(control, attester, unready)
+    if receipt_log is not None:
+        add_log_routes(control, settings, receipt_log.key)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["raw_path"] == b"/v1" or scope["raw_path"].startswith(b"/v1/")):

@@ -1,4 +1,5 @@
-"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`.
+"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`. Below /v1/messages as Anthropic's
+do: `"type": "error"` beside them, and the error's own type one of Anthropic's.
 
 Messages are written here and never quote what a client or the engine sent.
 """
@@ -6,6 +7,16 @@ Messages are written here and never quote what a client or the engine sent.
 from __future__ import annotations
 
 import json
+
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
@@ -42,13 +53,21 @@ class ApiError(Exception):
             return "rate_limit_error"
         return "invalid_request_error" if self.status < 500 else "server_error"
 
-    def to_json(self) -> bytes:
+    def to_json(self, *, anthropic: bool = False) -> bytes:
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, separators=(",", ":")).encode()
+        if not anthropic:
+            return _compact({"error": error})
+        other = "invalid_request_error" if self.status < 500 else "api_error"
+        return _compact({"type": "error", "error": {**error, "type": _ANTHROPIC.get(self.status, other)}})
 
-    def to_event(self) -> bytes:
+    def to_event(self, *, anthropic: bool = False) -> bytes:
         """The same as one server-sent event, for a stream that has begun."""
-        return b"data: " + self.to_json() + b"\n\n"
+        name = b"event: error\n" if anthropic else b""
+        return name + b"data: " + self.to_json(anthropic=anthropic) + b"\n\n"
+
+
+def _compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def engine_unavailable(reason: str) -> ApiError:
@@ -75,6 +94,13 @@ def statement_ended(status: int) -> ApiError:
     """421: nothing was done. 503: the answer could not be ended in time to be signed."""
     return ApiError(
         status, "statement_ended", "The statement of this connection has ended; verify this enclave again."
+    )
+
+
+def log_unavailable() -> ApiError:
+    """The one kind of answer whose receipt is not logged."""
+    return ApiError(
+        503, "log_unavailable", "The log of receipts takes none now. Try again soon.", retry_after=5
     )
 
 

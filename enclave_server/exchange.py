@@ -31,6 +31,7 @@ from attestation.receipt import (
 )
 from enclave_server.errors import ApiError
 from enclave_server.identity import Identity, ReceiptNumbers
+from enclave_server.receipt_log import ReceiptQueue
 from enclave_server.tokens import Tokens
 
 Scope = Mapping[str, Any]
@@ -86,8 +87,9 @@ class Exchange:
         identity: Identity,
         numbers: ReceiptNumbers,
         pace: Pace = Pace(),
+        log: ReceiptQueue | None = None,
     ) -> None:
-        self._send, self._numbers, self._pace = send, numbers, pace
+        self._send, self._numbers, self._pace, self.log = send, numbers, pace, log
         self.identity = identity
         self._number: tuple[str, int] | None = None  # of the receipt and of all checkpoints before it
         self._checkpoints = 0
@@ -99,8 +101,8 @@ class Exchange:
         self.request = RunningDigest(self.nonce)
         self.response = RunningDigest(self.nonce)
         self.sampling: Mapping[str, Any] = {}
-        self.tokens: Tokens | None = None  # where the client asked for a digest over token ids
         self.parts: RunningParts | None = None  # where the client wants to show parts of the chat later
+        self.tokens: Tokens | None = None  # where the client asked for a digest over token ids
         self.streaming = self.done = False
         self.hide_usage = False  # the gateway asked for the token counts of a stream, the client did not
         self.status, self.outcome = 0, "gone"  # until a receipt says another
@@ -177,12 +179,14 @@ class Exchange:
         if self.done:
             return
         self.error_code = error.code
+        anthropic = self.target.startswith("/v1/messages")
         if self.streaming:
-            await self._write(error.to_event())
+            await self._write(error.to_event(anthropic=anthropic))
             await self.end(Outcome.ABORTED)
             return
         headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-        await self.plain(error.status, error.to_json(), Outcome.ERROR, headers=headers)
+        body = error.to_json(anthropic=anthropic)
+        await self.plain(error.status, body, Outcome.ERROR, headers=headers)
 
     async def _write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -217,7 +221,7 @@ class Exchange:
         if now >= statement.not_after:
             raise RuntimeError("the statement has ended: nothing is signed under it any more")
         model = statement.model
-        return Receipt(
+        token = Receipt(
             id=number,
             counter=counter,
             time=int(now),
@@ -231,6 +235,9 @@ class Exchange:
             sampling=self.sampling,
             statement=self.identity.statement_digest,
             checkpoints=self._checkpoints,
-            tokens=self.tokens.digest(self.nonce) if self.tokens and outcome is Outcome.COMPLETE else None,
             parts=self.parts.digest() if self.parts and outcome is Outcome.COMPLETE else None,
+            tokens=self.tokens.digest(self.nonce) if self.tokens and outcome is Outcome.COMPLETE else None,
         ).sign(self.identity.keys.receipt)
+        if self.log is not None and outcome is not Outcome.CHECKPOINT:
+            self.log.add(token)
+        return token

@@ -26,6 +26,7 @@ from cryptography.x509.oid import NameOID
 
 from attestation.binding import PURPOSE, VERSION, Engine, Image, Keys, Model, Statement
 from attestation.sealed import SealingKeys
+from attestation.tlog import VerifierKey, own_key
 from enclave_server.engine_flags import answer_flags
 from enclave_server.settings import Settings
 
@@ -143,7 +144,14 @@ def keep_memory_private() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def make_identity(settings: Settings, *, engine_version: str, now: datetime | None = None) -> Identity:
+def make_identity(
+    settings: Settings,
+    *,
+    engine_version: str,
+    now: datetime | None = None,
+    log_key: VerifierKey | None = None,  # of the log of receipts; it stays when identities change
+    config_file: bytes | None = None,  # digest of the file, where it was held against what was measured
+) -> Identity:
     """New keys, and the statement that ties them to this model, engine and configuration."""
     keys = PrivateKeys.generate()
     start, end = _span(now or datetime.now(UTC), timedelta(hours=settings.identity_hours))
@@ -152,13 +160,15 @@ def make_identity(settings: Settings, *, engine_version: str, now: datetime | No
         Statement(
             v=VERSION,
             purpose=PURPOSE,
-            keys=Keys(**keys.public()),
+            keys=Keys(**keys.public(), log_ed25519=log_key.key if log_key else None),
             not_before=start,
             not_after=end,
             model=Model(names=(settings.model_name,), digest=bytes.fromhex(settings.model_digest)),
             engine=Engine(name="vllm", version=engine_version, flags=answer_flags(settings)),
             config=settings.digest(),
             image=Image(build=settings.image_build, source=settings.image_source),
+            log_origin=log_key.name if log_key and log_key != own_key(log_key.name) else None,
+            config_file=config_file,
         ),
     )
 

@@ -25,6 +25,7 @@ from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
 from enclave_server.parts import parts_for
 from enclave_server.peek import usage_of
+from enclave_server.receipt_log import ReceiptQueue
 from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
 from enclave_server.tokens import tokens_for
@@ -63,10 +64,11 @@ class Inference:
         upstream: Upstream,
         access: Access,
         metrics: Metrics,
+        receipts: ReceiptQueue | None = None,  # on their way to the log, where one is kept
     ) -> None:
         self._settings, self._identities, self._engine = settings, identities, engine
         self._upstream = upstream
-        self._access, self._metrics = access, metrics
+        self._access, self._metrics, self._receipts = access, metrics, receipts
         self._numbers = ReceiptNumbers()
         self._pace = Pace(settings.checkpoint_events, settings.checkpoint_seconds)
         self.in_flight = 0
@@ -109,10 +111,15 @@ class Inference:
         identity = (self._identities.alive(named) if named else None) or self._identities.current
         if self._identities.seconds_left(identity) <= 0:
             return None
-        return Exchange(scope, send, identity, self._numbers, self._pace)
+        receipts = self._receipts
+        if receipts is not None and receipts.unready:
+            receipts = None  # it will be refused, and the refusal is not logged
+        return Exchange(scope, send, identity, self._numbers, self._pace, receipts)
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         exchange.use_nonce(scope["headers"])
+        if exchange.log is not self._receipts:
+            raise errors.log_unavailable()
         path: bytes = scope["raw_path"]
         route = self._admit(exchange, scope, path)
         left = self._identities.seconds_left(exchange.identity)
@@ -186,20 +193,20 @@ class Inference:
             raise ApiError(404, "not_found", "The served model has no such route.")
         outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
         usage = usage_of(body) if outcome is Outcome.COMPLETE else None
-        if exchange.tokens is not None:
-            exchange.tokens.plain(body)
         if exchange.parts is not None:
             exchange.parts.answer(body)
+        if exchange.tokens is not None:
+            exchange.tokens.plain(body)
         await exchange.plain(answer.status, body, outcome, content_type=content_type, usage=usage)
 
     async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer, ending: bytes) -> None:
         events = Events(ending=ending, hide_usage=exchange.hide_usage)
         while chunk := await answer.more():
             if whole := events.feed(chunk):
-                if exchange.tokens is not None:
-                    exchange.tokens.events(whole)
                 if exchange.parts is not None:
                     exchange.parts.answer(whole)
+                if exchange.tokens is not None:
+                    exchange.tokens.events(whole)
                 await exchange.events(whole)
         if events.failed:
             log.warning("engine reported an error in a stream")

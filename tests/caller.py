@@ -44,6 +44,7 @@ class Answer:
     headers: httpx.Headers
     body: bytes
     receipt: Receipt
+    token: str  # the receipt as it came
 
     @property
     def json(self) -> Any:
@@ -146,7 +147,7 @@ class Caller:
             response=RunningDigest(nonce, data),
             now=datetime.now(UTC),
         )
-        return Answer(response.status_code, response.headers, data, receipt)
+        return Answer(response.status_code, response.headers, data, receipt, token)
 
 
 def take_receipt(headers: httpx.Headers, content: bytes) -> tuple[bytes, str]:

@@ -27,6 +27,7 @@ from enclave_server.identities import Identities, Succession
 from enclave_server.identity import Identity, make_identity
 from enclave_server.model import read_manifest
 from enclave_server.policy import policy_text
+from enclave_server.receipt_log import ReceiptLog
 from enclave_server.server import make_server
 from enclave_server.settings import Settings, TeeKind
 from enclave_server.tee import open_tee
@@ -291,6 +292,24 @@ def _events(text: str, how: Behaviour, usage: dict[str, int] | None, *, chat: bo
 Wrap = Callable[[App], App]
 
 
+class Logging:
+    """The writer of a log of receipts, in a thread, as the engine's keeper is in a process."""
+
+    def __init__(self, log: ReceiptLog) -> None:
+        self.log, self._thread, self._writing = log, _Thread(), log.writing()
+        self._thread.run(self._writing.__aenter__())
+
+    @classmethod
+    def of(cls, settings: Settings) -> Logging | None:
+        log = ReceiptLog.open(settings)
+        return cls(log) if log else None
+
+    def close(self) -> None:
+        self._thread.run(self._writing.__aexit__(None, None, None))
+        self._thread.close()
+        self.log.close()
+
+
 class LiveGateway:
     """The real gateway under uvicorn with TLS, in a thread. `restart()` gives it new keys on the same port."""
 
@@ -318,7 +337,9 @@ class LiveGateway:
 
     def start(self) -> None:
         settings = self.settings
-        identity = make_identity(settings, engine_version=VERSION)
+        self._log = Logging.of(settings)
+        log = self._log.log if self._log else None
+        identity = make_identity(settings, engine_version=VERSION, log_key=log.key if log else None)
         self.identities, _ = Succession.of(settings, identity, clock=lambda: time.time() + self.ahead)
         attester = make_attester(settings, self.identities, self.tee)
         self.engine.unready = None
@@ -328,6 +349,7 @@ class LiveGateway:
             attester=attester,
             engine=self.engine,
             upstream=Upstream(self.engine.socket, read_seconds=settings.engine_read_seconds),
+            receipt_log=log,
         )
         self.server = make_server(self._wrap(app) if self._wrap else app, settings, self.identities)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
@@ -347,6 +369,8 @@ class LiveGateway:
     def stop(self) -> None:
         self.server.should_exit = True
         self._thread.join(20)
+        if self._log is not None:
+            self._log.close()
 
     def restart(self) -> None:
         """Another boot: the same port and policy, new keys, a new statement."""
