@@ -21,6 +21,8 @@ from attestation.evidence import SnpEvidence, TdxEvidence
 from attestation.fetch import Fetcher, Sources
 from attestation.nvidia.verify import verify_all
 from attestation.roots import Roots
+from attestation.snp.verify import SnpClaims
+from attestation.tdx.verify import TdxClaims
 from attestation.verify import verify_cpu
 from enclave_server.log import failure, log
 from enclave_server.settings import Settings
@@ -52,6 +54,7 @@ class CollateralState:
 class _Kept:
     collateral: Collateral
     expires: datetime
+    claims: TdxClaims | SnpClaims
 
 
 class CollateralKeeper:
@@ -80,9 +83,10 @@ class CollateralKeeper:
                 self._thread = threading.Thread(target=self._run, name="collateral", daemon=True)
                 self._thread.start()
 
-    def refresh(self) -> None:
-        """Fetch now, and wait for it. Raises what stands in the way."""
-        self._kept = self._fetch(offline=self._settings.collateral_offline)
+    def refresh(self) -> TdxClaims | SnpClaims:
+        """Fetch now, and wait for it: what it says of this machine. Raises what stands in the way."""
+        self._kept = kept = self._fetch(offline=self._settings.collateral_offline)
+        return kept.claims
 
     def close(self) -> None:
         self._stop.set()
@@ -166,15 +170,13 @@ class CollateralKeeper:
 
     def _judged(self, sample: Sample, collateral: Collateral) -> _Kept:
         claims = verify_cpu(sample.cpu, collateral, self._roots, self._now())
-        return _Kept(collateral, claims.collateral_expires)
+        return _Kept(collateral, claims.collateral_expires, claims)
 
     def _with_gpus(self, fetcher: Fetcher, sample: Sample, kept: _Kept) -> _Kept:
         nvidia = fetcher.nvidia(sample.gpu)
         claims = verify_all(sample.gpu, sample.gpu_nonce, nvidia, self._roots, self._now())
-        return _Kept(
-            replace(kept.collateral, nvidia=nvidia),
-            min(kept.expires, *(c.collateral_expires for c in claims)),
-        )
+        ends = min(kept.expires, *(gpu.collateral_expires for gpu in claims))
+        return replace(kept, collateral=replace(kept.collateral, nvidia=nvidia), expires=ends)
 
 
 def sources(settings: Settings) -> Sources:

@@ -21,9 +21,12 @@ from attestation.errors import AttestationError
 from attestation.evidence import TdxEvidence
 from attestation.nvidia.devices import parse_list
 from attestation.nvidia.evidence import NONCE_BYTES, parse_evidence
+from attestation.snp.policy import SnpPolicy
 from attestation.snp.report import parse_report
-from attestation.tdx.policy import DEBUG
+from attestation.snp.verify import SnpClaims
+from attestation.tdx.policy import DEBUG, TdxPolicy
 from attestation.tdx.quote import parse_quote
+from attestation.tdx.verify import TdxClaims
 from enclave_server.config_identity import configured
 from enclave_server.engine import EngineError, find_engine
 from enclave_server.settings import Settings
@@ -69,6 +72,7 @@ class Doctor:
     ) -> None:
         self._settings, self._content, self._origins, self._open = settings, content, origins, open_
         self._tee: Tee | None = None
+        self._claims: TdxClaims | SnpClaims | None = None
         self._gpus: tuple[str, ...] | None = None  # versions of their driver, when they were found
 
     def examine(self) -> Iterator[Finding]:
@@ -82,6 +86,7 @@ class Doctor:
             "GPU driver": self._driver,
             "engine": self._engine,
             "collateral": self._collateral,
+            "clients": self._clients,
             "disk": self._disk,
         }
         for step, look in steps.items():
@@ -203,7 +208,7 @@ class Doctor:
     def _collateral(self) -> tuple[Health, str, str]:
         if self._tee is None:
             return _NOT_REACHED
-        self._tee.refresh()
+        self._claims = self._tee.refresh()
         state = self._tee.state
         if state.unready:
             return Health.FAILED, state.unready, "docs/collect.md says what can be done"
@@ -214,6 +219,20 @@ class Doctor:
                 "Is the vendors' service reachable?",
             )
         return Health.OK, "verified against this machine's own evidence", ""
+
+    def _clients(self) -> tuple[Health, str, str]:
+        """What a policy would refuse that names this image and loosens nothing."""
+        if self._claims is None:
+            return _NOT_REACHED
+        now = datetime.now(UTC)
+        if isinstance(self._claims, TdxClaims):
+            violations = _ANY_TD.check(self._claims, now)
+        else:
+            violations = _ANY_GUEST.check(self._claims, now)
+        if violations:
+            advice = "Update the host's firmware, or loosen the policy by name: docs/policy.md"
+            return Health.WARNING, "a strict policy refuses: " + "; ".join(map(str, violations)), advice
+        return Health.OK, "a strict policy that names this image accepts it", ""
 
     def _disk(self) -> tuple[Health, str, str]:
         folder = self._settings.collateral_dir
@@ -232,6 +251,8 @@ class Doctor:
         return Health.OK, f"{present} has {free // 2**20} MiB left", ""
 
 
+_ANY_TD = TdxPolicy(any_measurement=True, any_mr_config_id=True, any_mr_owner=True, any_mr_owner_config=True)
+_ANY_GUEST = SnpPolicy(any_measurement=True, any_host_data=True)
 _NOT_REACHED = (Health.NOT_REACHED, "", "")
 
 

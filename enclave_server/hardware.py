@@ -22,7 +22,9 @@ from attestation.nvidia.devices import parse_list
 from attestation.nvidia.evidence import NONCE_BYTES, parse_evidence
 from attestation.roots import VENDOR, Root, Roots
 from attestation.snp.report import parse_report
+from attestation.snp.verify import SnpClaims
 from attestation.tdx.quote import parse_quote
+from attestation.tdx.verify import TdxClaims
 from enclave_server.collateral import CollateralKeeper, CollateralState, Sample
 from enclave_server.log import log
 from enclave_server.settings import Settings, TeeKind
@@ -75,8 +77,8 @@ class Hardware:
     def simulated_roots(self) -> Mapping[str, Root]:
         return {}
 
-    def refresh(self) -> None:
-        self._keeper.refresh()
+    def refresh(self) -> TdxClaims | SnpClaims:
+        return self._keeper.refresh()
 
     def close(self) -> None:
         """Fetch nothing any more."""

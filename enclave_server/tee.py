@@ -12,10 +12,13 @@ from typing import Protocol
 
 from attestation.collateral import Collateral
 from attestation.evidence import SnpEvidence, TdxEvidence
-from attestation.roots import Root
+from attestation.roots import Root, Roots
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import SimulatedTdx
+from attestation.snp.verify import SnpClaims
+from attestation.tdx.verify import TdxClaims
+from attestation.verify import verify_cpu
 from enclave_server.collateral import CollateralState
 from enclave_server.hardware import Hardware
 from enclave_server.settings import Settings, TeeKind
@@ -46,8 +49,8 @@ class Tee(Protocol):
         """The roots to name in a policy, by vendor, where they are no vendor's."""
         ...
 
-    def refresh(self) -> None:
-        """Fetch collateral now, and wait for it. Raises what stands in the way."""
+    def refresh(self) -> TdxClaims | SnpClaims:
+        """Fetch collateral now, and wait for it: what it says of this machine. Raises what stands in the way."""
         ...
 
     def close(self) -> None: ...
@@ -95,8 +98,10 @@ class Simulated:
             roots |= {"nvidia_device": self._nvidia.device_root, "nvidia_rim": self._nvidia.rim_root}
         return roots
 
-    def refresh(self) -> None:
-        """It is always new."""
+    def refresh(self) -> TdxClaims | SnpClaims:
+        roots = self.simulated_roots
+        trusted = Roots(intel=(roots["intel"],)) if "intel" in roots else Roots(amd=(roots["amd"],))
+        return verify_cpu(self.evidence(bytes(64)), self.collateral(), trusted, datetime.now(UTC))
 
     def close(self) -> None:
         """There is nothing to end."""
