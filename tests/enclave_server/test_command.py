@@ -77,7 +77,8 @@ def test_crash_loop_ends_the_gateway(gateway: Served, tmp_path: Path) -> None:
     ("name", "value", "words"),
     [
         ("model_digest", "00" * 32, "the settings demand"),
-        ("tee", "tdx", "real hardware"),
+        ("tee", "tdx", "[tee.collect]"),
+        ("config_identity", "required", "[config.identity]"),
         ("engine_python", "/nonexistent", "there is no /nonexistent"),
         ("prot", "1", "prot"),
     ],
