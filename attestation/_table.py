@@ -1,6 +1,6 @@
 """TOML tables to frozen dataclasses: unknown keys, wrong types and wrong lengths are errors that name the key.
 
-Field types understood: bool, int, str, bytes (written in hex), StrEnum, tuple[X, ...], frozenset[X], X | None,
+Field types understood: bool, int, str, bytes (written in hex), datetime (with an offset), StrEnum, tuple[X, ...], frozenset[X], X | None,
 Mapping[str, Any] (taken as it is) and nested dataclasses. `field(metadata={"size": n})` fixes the length of bytes (also inside a tuple or frozenset).
 
 What a class's fields are is found out once: a receipt is read in less time than its signature takes.
@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -84,6 +85,8 @@ def _reader(hint: Any, size: int | None) -> _Read:
         return _table_reader(hint)
     if hint is bytes:
         return partial(_bytes, size)
+    if hint is datetime:
+        return _time
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return partial(_member, hint)
     return partial(_exactly, hint)
@@ -114,6 +117,12 @@ def _member(kind: type[StrEnum], value: object) -> StrEnum:
     except ValueError:
         pass
     raise _MisfitError(f"must be one of {[str(m) for m in kind]}, found {value!r}")
+
+
+def _time(value: object) -> datetime:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(UTC)
+    raise _MisfitError(f"must be a date and time with an offset, found {value!r}")
 
 
 def _bytes(size: int | None, value: object) -> bytes:

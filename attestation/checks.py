@@ -34,6 +34,17 @@ class Check(StrEnum):
     POLICY_CONFIG = "policy.config"
     POLICY_GPU = "policy.gpu"
     POLICY_LOG = "policy.log"
+    POLICY_EXPIRED = "policy.expired"
+    POLICY_REVOKED = "policy.revoked"
+
+    # reference values that reviewers signed, and what a client remembers of them
+    REFERENCES_FORMAT = "references.format"
+    REFERENCES_MISSING = "references.missing"
+    REFERENCES_SIGNATURE = "references.signature"
+    REFERENCES_NAME = "references.name"
+    REFERENCES_EPOCH = "references.epoch"
+    MEMORY_STATE = "memory.state"
+    MEMORY_EPOCH = "memory.epoch"
 
     # the channel to the enclave
     CHANNEL_UNPROTECTED = "channel.unprotected"

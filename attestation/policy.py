@@ -20,6 +20,7 @@ from attestation.measure import EventLogClaims, EventLogPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
+from attestation.references import ReferencesPolicy, Revoked
 from attestation.roots import VENDOR, Roots
 from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims
@@ -57,9 +58,28 @@ class StatementPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasePolicy:
+    """Which release a policy is about. A client remembers the newest epoch of each name, and refuses older ones."""
+
+    name: str = ""  # nothing is remembered without one
+    epoch: int = 0
+    expires: datetime | None = None
+    revoked: tuple[Revoked, ...] = ()  # refused, whatever else accepts them
+
+    def check(self, cpu: TdxClaims | SnpClaims, now: datetime) -> list[Violation]:
+        violations = [violation for revoked in self.revoked for violation in revoked.check(cpu)]
+        if self.expires is not None and now >= self.expires:
+            ended = f"one that ended at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
+            violations.append(Violation(Check.POLICY_EXPIRED, "a policy that is in force", ended))
+        return violations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Everything a client demands. A platform without a table of its own is refused."""
 
+    release: ReleasePolicy = field(default_factory=ReleasePolicy)
+    references: ReferencesPolicy | None = None  # signed ones, which whoever reads the file merges into it
     roots: Roots = VENDOR
     statement: StatementPolicy = field(default_factory=StatementPolicy)
     tdx: TdxPolicy | None = None
@@ -80,6 +100,8 @@ class Policy:
     ) -> None:
         """Raise one PolicyError with every violation, or return."""
         violations = [
+            *self.release.check(cpu, now),
+            *self._check_references(),
             *self._check_cpu(cpu, now),
             *self.gpu.check(gpus, now, token),
             *self._check_boot(boot),
@@ -87,6 +109,13 @@ class Policy:
         ]
         if violations:
             raise PolicyError(violations)
+
+    def _check_references(self) -> list[Violation]:
+        if self.references is None:
+            return []
+        return [
+            Violation(Check.REFERENCES_MISSING, f"the references in {self.references.file!r}", "not read")
+        ]
 
     def _check_boot(self, boot: EventLogClaims | None) -> list[Violation]:
         if self.event_log is None:

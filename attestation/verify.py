@@ -59,6 +59,7 @@ def verify(
             cpu.collateral_expires,
             *(gpu.collateral_expires for gpu in gpus),
             *([token.expires] if token else []),
+            *([policy.release.expires] if policy.release.expires else []),
         ),
         evidence=replace(evidence, collateral=collateral),
         nonce=nonce,

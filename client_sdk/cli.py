@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from client_sdk import collateral_cli, evidence_cli, policy_cli
+from client_sdk import collateral_cli, evidence_cli, log_cli, policy_cli
 from client_sdk.audit_cli import audit
 from client_sdk.chat_cli import chat
 from client_sdk.disclose_cli import disclose
@@ -15,6 +15,7 @@ from client_sdk.doctor_cli import doctor
 from client_sdk.examples import EXIT_CODES
 from client_sdk.exits import Commands
 from client_sdk.inspect_cli import inspect
+from client_sdk.lock_cli import diff, lock_enclave
 from client_sdk.proxy_cli import env, proxy
 from client_sdk.replay_cli import replay
 from client_sdk.report_cli import report
@@ -39,7 +40,10 @@ app.command(rich_help_panel=JUDGE)(disclose)
 app.command(rich_help_panel=JUDGE)(replay)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)
+app.add_typer(log_cli.app, name="log", rich_help_panel=JUDGE)
 app.add_typer(evidence_cli.app, name="evidence", rich_help_panel=JUDGE)
+app.command("lock", rich_help_panel=PREPARE)(lock_enclave)
+app.command(rich_help_panel=PREPARE)(diff)
 app.add_typer(policy_cli.app, name="policy", rich_help_panel=PREPARE)
 app.add_typer(collateral_cli.app, name="collateral", rich_help_panel=PREPARE)
 

@@ -27,6 +27,7 @@ from attestation.receipt import NONCE_HEADER
 from attestation.verdict import Verdict
 from client_sdk._worlds import Clock, broken
 from client_sdk.session import Session, State
+from client_sdk.terms import Terms
 from client_sdk.tls import unpinned_context
 
 EVIDENCE_PATH = "/.well-known/attestation"
@@ -71,8 +72,8 @@ if hasattr(os, "register_at_fork"):
 class KeptSession:
     """One enclave's session. `fetch` gets evidence in the way of the client that asks."""
 
-    def __init__(self, session: Session, clock: Clock) -> None:
-        self._session, self._clock = session, clock
+    def __init__(self, session: Session, terms: Terms, clock: Clock) -> None:
+        self._session, self._terms, self._clock = session, terms, clock
         self._attempts = 0  # attestations begun
         self._made_by = 0  # the one that the verdict comes from
         self.forked()
@@ -144,11 +145,18 @@ class KeptSession:
         self._attempts += 1
         number, nonce = self._attempts, self._session.begin()
         try:
+            self._session.policy = policy = self._terms.policy()
             found = fetch(nonce)
         except AttestationError as error:
             self._session.fail(error, self._clock())
             raise
-        verdict = self._session.accept(found.document, found.nonce, self._clock(), found.date)
+        verdict = self._session.accept(
+            found.document,
+            found.nonce,
+            self._clock(),
+            found.date,
+            lambda verdict: self._terms.accepted(policy, verdict),
+        )
         self._made_by = number
         return verdict
 

@@ -80,7 +80,7 @@ def table_of(policy: Policy, name: str) -> Any:
     """The table with a dotted name; None where it or what holds it is missing."""
     value: Any = policy
     for part in name.split("."):
-        value = None if value is None else getattr(value, part)
+        value = None if value is None else getattr(value, part, None)
     return value
 
 

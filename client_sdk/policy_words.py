@@ -9,7 +9,8 @@ from __future__ import annotations
 from attestation.measure import EventLogPolicy
 from attestation.nitro import NitroPolicy
 from attestation.nvidia.policy import GpuPolicy
-from attestation.policy import StatementPolicy
+from attestation.policy import ReleasePolicy, StatementPolicy
+from attestation.references import ReferencesPolicy
 from attestation.roots import Roots
 from attestation.snp.policy import SnpPolicy
 from attestation.tdx import TdxPolicy
@@ -18,6 +19,24 @@ from attestation.vtpm import VtpmPolicy
 Words = dict[str, tuple[str, str]]
 
 _ANY = "any value is accepted"
+
+RELEASE: Words = {
+    "name": (
+        "what was seen under the name {} is remembered, and older things are refused",
+        "nothing is remembered",
+    ),
+    "epoch": ("this is epoch {} of that name", "this is the first epoch of that name"),
+    "expires": ("this policy ends at {}", "this policy never ends"),
+    "revoked": ("refused, whatever else accepts it: {}", "no release is refused by name"),
+}
+
+REFERENCES: Words = {
+    "file": ("what the signed references in {} accept is accepted too", "there is no file of references"),
+    "name": ("they must be about {}", "they must have no name"),
+    "reviewers": ("they must be signed by {}", "nobody's signature counts"),
+    "threshold": ("{} of the reviewers must have signed", "all of the reviewers must have signed"),
+    "min_epoch": ("their epoch must be {} or later", "their epoch may be any"),
+}
 
 ROOTS: Words = {
     "intel": ("Intel's evidence must chain to {}", "nothing of Intel's is trusted"),
@@ -264,6 +283,8 @@ EVENT_LOG: Words = {
 
 #: In the order of a policy file: table, its class, whose evidence it judges, its words.
 TABLES: tuple[tuple[str, type, str, Words], ...] = (
+    ("release", ReleasePolicy, "Which release this is about", RELEASE),
+    ("references", ReferencesPolicy, "Reference values that reviewers signed", REFERENCES),
     ("roots", Roots, "Roots of trust", ROOTS),
     ("statement", StatementPolicy, "What the enclave says of itself", STATEMENT),
     ("tdx", TdxPolicy, "Intel TDX", TDX),
@@ -278,4 +299,7 @@ TABLES: tuple[tuple[str, type, str, Words], ...] = (
 )
 
 #: What it means that a table is missing, where that is not a refusal.
-ABSENT = {"event_log": "not asked for, because the policy has no such table; the registers are judged"}
+ABSENT = {
+    "references": "none: only what this file names is accepted",
+    "event_log": "not asked for, because the policy has no such table; the registers are judged",
+}

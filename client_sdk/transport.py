@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import importlib
 from datetime import UTC, datetime, timedelta
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from attestation.checks import Check
-from attestation.errors import MalformedError, VerificationError
-from attestation.policy import Policy, parse_policy
+from attestation.errors import VerificationError
 from attestation.verdict import Verdict
 from client_sdk._worlds import Async, Blocking, Clock, Http, World, run
 from client_sdk.enclave import Enclave
@@ -26,30 +23,17 @@ from client_sdk.kept import KeptSession, fetch_evidence
 from client_sdk.receipts import Attestation, Verify
 from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session, State
+from client_sdk.terms import PolicyLike, Terms
+from client_sdk.terms import load_policy as load_policy  # noqa: PLC0414
 
 if TYPE_CHECKING:
     import httpx
     import httpx2
 
 Library = Literal["httpx", "httpx2"]
-PolicyLike = Policy | PathLike[str] | str
 ChannelLike = Channel | Literal["sealed+pinned", "sealed", "pinned"]
 VerifyLike = Verify | Literal["as_you_read", "before_use"]
 DEFAULT_CHANNEL = Channel.SEALED_AND_PINNED
-
-
-def load_policy(policy: PolicyLike) -> Policy:
-    """A policy as it is, from a file, or from TOML text: text has a line break, a `[` or a `=`, a file's name has not."""
-    if isinstance(policy, Policy):
-        return policy
-    if isinstance(policy, str) and any(c in policy for c in "\n[="):
-        return parse_policy(policy)
-    try:
-        return parse_policy(Path(policy).read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise MalformedError(Check.POLICY_FORMAT, f"cannot read {policy}: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise MalformedError(Check.POLICY_FORMAT, f"{policy} is not UTF-8 text") from exc
 
 
 def check_url(url: Any) -> str:
@@ -85,7 +69,7 @@ class Trust:
     """
 
     def __init__(self, policy: PolicyLike, *, max_age: timedelta = MAX_AGE, clock: Clock = _now) -> None:
-        self._policy, self._max_age, self._clock = load_policy(policy), max_age, clock
+        self._terms, self._max_age, self._clock = Terms(policy), max_age, clock
         self._sessions: dict[str, KeptSession] = {}
 
     @property
@@ -105,7 +89,8 @@ class Trust:
     def session(self, origin: str) -> KeptSession:
         known = self._sessions.get(origin)
         if known is None:
-            made = KeptSession(Session(self._policy, max_age=self._max_age), self._clock)
+            session = Session(self._terms.policy(), max_age=self._max_age)
+            made = KeptSession(session, self._terms, self._clock)
             known = self._sessions.setdefault(origin, made)  # atomic: threads that race share the first one
         return known
 

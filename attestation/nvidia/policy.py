@@ -70,9 +70,9 @@ class GpuPolicy:
             violations.append(Violation(Check.GPU_FWID, "a firmware digest in the report", "none"))
         if claim.switch:
             return violations
-        if self.min_driver is not None and _driver(claim.driver) < _driver(self.min_driver):
+        if self.min_driver is not None and driver_key(claim.driver) < driver_key(self.min_driver):
             violations.append(Violation(Check.GPU_DRIVER, f"driver {self.min_driver} or newer", claim.driver))
-        if self.min_vbios is not None and _vbios(claim.vbios) < _vbios(self.min_vbios):
+        if self.min_vbios is not None and vbios_key(claim.vbios) < vbios_key(self.min_vbios):
             violations.append(Violation(Check.GPU_VBIOS, f"VBIOS {self.min_vbios} or newer", claim.vbios))
         return violations
 
@@ -145,11 +145,11 @@ def _protected_pcie(claim: GpuClaims) -> bool:
     return claim.feature is Feature.PPCIE or claim.protected_pcie is True
 
 
-def _driver(version: str) -> tuple[int, ...]:
+def driver_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def _vbios(version: str) -> tuple[int, ...]:
+def vbios_key(version: str) -> tuple[int, ...]:
     return tuple(int(part, 16) for part in re.findall(r"[0-9A-Fa-f]+", version))
 
 

@@ -1,0 +1,69 @@
+"""A policy as it stands now: its file, the signed references beside it, and what this machine has seen before.
+
+Files are read again for each attestation, so that a revocation acts with the next one, also in a process that lives long.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from attestation.checks import Check
+from attestation.errors import MalformedError, UnavailableError
+from attestation.policy import Policy, parse_policy
+from attestation.references import MAX_REFERENCES_BYTES, merge
+from attestation.verdict import Verdict
+from client_sdk.memory import Memory
+
+PolicyLike = Policy | PathLike[str] | str
+
+
+def load_policy(policy: PolicyLike) -> Policy:
+    """A policy as it is, from a file, or from TOML text: text has a line break, a `[` or a `=`, a file's name has not.
+
+    Signed references that it names are read and merged; a relative name of theirs is beside the policy's file.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, str) and any(c in policy for c in "\n[="):
+        return with_references(parse_policy(policy), Path())
+    try:
+        text = Path(policy).read_text(encoding="utf-8")
+    except OSError as exc:
+        raise MalformedError(Check.POLICY_FORMAT, f"cannot read {policy}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise MalformedError(Check.POLICY_FORMAT, f"{policy} is not UTF-8 text") from exc
+    return with_references(parse_policy(text), Path(policy).parent)
+
+
+def with_references(policy: Policy, folder: Path) -> Policy:
+    """`policy` with the references that it names, verified and merged."""
+    if policy.references is None:
+        return policy
+    file = folder / policy.references.file
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_REFERENCES_BYTES + 1)
+    except OSError as exc:
+        raise UnavailableError(
+            Check.REFERENCES_MISSING,
+            f"{file}: {exc.strerror or 'cannot be read'}",
+            advice="Put the signed references beside the policy, or drop [references] from it",
+        ) from exc
+    return merge(policy, policy.references.verify(data))
+
+
+class Terms:
+    """On what terms enclaves are accepted from now on."""
+
+    def __init__(self, policy: PolicyLike, memory: Memory | None = None) -> None:
+        self._source, self._memory = policy, memory or Memory()
+        self.policy()  # what is wrong with it is said at once
+
+    def policy(self) -> Policy:
+        """The policy of the next attestation."""
+        return self._memory.apply(load_policy(self._source))
+
+    def accepted(self, policy: Policy, verdict: Verdict) -> None:
+        """An enclave was accepted under `policy`."""
+        self._memory.remember(policy, verdict)
