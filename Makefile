@@ -143,6 +143,11 @@ bench-verify: $(PROJECT)
 bench-audit: $(PROJECT)
 	@$(PY) -m benchmarks.audit
 
+## bench-log     what the log of receipts costs an answer and the disk, and how large a proof is; about 30 s
+.PHONY: bench-log
+bench-log: $(PROJECT)
+	@$(PY) -m benchmarks.log
+
 ## bench-gateway the gateway beside nginx, LiteLLM and vllm-router, and two workers beside one; about 8 min
 .PHONY: bench-gateway
 bench-gateway: $(PROJECT)

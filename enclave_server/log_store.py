@@ -83,6 +83,10 @@ class DiskLog:
         self._index = Index(folder)
         self._tree = Tree()
 
+    @property
+    def size(self) -> int:
+        return self._tree.size
+
     def append(self, entries: Sequence[bytes]) -> None:
         """Put entries into the log, durably: tiles, then the index, then the checkpoint that covers them. May be tried again."""
         if not entries:
@@ -112,6 +116,7 @@ def hold(log_dir: Path) -> int:
 
 def begin_log(log_dir: Path, private: Ed25519PrivateKey) -> DiskLog:
     """A new log, whose first entry commits to the end of the one before. Refuses a directory in which that one is damaged."""
+    log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     previous = last_checkpoint(log_dir)
     key = private.public_key().public_bytes_raw().hex()
     store = DiskLog(log_dir / key, private)

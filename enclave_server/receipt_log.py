@@ -48,7 +48,7 @@ class ReceiptQueue:
         self._waiting.append(sha256(token.encode()).digest())
         if not self._due:
             self._due = True
-            asyncio.get_running_loop().call_later(HAND_OVER_SECONDS, self._hand_over)
+            asyncio.get_running_loop().call_later(HAND_OVER_SECONDS, self.hand_over)
 
     @property
     def waiting(self) -> int:
@@ -66,12 +66,13 @@ class ReceiptQueue:
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS):
                 while self._waiting:
-                    self._hand_over()
+                    self.hand_over()
                     await asyncio.sleep(HAND_OVER_SECONDS)
         if self._waiting:
             log.error("receipts were not logged", count=len(self._waiting))
 
-    def _hand_over(self) -> None:
+    def hand_over(self) -> None:
+        """Send what waits, as far as it goes; the rest goes a moment later."""
         self._due = False
         waiting = self._waiting
         try:
@@ -82,7 +83,7 @@ class ReceiptQueue:
                     waiting.popleft()
         except OSError:  # the writer is behind, or gone
             self._due = True
-            asyncio.get_running_loop().call_later(HAND_OVER_SECONDS, self._hand_over)
+            asyncio.get_running_loop().call_later(HAND_OVER_SECONDS, self.hand_over)
 
 
 class ReceiptLog:
