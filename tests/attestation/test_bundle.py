@@ -103,26 +103,39 @@ def test_a_refusal_covers_what_was_read() -> None:
     audit(replace(GOOD, exchanges=(replace(exchange, request=PROMPT),)), POLICY)
 
 
-@pytest.mark.parametrize(
-    ("bundle", "check"),
-    [
-        (with_exchange(request=PROMPT + b" "), Check.RECEIPT_REQUEST),
-        (with_exchange(response=ANSWER[:-1]), Check.RECEIPT_RESPONSE),
-        (with_exchange(nonce=b"\x06" * 32), Check.RECEIPT_REQUEST),
-        (with_exchange(receipt=GOOD.exchanges[0].receipt[:-4] + "AAAA"), Check.RECEIPT_SIGNATURE),
-        (with_exchange(receipt="a.b"), Check.RECEIPT_FORMAT),
-        (replace(GOOD, nonce=b"\x0a" * 32), Check.BINDING_REPORT_DATA),
-        (replace(GOOD, evidence=PretendEnclave().document(GOOD.nonce)), Check.RECEIPT_SIGNATURE),
-        (replace(GOOD, evidence=b"{}"), Check.EVIDENCE_FORMAT),
-        (signed(statement=sha256(b"").digest()), Check.RECEIPT_STATEMENT),
-        (signed(model=ServedModel(name="m", digest=bytes(32))), Check.RECEIPT_MODEL),
-        (signed(status=500), Check.RECEIPT_OUTCOME),
-        (signed(time=0), Check.RECEIPT_TIME),
-        (signed(time=10**30), Check.RECEIPT_TIME),
-    ],
-)
-def test_what_was_changed_is_refused(bundle: Bundle, check: Check) -> None:
+TAMPERED: dict[str, tuple[Check, Bundle]] = {
+    "another request": (Check.RECEIPT_REQUEST, with_exchange(request=PROMPT + b" ")),
+    "another response": (Check.RECEIPT_RESPONSE, with_exchange(response=ANSWER[:-1])),
+    "another nonce of the request": (Check.RECEIPT_REQUEST, with_exchange(nonce=b"\x06" * 32)),
+    "a changed receipt": (
+        Check.RECEIPT_SIGNATURE,
+        with_exchange(receipt=GOOD.exchanges[0].receipt[:-4] + "AAAA"),
+    ),
+    "something that is no receipt": (Check.RECEIPT_FORMAT, with_exchange(receipt="a.b")),
+    "another nonce of the evidence": (Check.BINDING_REPORT_DATA, replace(GOOD, nonce=b"\x0a" * 32)),
+    "evidence of another enclave": (
+        Check.RECEIPT_SIGNATURE,
+        replace(GOOD, evidence=PretendEnclave().document(GOOD.nonce)),
+    ),
+    "something that is no evidence": (Check.EVIDENCE_FORMAT, replace(GOOD, evidence=b"{}")),
+    "a receipt of another boot with the same key": (
+        Check.RECEIPT_STATEMENT,
+        signed(statement=sha256(b"").digest()),
+    ),
+    "a receipt of another model": (
+        Check.RECEIPT_MODEL,
+        signed(model=ServedModel(name="m", digest=bytes(32))),
+    ),
+    "an error called complete": (Check.RECEIPT_OUTCOME, signed(status=500)),
+    "a receipt from before the statement": (Check.RECEIPT_TIME, signed(time=0)),
+    "a receipt from no time at all": (Check.RECEIPT_TIME, signed(time=10**30)),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_what_was_changed_is_refused(case: str) -> None:
     """Each part of a bundle, exchanged or altered, fails the check that is about it."""
+    check, bundle = TAMPERED[case]
     assert refused(bundle).check is check
 
 

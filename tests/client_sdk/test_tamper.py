@@ -102,11 +102,12 @@ def test_every_byte_of_the_statement() -> None:
         assert check in {Check.STATEMENT_FORMAT, Check.BINDING_REPORT_DATA}, at
 
 
-def test_every_byte_of_the_quote() -> None:
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_byte_of_the_quote(step: int) -> None:
     """Each byte of header, report, signatures, QE report and certificate chain is signed by somebody."""
     assert isinstance(EVIDENCE.cpu, TdxEvidence)
     seen = set()
-    for at, quote in flips(EVIDENCE.cpu.quote):
+    for at, quote in flips(EVIDENCE.cpu.quote, step):
         check = judged(replace(EVIDENCE, cpu=TdxEvidence(quote)))
         if check is None:
             assert same_certificates(EVIDENCE.cpu.quote, quote), at
@@ -370,19 +371,36 @@ def test_stream(case: str) -> None:
     assert refused(stream, events + COMMENTED) is check
 
 
-def test_a_receipt_in_the_middle_of_a_stream() -> None:
-    """The receipt is the last thing on the wire."""
-    assert refused(stream, ONE + COMMENTED + TWO + DONE) is Check.RECEIPT_RESPONSE
+STREAM_RECEIPTS: dict[str, tuple[Check, Callable[[], object]]] = {
+    "the receipt in the middle": (Check.RECEIPT_RESPONSE, lambda: stream(ONE + COMMENTED + TWO + DONE)),
+    "the receipt of another request": (
+        Check.RECEIPT_REQUEST,
+        lambda: stream(STREAM + ENCLAVE.comment(replace(EXCHANGE, body=b"{}"), STREAM)),
+    ),
+    "a stream and its receipt replayed to a second identical request": (
+        Check.RECEIPT_REQUEST,
+        lambda: stream(STREAM + COMMENTED, SECOND),
+    ),
+    "the receipt of another enclave": (
+        Check.RECEIPT_SIGNATURE,
+        lambda: stream(STREAM + STRANGER.comment(EXCHANGE, STREAM)),
+    ),
+    "the receipt of another model": (
+        Check.RECEIPT_MODEL,
+        lambda: stream(STREAM + ENCLAVE.comment(EXCHANGE, STREAM, model=OTHER_MODEL)),
+    ),
+    "the receipt of an error": (
+        Check.RECEIPT_STATUS,
+        lambda: stream(STREAM + ENCLAVE.comment(EXCHANGE, STREAM, status=500, outcome=Outcome.ERROR)),
+    ),
+}
 
 
-def test_receipts_of_other_streams() -> None:
-    """Of another request, of another enclave, of an identical request before, of a plain answer with the same bytes."""
-    other = replace(EXCHANGE, body=b"{}")
-    assert refused(stream, STREAM + ENCLAVE.comment(other, STREAM)) is Check.RECEIPT_REQUEST
-    assert refused(stream, STREAM + STRANGER.comment(EXCHANGE, STREAM)) is Check.RECEIPT_SIGNATURE
-    assert refused(stream, STREAM + COMMENTED, SECOND) is Check.RECEIPT_REQUEST
-    failed = ENCLAVE.comment(EXCHANGE, STREAM, status=500, outcome=Outcome.ERROR)
-    assert refused(stream, STREAM + failed) is Check.RECEIPT_STATUS
+@pytest.mark.parametrize("case", STREAM_RECEIPTS)
+def test_receipts_of_streams(case: str) -> None:
+    """In another place, or of another exchange, enclave or model."""
+    check, attempt = STREAM_RECEIPTS[case]
+    assert refused(attempt) is check
 
 
 # ---------------------------------------------------------------------- between the real gateway and OpenAI's client
@@ -684,13 +702,24 @@ def read_async(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("read", [read_blocking, read_async], ids=["blocking", "async"])
-def test_live_any_byte_of_a_stream(rig: Rig, meddler: Meddler, read: Callable[[Rig], None]) -> None:
+@pytest.mark.parametrize("places", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_live_any_byte_of_a_stream(
+    rig: Rig, meddler: Meddler, read: Callable[[Rig], None], places: int
+) -> None:
     """OpenAI's client never gets to complain first: what it could not read is held back until the receipt refuses it."""
     read(rig)
     length = len(meddler.seen[0][1])
-    for at in range(0, length, length // 40):
+    for at in range(0, length, max(1, length // places)):
         meddler.edit = _body(_flip(at, 1 << at % 8))
         assert refused(read, rig) in {*RECEIPT_CHECKS, Check.RECEIPT_RESPONSE, Check.STREAM_TRUNCATED}, at
+
+
+#: What takes more than one exchange, and the check that each test below expects.
+SCENES = {
+    "the request changed on its way to the enclave": Check.RECEIPT_REQUEST,
+    "the answer to an identical request before": Check.RECEIPT_REQUEST,
+    "an answer of the boot before": Check.RECEIPT_SIGNATURE,
+}
 
 
 @ASK
@@ -700,7 +729,7 @@ def test_live_changed_request(
 ) -> None:
     """An answer to another prompt than the one sent is refused, although the enclave itself gave it."""
     meddler.ask = lambda body: body.replace(b"hello", b"HELLO")
-    assert refused(ask, rig, streamed) is Check.RECEIPT_REQUEST
+    assert refused(ask, rig, streamed) is SCENES["the request changed on its way to the enclave"]
 
 
 @ASK
@@ -711,7 +740,7 @@ def test_live_replay(rig: Rig, meddler: Meddler, ask: Callable[[Rig, bool], str]
     headers, body = meddler.seen[0]
     name = NONCE_HEADER.lower().encode()
     meddler.edit = lambda status, now, _: (status, {**headers, name: now[name]}, body)
-    assert refused(ask, rig, streamed) is Check.RECEIPT_REQUEST
+    assert refused(ask, rig, streamed) is SCENES["the answer to an identical request before"]
 
 
 @ASK
@@ -725,4 +754,4 @@ def test_live_receipt_of_another_enclave(
     name = NONCE_HEADER.lower().encode()
     rig.gateway.restart()
     meddler.edit = lambda status, now, _: (status, {**headers, name: now[name]}, body)
-    assert refused(ask, rig, streamed) is Check.RECEIPT_SIGNATURE
+    assert refused(ask, rig, streamed) is SCENES["an answer of the boot before"]
