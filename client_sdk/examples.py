@@ -29,6 +29,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "attested audit answer.json --policy policy.toml",
         "attested audit saved/ --policy policy.toml --json",
     ),
+    "log check": (
+        "attested log check https://enclave:8443 --policy policy.toml",
+        "attested log check https://log.example/receipts --key 'log.example/receipts+<id>+<base64>' --json",
+    ),
+    "log prove": ("attested log prove answer.json https://enclave:8443 --wait 5",),
     "inspect": ("attested inspect quote.bin", "attested inspect evidence.json --json"),
     "evidence tdx": (
         "attested evidence tdx quote.bin --collateral pcs.json --at 2026-11-21T00:00:00Z",
