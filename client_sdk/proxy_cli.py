@@ -36,7 +36,8 @@ from client_sdk.transport import DEFAULT_CHANNEL, async_attested_transport, chec
 
 PORT = 8642
 STOP_SECONDS = 10.0
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=4.0)
+# given up well before the gateway does (5 s), so that no request meets a connection that is just being closed
+LIMITS = httpx.Limits(max_connections=512, max_keepalive_connections=512, keepalive_expiry=2.5)
 
 
 class VerifyWhen(StrEnum):
