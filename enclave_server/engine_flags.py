@@ -37,6 +37,7 @@ ALLOWED_FLAGS = frozenset(
         "--swap-space",
         "--tensor-parallel-size",
         "--tool-call-parser",
+        "--tool-strict-level",
     }
 )
 # What a GPU or CPU machine has to say to its libraries. Everything else the gateway sets itself.

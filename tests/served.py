@@ -115,6 +115,15 @@ def engine_python() -> Path:
     return python
 
 
+def chat_model() -> Path:
+    """The small real model of the quick start, converted in seconds when it is not there."""
+    folder = _REPOSITORY / ".cache/models/SmolLM2-135M-Instruct-Q4_1-dequantized"
+    if not folder.is_dir():
+        command = [str(engine_python()), "-m", "tools.quickstart_model"]
+        subprocess.run(command, cwd=_REPOSITORY, check=True, timeout=120)
+    return folder
+
+
 def tiny_model() -> Path:
     """The tiny random model, made in seconds when it is not there."""
     folder = _REPOSITORY / ".cache/models/tiny-random-llama"
@@ -146,4 +155,4 @@ def everything_written(*folders: Path) -> bytes:
 
 
 def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
+    return json.dumps(value if isinstance(value, bool | int | float | list) else str(value))
