@@ -132,7 +132,8 @@ def last_checkpoint(log_dir: Path) -> bytes:
         latest = (log_dir / LATEST).read_text().strip()
     except FileNotFoundError:
         for folder in log_dir.iterdir():
-            if _KEY.fullmatch(folder.name) and _check(folder).size > 1:
+            begun = _KEY.fullmatch(folder.name) and (folder / CHECKPOINT).exists()
+            if begun and _check(folder).size > 1:  # else a first boot ended before it had handed anything out
                 raise LogError(f"log_dir: {log_dir} has logs, but no file {LATEST!r}") from None
         return b""
     if not _KEY.fullmatch(latest):

@@ -21,7 +21,8 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
 from attestation.evidence import parse_evidence
 from attestation.policy import parse_policy
-from attestation.tlog import Checkpoint, Tree, VerifierKey, receipt_entry, sign_checkpoint
+from attestation.tlog import Checkpoint, Tree, VerifierKey, log_origin, receipt_entry, sign_checkpoint
+from attestation.tlog.note import KeyKind
 from client_sdk.log_client import LogClient, visit
 from client_sdk.transport import attested_transport
 from enclave_server.log_store import DiskLog, begin_log, read_file
@@ -201,6 +202,14 @@ def test_by_key(gateway: LiveGateway, tmp_path: Path) -> None:
     arguments = ["--state", str(tmp_path / "state.json"), "--json"]
     done = attested("log", "check", f"{gateway.origin}/log", "--key", str(key), *arguments)
     assert json.loads(done.stdout)["check"] == "log.origin"
+    own = VerifierKey(name=log_origin(key.key), key=key.key)
+    done = attested("log", "check", f"{gateway.origin}/log", "--key", str(own), *arguments)
+    assert (done.returncode, json.loads(done.stdout)["log"]["size"]) == (0, 1)
+    witness = VerifierKey(name="witness.example", key=key.key, kind=KeyKind.WITNESS)
+    done = attested(
+        "log", "check", f"{gateway.origin}/log", "--key", str(own), "--witness", str(witness), *arguments
+    )
+    assert (done.returncode, json.loads(done.stdout)["check"]) == (3, "log.witness")
     for more in ([], ["--key", str(key), "--policy", "x"]):
         assert attested("log", "check", gateway.origin, *more).returncode == 64
     assert attested("log", "check", gateway.origin, "--key", "nothing", *arguments).returncode == 2

@@ -237,6 +237,30 @@ def test_what_is_served(logged: LiveGateway) -> None:
         assert http.post("/log/checkpoint").status_code == 405
 
 
+def test_successors_of_an_identity_have_the_same_log(logged: LiveGateway) -> None:
+    """The log's key stays for the boot: receipts of both identities are in one log, and no statement names another."""
+    with Caller(logged.origin, logged.policy_text) as caller:
+        before, key = caller.chat("hello").token, log_key(caller.verdict.statement)
+    logged.succeed()
+    with Caller(logged.origin, logged.policy_text) as caller:
+        after, statement = caller.chat("hello").token, caller.verdict.statement
+        assert log_key(statement) == key
+    first, second = (
+        check_logged(until_proven(logged.origin, token), token, key) for token in (before, after)
+    )
+    assert (first[0].index, second[0].index) == (1, 2)
+
+
+def test_a_first_boot_that_ended_early(tmp_path: Path) -> None:
+    """What a crash of the very first boot left, before it named its log, is no reason to refuse the next one."""
+    for begun in (True, False):
+        store = begin(tmp_path)
+        (tmp_path / "latest").unlink()
+        if not begun:
+            (store.folder / "checkpoint").unlink()
+    assert read_file(begin(tmp_path).folder, "previous") == b""
+
+
 def test_an_earlier_boots_log_is_still_served(logged: LiveGateway) -> None:
     """After a restart the old log is at its key, and the new one begins with its end."""
     with Caller(logged.origin, logged.policy_text) as caller:
