@@ -27,6 +27,9 @@ class Check(StrEnum):
     TEE_COLLECT = "tee.collect"
     CONFIG_IDENTITY = "config.identity"
 
+    # what else runs in the machine
+    SERVING_SEAL = "serving.seal"
+
     # policy over the statement, and the policy file itself
     POLICY_FORMAT = "policy.format"
     POLICY_PLATFORM = "policy.platform"

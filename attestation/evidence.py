@@ -28,6 +28,7 @@ STATEMENT_TYPE = _VND + "statement+json"
 TDX_TYPE = _VND + "tdx-quote"
 SNP_TYPE = _VND + "snp-report"
 EVENT_LOG_TYPE = _VND + "tcg-event-log"
+SEAL_TYPE = _VND + "serving-seal"
 GPU_TYPE = _VND + "nvidia-evidence+json"
 GPU_TOKEN_TYPE = _VND + "gpu-token"
 INTEL_TYPE = _VND + "intel-collateral+json"
@@ -62,6 +63,7 @@ class Evidence:
     gpu: bytes = b""  # NVIDIA's evidence list as JSON; empty when the machine has no GPU
     gpu_token: bytes = b""  # an attestation service's token about the GPUs, for policies that accept one
     event_log: bytes = b""  # the boot's log in TCG2 format, as the firmware's CCEL table has it
+    serving_seal: bytes = b""  # of the statement, by the key that RTMR3 names
     collateral: Collateral = field(default_factory=Collateral)
 
 
@@ -83,6 +85,7 @@ def dump_evidence(evidence: Evidence) -> bytes:
         ("gpu", GPU_TYPE, evidence.gpu),
         ("gpu-token", GPU_TOKEN_TYPE, evidence.gpu_token),
         ("event-log", EVENT_LOG_TYPE, evidence.event_log),
+        ("serving-seal", SEAL_TYPE, evidence.serving_seal),
     )
     document |= {name: _record(kind, value, _EVIDENCE) for name, kind, value in optional if value}
     if collateral := _dump_collateral(evidence.collateral):
@@ -108,7 +111,7 @@ def parse_evidence(data: bytes) -> Evidence:
         parse_json_object(data, Check.EVIDENCE_FORMAT, "evidence document", limit=MAX_DOCUMENT_BYTES),
         COLLECTION_TYPE,
         required={"statement", "cpu"},
-        optional={"gpu", "gpu-token", "event-log", "collateral"},
+        optional={"gpu", "gpu-token", "event-log", "serving-seal", "collateral"},
     )
     kind, cpu = _read(document, "cpu", TDX_TYPE, SNP_TYPE)
     return Evidence(
@@ -117,6 +120,7 @@ def parse_evidence(data: bytes) -> Evidence:
         gpu=_read(document, "gpu", GPU_TYPE)[1] if "gpu" in document else b"",
         gpu_token=_read(document, "gpu-token", GPU_TOKEN_TYPE)[1] if "gpu-token" in document else b"",
         event_log=_read(document, "event-log", EVENT_LOG_TYPE)[1] if "event-log" in document else b"",
+        serving_seal=_read(document, "serving-seal", SEAL_TYPE)[1] if "serving-seal" in document else b"",
         collateral=_parse_collateral(document["collateral"]) if "collateral" in document else Collateral(),
     )
 

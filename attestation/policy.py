@@ -39,8 +39,9 @@ class StatementPolicy:
     config_digests: frozenset[bytes] = field(default=frozenset(), metadata={"size": 32})
     any_config: bool = False
     require_log: bool = False
+    require_serving_seal: bool = False
 
-    def check(self, statement: Statement) -> list[Violation]:
+    def check(self, statement: Statement, *, sealed: bool = False) -> list[Violation]:
         violations = []
         if not self.any_model and statement.model.digest not in self.model_digests:
             violations.append(
@@ -53,6 +54,10 @@ class StatementPolicy:
         if self.require_log and statement.keys.log_ed25519 is None:
             violations.append(
                 Violation(Check.POLICY_LOG, "a log of receipts", "none: the statement names no log key")
+            )
+        if self.require_serving_seal and not sealed:
+            violations.append(
+                Violation(Check.SERVING_SEAL, "a statement sealed by the key in RTMR3", "no seal")
             )
         return violations
 
@@ -97,6 +102,8 @@ class Policy:
         boot: EventLogClaims | None,
         statement: Statement,
         now: datetime,
+        *,
+        sealed: bool = False,
     ) -> None:
         """Raise one PolicyError with every violation, or return."""
         violations = [
@@ -105,7 +112,7 @@ class Policy:
             *self._check_cpu(cpu, now),
             *self.gpu.check(gpus, now, token),
             *self._check_boot(boot),
-            *self.statement.check(statement),
+            *self.statement.check(statement, sealed=sealed),
         ]
         if violations:
             raise PolicyError(violations)

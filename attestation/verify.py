@@ -18,9 +18,12 @@ from attestation.nvidia.tokens import TokenClaims, verify_token
 from attestation.nvidia.verify import GpuClaims
 from attestation.policy import Policy
 from attestation.roots import Roots
+from attestation.serving import verify_seal
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
 from attestation.verdict import Verdict
+
+_RTMR3 = 4  # as a register of a log
 
 
 def verify(
@@ -38,14 +41,15 @@ def verify(
     # 1. authentic: signed by keys that lead to pinned roots, nothing revoked, all collateral in date
     cpu = verify_cpu(evidence.cpu, collateral, policy.roots, now)
     gpus, token = verify_gpus(evidence, collateral, policy, asked, now)
-    boot = verify_boot(evidence.event_log, cpu)
+    sealed = verify_seal(evidence.serving_seal, evidence.statement, cpu)
+    boot = verify_boot(evidence.event_log, cpu, sealed=sealed)
 
     # 2. fresh, and all of one machine: the CPU signed this nonce, this statement and these GPUs
     check_binding(cpu.report_data, nonce, evidence.statement, evidence.gpu)
     check_statement_time(statement, now)
 
     # 3. the code, firmware, TCB, model and configuration that the policy accepts
-    policy.check(cpu, gpus, token, boot, statement, now)
+    policy.check(cpu, gpus, token, boot, statement, now, sealed=sealed)
     return Verdict(
         cpu=cpu,
         gpus=gpus,
@@ -99,8 +103,11 @@ def verify_gpus(
     return (), verify_token(evidence.gpu_token, policy.gpu.token_jwks.encode(), asked, now)
 
 
-def verify_boot(log: bytes, cpu: TdxClaims | SnpClaims) -> EventLogClaims | None:
-    """What was measured at boot, when a log came along and leads to exactly the registers that the CPU signed."""
+def verify_boot(log: bytes, cpu: TdxClaims | SnpClaims, *, sealed: bool = False) -> EventLogClaims | None:
+    """What was measured at boot, when a log came along and leads to exactly the registers that the CPU signed.
+
+    RTMR3 is left to the serving seal where there is one: the seal explains it completely.
+    """
     if not log:
         return None
     if isinstance(cpu, SnpClaims):
@@ -109,7 +116,8 @@ def verify_boot(log: bytes, cpu: TdxClaims | SnpClaims) -> EventLogClaims | None
             "an SEV-SNP report has no run-time registers that an event log could explain",
         )
     td = cpu.td
-    return verify_log(parse_log(log), Registers.rtmrs((td.rtmr0, td.rtmr1, td.rtmr2, td.rtmr3)))
+    registers = Registers.rtmrs((td.rtmr0, td.rtmr1, td.rtmr2, td.rtmr3))
+    return verify_log(parse_log(log), registers, leave_out=(_RTMR3,) if sealed else ())
 
 
 def _missing(what: str) -> UnavailableError:

@@ -132,7 +132,7 @@ TOKEN = (
 #: A whole evidence document, as a client verifies it (`attestation.verify`).
 DOCUMENT = (
     Link("the evidence document and its statement", (*_FILES, "binding.nonce", "statement.format")),
-    Link("the CPU's evidence is genuine and current", ("tdx.", "snp.", "eventlog.")),
+    Link("the CPU's evidence is genuine and current", ("tdx.", "snp.", "eventlog.", "serving.")),
     Link("the GPUs' evidence is genuine and current", ("gpu.",)),
     Link("all of it is about this statement and this nonce", ("binding.report_data",)),
     Link("the statement is in date", ("statement.validity",)),

@@ -123,6 +123,7 @@ def _document(data: bytes) -> dict[str, Any]:
         "gpus": [_device(device) for device in parse_list(evidence.gpu)] if evidence.gpu else [],
         "gpu_token": bool(evidence.gpu_token),
         "event_log": bool(evidence.event_log),
+        "serving_seal": bool(evidence.serving_seal),
         "collateral": {
             "intel": intel is not None,
             "amd": amd is not None,

@@ -40,13 +40,15 @@ def lock(
             model_digests=frozenset({statement.model.digest}),
             config_digests=frozenset({statement.config}),
             require_log=statement.keys.log_ed25519 is not None,
+            require_serving_seal=bool(verdict.evidence.serving_seal),
         ),
         gpu=_gpu(verdict.gpus, accepted.gpu),
         tdx=None,
         snp=None,
     )
     if isinstance(cpu, TdxClaims):
-        return replace(demanded, tdx=_tdx(cpu, accepted.tdx or TdxPolicy(), machine=machine))
+        sealed = bool(verdict.evidence.serving_seal)  # then RTMR3 is another in each boot
+        return replace(demanded, tdx=_tdx(cpu, accepted.tdx or TdxPolicy(), machine=machine, sealed=sealed))
     return replace(demanded, snp=_snp(cpu, accepted.snp or SnpPolicy(), machine=machine))
 
 
@@ -55,12 +57,13 @@ def _earlier(expires: datetime | None, release: ReleasePolicy) -> datetime | Non
     return min(known) if known else None
 
 
-def _tdx(claims: TdxClaims, accepted: TdxPolicy, *, machine: bool) -> TdxPolicy:
+def _tdx(claims: TdxClaims, accepted: TdxPolicy, *, machine: bool, sealed: bool) -> TdxPolicy:
     td = claims.td
+    rtmr3 = None if sealed else td.rtmr3
     return replace(
         accepted,
         measurements=(
-            TdxMeasurement(mrtd=td.mrtd, rtmr0=td.rtmr0, rtmr1=td.rtmr1, rtmr2=td.rtmr2, rtmr3=td.rtmr3),
+            TdxMeasurement(mrtd=td.mrtd, rtmr0=td.rtmr0, rtmr1=td.rtmr1, rtmr2=td.rtmr2, rtmr3=rtmr3),
         ),
         any_measurement=False,
         mr_config_id=frozenset({td.mr_config_id}),

@@ -58,6 +58,10 @@ STATEMENT: Words = {
         "the enclave must keep a log of its receipts",
         "an enclave that keeps no log of its receipts is accepted",
     ),
+    "require_serving_seal": (
+        "the statement must be sealed by the key that RTMR3 names, so only on TDX",
+        "a statement without a serving seal is accepted",
+    ),
 }
 
 TDX: Words = {

@@ -78,6 +78,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     identity = make_identity(
         settings, engine_version=installed.version, log_key=log_key, config_file=config_file
     )
+    tee.begin_serving()
     identities, succession = Succession.of(settings, identity)
     status = SharedStatus()
     replays = Replays(settings.sealed_remembered)  # one for all workers

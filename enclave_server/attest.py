@@ -183,6 +183,7 @@ class Attester:
                 cpu=self._tee.evidence(report_data(nonce, statement, gpu)),
                 gpu=gpu,
                 event_log=self._tee.event_log(),
+                serving_seal=self._tee.seal(statement),
                 collateral=self._tee.collateral(),
             )
         )

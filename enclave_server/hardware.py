@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from attestation.checks import Check
 from attestation.collateral import Collateral
 from attestation.collect import registers, sev_guest, tdx_guest, tsm
@@ -21,6 +23,7 @@ from attestation.measure import Registers, parse_log, verify_log
 from attestation.nvidia.devices import parse_list
 from attestation.nvidia.evidence import NONCE_BYTES, parse_evidence
 from attestation.roots import VENDOR, Root, Roots
+from attestation.serving import make_seal, sealed_register, separator
 from attestation.snp.report import parse_report
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.quote import parse_quote
@@ -48,6 +51,7 @@ class Hardware:
         self._settings, self._places = settings, places
         self._asked = threading.Lock()
         self._tries = Tries(total_s=settings.evidence_seconds)
+        self._seal_key = Ed25519PrivateKey.generate() if settings.serving_seal else None
         self._keeper = CollateralKeeper(settings, self._sample, roots)
         self._log = self._boot_log(self.evidence(secrets.token_bytes(tsm.INBLOB_BYTES)))  # is it here at all?
 
@@ -76,6 +80,23 @@ class Hardware:
     @property
     def simulated_roots(self) -> Mapping[str, Root]:
         return {}
+
+    def begin_serving(self) -> None:
+        if self._seal_key is None:
+            return
+        key, folder = self._seal_key.public_key().public_bytes_raw(), self._places.registers
+        if any(registers.read_register(registers.RTMR3, folder=folder)):
+            raise UnavailableError(
+                Check.TEE_COLLECT,
+                "RTMR3 was extended in this boot already, so it cannot name this start's key alone",
+                advice="Restart the VM: with serving_seal a gateway starts once in each boot, and nothing else may extend RTMR3",
+            )
+        registers.extend_rtmr3(separator(key), folder=folder)
+        if registers.read_register(registers.RTMR3, folder=folder) != sealed_register(key):
+            raise UnavailableError(Check.TEE_COLLECT, "RTMR3 does not hold what it was extended with")
+
+    def seal(self, statement: bytes) -> bytes:
+        return make_seal(self._seal_key, statement) if self._seal_key is not None else b""
 
     def refresh(self) -> TdxClaims | SnpClaims:
         return self._keeper.refresh()

@@ -23,7 +23,7 @@ spki_sha256 = "{pin}"
 
 def policy_text(settings: Settings, tee: Tee) -> str:
     """TOML for `attestation.policy.parse_policy`."""
-    parts = [_cpu(tee)]
+    parts = [_cpu(tee, sealed=settings.serving_seal)]
     if roots := tee.simulated_roots:
         named = [_ROOT.format(vendor=v, name=r.name, pin=r.spki_sha256.hex()) for v, r in roots.items()]
         parts = [_WARNING + "\n".join(named), *parts]
@@ -32,12 +32,13 @@ def policy_text(settings: Settings, tee: Tee) -> str:
     parts.append(
         f'[statement]\nmodel_digests = ["{settings.model_digest}"]\nconfig_digests = ["{settings.digest().hex()}"]\n'
         + ("require_log = true\n" if settings.log_dir else "")
+        + ("require_serving_seal = true\n" if settings.serving_seal else "")
     )
     return "\n".join(parts)
 
 
-def _cpu(tee: Tee) -> str:
-    """The measurement, read out of evidence that this machine makes about nothing."""
+def _cpu(tee: Tee, *, sealed: bool) -> str:
+    """The measurement, read out of evidence that this machine makes about nothing. A seal makes RTMR3 another in each boot."""
     match tee.evidence(bytes(64)):
         case TdxEvidence(quote):
             td = parse_quote(quote).td
@@ -46,8 +47,7 @@ def _cpu(tee: Tee) -> str:
                 "rtmr0": td.rtmr0,
                 "rtmr1": td.rtmr1,
                 "rtmr2": td.rtmr2,
-                "rtmr3": td.rtmr3,
-            }
+            } | ({} if sealed else {"rtmr3": td.rtmr3})
             lines = "".join(f'{name} = "{value.hex()}"\n' for name, value in registers.items())
             config = f'mr_config_id = ["{td.mr_config_id.hex()}"]\n' if any(td.mr_config_id) else ""
             return f"[tdx]\n{config}\n[[tdx.measurements]]\n{lines}"

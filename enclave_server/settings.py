@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     )  # so long before it ends, its successor takes over; at most half of its life
     nvidia_gpus: int = Field(default=0, ge=0, le=64)  # so many real ones; more or fewer is an error
     config_identity: ConfigIdentity = ConfigIdentity.AUTO
+    serving_seal: bool = False  # TDX: RTMR3 names this boot's sealing key; then each start takes a reboot
     evidence_seconds: Seconds = 30  # until hardware has answered; then the request fails and others go on
     evidence_renew_seconds: Seconds = 240
     evidence_per_second: float = Field(default=2, gt=0)  # evidence made on request, for a caller's nonce
@@ -212,6 +213,12 @@ class Settings(BaseSettings):
     def _overlap(self) -> Self:
         if self.identity_overlap_minutes > self.identity_hours * 30:
             raise ValueError("identity_overlap_minutes must be at most half of identity_hours")
+        return self
+
+    @model_validator(mode="after")
+    def _seal(self) -> Self:
+        if self.serving_seal and self.tee not in (TeeKind.TDX, TeeKind.SIMULATED_TDX):
+            raise ValueError("serving_seal needs RTMR3, which only TDX has")
         return self
 
     @model_validator(mode="after")

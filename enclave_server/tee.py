@@ -6,16 +6,20 @@ A client accepts a simulated TEE only when its policy names that root; nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from attestation.collateral import Collateral
 from attestation.evidence import SnpEvidence, TdxEvidence
 from attestation.roots import Root, Roots
+from attestation.serving import make_seal, sealed_register
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp
-from attestation.simulator.tdx import SimulatedTdx
+from attestation.simulator.tdx import DEFAULT_TD, SimulatedTdx
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
 from attestation.verify import verify_cpu
@@ -49,6 +53,14 @@ class Tee(Protocol):
         """The roots to name in a policy, by vendor, where they are no vendor's."""
         ...
 
+    def begin_serving(self) -> None:
+        """Seal the boot: from here on statements carry a seal. Once, by the parent, when it has its keys."""
+        ...
+
+    def seal(self, statement: bytes) -> bytes:
+        """The serving seal of a statement; empty where none was asked for."""
+        ...
+
     def refresh(self) -> TdxClaims | SnpClaims:
         """Fetch collateral now, and wait for it: what it says of this machine. Raises what stands in the way."""
         ...
@@ -68,10 +80,11 @@ class Simulated:
             self._cpu = SimulatedSnp.load_or_create(folder)
         machine = Machine(gpus=settings.simulated_gpus)
         self._nvidia = SimulatedNvidia.load_or_create(folder, machine) if settings.simulated_gpus else None
+        self._td, self._seal_key = DEFAULT_TD, Ed25519PrivateKey.generate() if settings.serving_seal else None
 
     def evidence(self, report_data: bytes) -> TdxEvidence | SnpEvidence:
         if isinstance(self._cpu, SimulatedTdx):
-            return TdxEvidence(self._cpu.quote(report_data))
+            return TdxEvidence(self._cpu.quote(report_data, td=self._td))
         return SnpEvidence(self._cpu.report(report_data))
 
     def gpus(self, nonce: bytes) -> bytes:
@@ -97,6 +110,15 @@ class Simulated:
         if self._nvidia:
             roots |= {"nvidia_device": self._nvidia.device_root, "nvidia_rim": self._nvidia.rim_root}
         return roots
+
+    def begin_serving(self) -> None:
+        if self._seal_key is not None:
+            self._td = replace(
+                self._td, rtmr3=sealed_register(self._seal_key.public_key().public_bytes_raw())
+            )
+
+    def seal(self, statement: bytes) -> bytes:
+        return make_seal(self._seal_key, statement) if self._seal_key is not None else b""
 
     def refresh(self) -> TdxClaims | SnpClaims:
         roots = self.simulated_roots

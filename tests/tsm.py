@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha384
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ LOOKUP, FORGET, GETATTR, SETATTR, MKDIR, RMDIR, OPEN, READ, WRITE = 1, 2, 3, 4, 
 RELEASE, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 18, 25, 26, 36, 42
 _IN, _OUT = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
 _SILENT = {FORGET, BATCH_FORGET, INTERRUPT}
-_ROOT, _DIRECT_IO, _DETACH = 1, 1, 2
+_ROOT, _DIRECT_IO, _DETACH, _RTMR3 = 1, 1, 2, 2
 _FILES = ("inblob", "outblob", "auxblob", "provider", "generation")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -54,6 +55,7 @@ class Kernel:
     delay: float = 0.0  # seconds until an outblob is there
     longer: int = 0  # bytes that follow the evidence
     entries: dict[int, Entry] = field(default_factory=dict)  # by node
+    rtmr3: bytes = bytes(48)  # a file beside the entries, though the kernel has it elsewhere
     made: list[str] = field(default_factory=list)  # names, ever
     asked: list[bytes] = field(default_factory=list)
     _nodes: int = 1
@@ -90,6 +92,8 @@ class Kernel:
 
     def _lookup(self, node: int, name: bytes) -> int:
         text = name.rstrip(b"\0").decode()
+        if (node, text) == (_ROOT, "rtmr3:sha384"):
+            return _RTMR3
         if node == _ROOT:
             found = [n for n, entry in self.entries.items() if entry.name == text]
         else:
@@ -109,7 +113,7 @@ class Kernel:
 
     def _attributes(self, node: int) -> bytes:
         folder = node == _ROOT or node in self.entries
-        if not folder and node // 8 not in self.entries:
+        if not folder and node != _RTMR3 and node // 8 not in self.entries:
             raise OSError(errno.ENOENT, "removed")
         mode = stat.S_IFDIR | 0o755 if folder else stat.S_IFREG | 0o644
         return struct.pack("<6Q10I", node, 0, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
@@ -123,7 +127,10 @@ class Kernel:
 
     def _read(self, node: int, handle: int, offset: int, size: int) -> bytes:
         if handle not in self._open:
-            self._open[handle] = self._content(self.entries[node // 8], _FILES[node % 8])
+            known = node == _RTMR3
+            self._open[handle] = (
+                self.rtmr3 if known else self._content(self.entries[node // 8], _FILES[node % 8])
+            )
         return self._open[handle][offset : offset + size]
 
     def _content(self, entry: Entry, name: str) -> bytes:
@@ -146,13 +153,18 @@ class Kernel:
 
     def _write(self, node: int, body: bytes) -> bytes:
         handle, _, size = struct.unpack_from("<QQI", body)
-        self._open[handle] = body[40 : 40 + size]
+        content = body[40 : 40 + size]
+        if node == _RTMR3:
+            if size != 48:
+                raise OSError(errno.EINVAL, "a digest has 48 bytes")
+            self.rtmr3 = sha384(self.rtmr3 + content).digest()
+        self._open[handle] = content
         return struct.pack("<II", size, 0)
 
     def _closed(self, node: int, body: bytes) -> bytes:
         """What was written counts from here on."""
         content = self._open.pop(struct.unpack_from("<Q", body)[0], b"")
-        if _FILES[node % 8] == "inblob" and content:
+        if node != _RTMR3 and _FILES[node % 8] == "inblob" and content:
             entry = self.entries[node // 8]
             entry.inblob, entry.generation = content, entry.generation + 1
         return b""

@@ -72,7 +72,9 @@ def _call(request: bytes, device: Path, ioctl: Ioctl) -> Any:
     try:
         descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
-        raise failed(f"{device}", exc, "Only a Nitro enclave has it: load nsm, and run with CAP_SYS_ADMIN") from exc
+        raise failed(
+            f"{device}", exc, "Only a Nitro enclave has it: load nsm, and run with CAP_SYS_ADMIN"
+        ) from exc
     try:
         ioctl(descriptor, NSM, message)
     except OSError as exc:

@@ -10,6 +10,7 @@ from attestation.measure.eventlog import MAX_LOG_BYTES
 
 REGISTERS = Path("/sys/devices/virtual/misc/tdx_guest/measurements")
 ACPI = Path("/sys/firmware/acpi/tables")
+RTMR3 = "rtmr3:sha384"
 REGISTER_BYTES = 48
 
 
@@ -28,7 +29,7 @@ def extend_rtmr3(digest: bytes, *, folder: Path = REGISTERS) -> None:
     """RTMR3 becomes SHA-384(RTMR3 ‖ digest). Nothing but a reboot takes it back."""
     if len(digest) != REGISTER_BYTES:
         raise ValueError(f"RTMR3 is extended by {REGISTER_BYTES} bytes, not {len(digest)}")
-    file = folder / "rtmr3:sha384"
+    file = folder / RTMR3
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -45,6 +45,7 @@ class Box:
             sev_guest=self.folder / "sev-guest",
             tdx_guest=self.folder / "tdx_guest",
             acpi=self.folder / "acpi",
+            registers=self.kernel.folder,
         )
         self.opened.append(Hardware(settings, places=places, roots=self.roots))
         return self.opened[-1]

@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha384
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import httpx
 import pytest
 
 from attestation.checks import Check
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, UnavailableError
+from attestation.simulator.tdx import DEFAULT_TD
 from enclave_server import attest, collateral
 from enclave_server.settings import ConfigIdentity
 from tests import servers
@@ -109,6 +112,25 @@ def test_a_quote_for_another_nonce(
         box.kernel.sign = lambda _: intel().quote(bytes(64))
         answer = httpx.get(f"{gateway.origin}{PATH}", params={"nonce": "A" * 43}, verify=untrusting())
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "evidence_failed")
+
+
+def test_the_serving_seal(tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RTMR3 names this boot's key, statements carry its seal, and the printed policy demands it; a second start is refused."""
+    with on_hardware(tmp_path, engine, monkeypatch, serving_seal=True) as (box, gateway):
+        box.kernel.sign = lambda data: intel().quote(data, td=replace(DEFAULT_TD, rtmr3=box.kernel.rtmr3))
+        assert "require_serving_seal = true" in gateway.policy_text
+        assert "rtmr3" not in gateway.policy_text
+        until(lambda: readiness(gateway) is None)
+        gateway.tee.begin_serving()
+        with Caller(gateway.origin, gateway.policy_text) as caller:
+            assert caller.chat("hello").body
+            box.kernel.rtmr3 = sha384(
+                box.kernel.rtmr3 + bytes(48)
+            ).digest()  # something else is measured later
+            with pytest.raises(AttestationError, match=Check.SERVING_SEAL):
+                caller.verify(gateway.policy_text)
+        with pytest.raises(UnavailableError, match="Restart the VM"):
+            box.open().begin_serving()
 
 
 def test_vendors_that_are_away(tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,3 +116,10 @@ def test_config_command(file: Path) -> None:
     again = file.with_name("again.toml")
     again.write_text(printed)
     assert Settings.load(again) == Settings.load(file)
+
+
+def test_a_seal_needs_its_register(file: Path) -> None:
+    """SEV-SNP has nothing that a serving seal could be measured into."""
+    assert Settings.load(file, serving_seal=True).serving_seal
+    with pytest.raises(ValidationError, match="only TDX"):
+        Settings.load(file, tee="snp", serving_seal=True)
