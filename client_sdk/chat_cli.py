@@ -12,6 +12,7 @@ import typer
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
 from attestation.parts import DISCLOSURE_HEADER
+from attestation.tokens import REPLAY_HEADER
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.options import ChannelOption, PolicyFile, Url
 from client_sdk.present import clean, reasons
@@ -39,6 +40,10 @@ def chat(
             "--save", metavar="FILE", help="Write evidence, receipt and bytes, for `attested audit`."
         ),
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", help="Draw from it, so that `attested replay` can do it again."),
+    ] = None,
 ) -> None:
     """Ask a model; its answer is streamed, and verified at its end.
 
@@ -54,7 +59,7 @@ def chat(
         base = base.copy_with(path="/v1") if base.path in {"", "/"} else base
         with sdk.OpenAI(policy=policy, base_url=str(base), api_key=api_key, channel=channel) as client:
             name = model or client.models.list().data[0].id
-            receipt = _stream(client, name, text, save)
+            receipt = _stream(client, name, text, save, seed)
     except AttestationError as exc:
         _leave("\n".join(["NOT VERIFIED - do not use this answer", *reasons(exc)]), exit_code(exc))
     except (sdk.OpenAIError, httpx.InvalidURL, LookupError) as exc:
@@ -64,12 +69,15 @@ def chat(
     typer.echo(f"verified: {receipt}", err=True)
 
 
-def _stream(client: Any, model: str, prompt: str, save: Path | None) -> str:
+def _stream(client: Any, model: str, prompt: str, save: Path | None, seed: int | None) -> str:
     """Print the answer as it comes; in words, what was proven at its end, which may be saved."""
     messages = [{"role": "user", "content": prompt}]
     headers = {DISCLOSURE_HEADER: "1"} if save else {}  # so that `attested disclose` can show parts of it
+    body = {}
+    if seed is not None:
+        headers[REPLAY_HEADER], body["seed"] = "1", seed
     stream = client.chat.completions.create(
-        model=model, messages=messages, stream=True, extra_headers=headers
+        model=model, messages=messages, stream=True, extra_headers=headers, extra_body=body
     )
     for chunk in stream:
         for choice in chunk.choices:

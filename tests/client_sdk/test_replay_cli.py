@@ -67,6 +67,13 @@ def test_equal(auditor: Auditor, stream: bool, method: str) -> None:
     assert (found["compared"]["tokens"], found["dtype"], found["tolerance"]) == (WHOLE, "float32", 1e-4)
 
 
+def test_a_chat_with_a_seed(auditor: Auditor) -> None:
+    """From one command to the other."""
+    save = ("--save", str(auditor.file), "--policy", str(auditor.policy))
+    assert attested("chat", auditor.gateway.origin, "hello", "--seed", "7", *save).returncode == 0
+    assert auditor.judge()[1]["verdict"] == "equal"
+
+
 def test_in_words(auditor: Auditor) -> None:
     """One calm line for people."""
     auditor.record()
