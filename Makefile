@@ -174,6 +174,11 @@ bench-sealing: $(PROJECT)
 bench-proxy: $(PROJECT)
 	@$(PY) -m benchmarks.proxy
 
+## bench-client  what verification costs a client beside the bare openai one; about 2 min
+.PHONY: bench-client
+bench-client: $(PROJECT)
+	@$(PY) -m benchmarks.client --save
+
 ## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 7 min
 .PHONY: bench-vllm
 bench-vllm: $(PROJECT) model
