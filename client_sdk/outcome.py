@@ -68,7 +68,7 @@ def proven(verdict: Verdict) -> list[str]:
         f"GPUs: {gpus}",
         f"model: {', '.join(statement.model.names)}, digest {statement.model.digest.hex()[:16]}…",
         f"engine: {statement.engine.name} {statement.engine.version}",
-        f"to be verified again after {verdict.valid_until:%Y-%m-%dT%H:%M:%SZ}",
+        f"evidence and collateral: good until {verdict.valid_until:%Y-%m-%dT%H:%M:%SZ}",
     ]
 
 

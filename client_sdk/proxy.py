@@ -33,6 +33,8 @@ _OF_THE_CONNECTION = frozenset(
 _KEYS = frozenset({b"authorization", b"x-api-key"})
 _SAFE_TWICE = frozenset({"GET", "HEAD"})
 SHOWN_FAILURES = 20
+#: What callers are told of a stream whose events go out before its receipt is there.
+STREAMS = {Verify.AS_YOU_READ: "as-read", Verify.BEFORE_USE: "before-use"}
 
 
 @dataclass(slots=True)
@@ -141,10 +143,9 @@ class Proxy:
         attestation = reply.attestation
         if isinstance(attestation.check, StreamCheck):
             self.counts.streams += 1
-            said = b"before-use" if self.verify is Verify.BEFORE_USE else b"as-read"
             return Answer(
                 status=reply.status,
-                headers=[*_passed(reply.headers), *_proof(reply, said), *cors],
+                headers=[*_passed(reply.headers), *_proof(reply, STREAMS[self.verify]), *cors],
                 body=_Stream(self, reply),
                 trailers=lambda: _receipt(attestation),
             )
@@ -154,7 +155,7 @@ class Proxy:
             await reply.close()
         self.counts.verified += 1
         await self._save(attestation)
-        headers = [*_passed(reply.headers), *_proof(reply, b"verified"), *_receipt(attestation), *cors]
+        headers = [*_passed(reply.headers), *_proof(reply, "verified"), *_receipt(attestation), *cors]
         return Answer(status=reply.status, headers=headers, body=body)
 
     async def events(self, reply: Reply) -> AsyncGenerator[bytes, None]:
@@ -238,10 +239,10 @@ def _passed(headers: Headers) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _proof(reply: Reply, said: bytes) -> Headers:
+def _proof(reply: Reply, said: str) -> Headers:
     verdict = reply.attestation.verdict
     return (
-        (b"x-attested", said),
+        (b"x-attested", said.encode()),
         (b"x-attested-enclave", reply.origin.encode()),
         (b"x-attested-statement", verdict.statement_digest.hex().encode()),
         (b"x-attested-simulated", b"true" if verdict.simulated else b"false"),

@@ -16,7 +16,7 @@ from typing import Any
 from attestation.errors import AttestationError
 from client_sdk.outcome import lines_of, proven
 from client_sdk.present import plain
-from client_sdk.proxy import Proxy
+from client_sdk.proxy import STREAMS, Proxy
 from client_sdk.proxy_http import Answer, date_header
 from client_sdk.proxy_upstream import Upstream
 from client_sdk.sealing import Channel
@@ -74,7 +74,7 @@ class Pages:
             "started": plain(self._started),
             "policy": self._policy,
             "channel": str(self._channel),
-            "verify": str(self._proxy.verify),
+            "verify": STREAMS[self._proxy.verify],
             "enclaves": [self._enclave(upstream, now) for upstream in self._proxy.upstreams],
             "counts": asdict(self._proxy.counts),
             "failures": [
@@ -124,7 +124,7 @@ class Pages:
             + "".join(_section(enclave) for enclave in status["enclaves"])
             + f"<h2>Requests since {escape(status['started'])}</h2><p>{counts}</p>"
             + (f"<h2>Last failures</h2><table>{failures}</table>" if failures else "")
-            + f"<p class=not>As of {escape(status['time'])}. Nothing of a request or an answer is shown or kept here.</p>"
+            + f"<p class=not>As of {escape(status['time'])}. Nothing of a request or an answer is shown here.</p>"
         )
 
 
