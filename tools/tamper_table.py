@@ -8,6 +8,7 @@ from typing import Any
 
 from attestation.checks import Check
 from tests.attestation import test_bundle, test_disclosure, test_sealed
+from tests.attestation.tlog import test_notes
 from tests.client_sdk import test_checkpoints, test_tamper, test_tamper_fields, test_tamper_sealed
 
 _TOP = """# Tamper table
@@ -63,6 +64,8 @@ def _sections() -> Iterator[str]:
     yield _cases("Sealed exchanges, one for another", sealed.SCENES)
     yield _cases("Bundles", test_bundle.TAMPERED)
     yield _cases("Disclosures", test_disclosure.TAMPERED)
+    yield _cases("Checkpoints of a log of receipts", test_notes.CHECKPOINTS)
+    yield _cases("Proofs that a receipt is logged", test_notes.PROOFS)
 
 
 def _cases(title: str, *tables: Mapping[str, Any]) -> str:

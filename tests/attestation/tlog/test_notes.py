@@ -147,28 +147,41 @@ def test_witnesses() -> None:
         assert error.value.check is Check.LOG_WITNESS
 
 
-@pytest.mark.parametrize(
-    ("change", "check"),
-    [
-        (lambda t: t.replace("\n5\n", "\n6\n"), Check.LOG_CHECKPOINT),
-        (lambda t: t.replace("\n5\n", "\n05\n"), Check.LOG_FORMAT),
-        (lambda t: t.replace("\n5\n", "\n-5\n"), Check.LOG_FORMAT),
-        (lambda t: t.replace("\n5\n", "\n5\n\n"), Check.LOG_FORMAT),
-        (lambda t: t.replace("\n5\n", f"\n{2**62}\n"), Check.LOG_FORMAT),
-        (lambda t: t.replace(KEY.name + "\n", log_origin(b"\x09" * 32) + "\n", 1), Check.LOG_ORIGIN),
-        (lambda t: t.replace(t.split("\n")[2], b64encode(bytes(32)).decode()), Check.LOG_CHECKPOINT),
-        (lambda t: t.replace(t.split("\n")[2], b64encode(bytes(31)).decode()), Check.LOG_FORMAT),
-        (lambda t: t.replace("=\n\n", "=\nmore\n\n"), Check.LOG_CHECKPOINT),
-        (lambda t: t.replace("— att", "— btt"), Check.LOG_CHECKPOINT),
-        (lambda t: t.replace("—", "-"), Check.LOG_FORMAT),
-        (lambda t: t.removesuffix("\n"), Check.LOG_FORMAT),
-        (lambda t: t[: t.rindex("— ")], Check.LOG_FORMAT),
-        (lambda t: t.replace("\n5\n", "\n5\r\n"), Check.LOG_FORMAT),
-        (lambda t: t + t[t.rindex("— ") :].replace(t[-20:-4], "A" * 16), Check.LOG_CHECKPOINT),
-    ],
-)
-def test_every_change_of_a_checkpoint_is_seen(change: Callable[[str], str], check: Check) -> None:
+CHECKPOINTS: dict[str, tuple[Check, Callable[[str], str]]] = {
+    "another size": (Check.LOG_CHECKPOINT, lambda t: t.replace("\n5\n", "\n6\n")),
+    "a size with a leading zero": (Check.LOG_FORMAT, lambda t: t.replace("\n5\n", "\n05\n")),
+    "a negative size": (Check.LOG_FORMAT, lambda t: t.replace("\n5\n", "\n-5\n")),
+    "a size that no log has": (Check.LOG_FORMAT, lambda t: t.replace("\n5\n", f"\n{2**62}\n")),
+    "an empty line": (Check.LOG_FORMAT, lambda t: t.replace("\n5\n", "\n5\n\n")),
+    "another end of a line": (Check.LOG_FORMAT, lambda t: t.replace("\n5\n", "\n5\r\n")),
+    "the origin of another log": (
+        Check.LOG_ORIGIN,
+        lambda t: t.replace(KEY.name + "\n", log_origin(b"\x09" * 32) + "\n", 1),
+    ),
+    "another root": (
+        Check.LOG_CHECKPOINT,
+        lambda t: t.replace(t.split("\n")[2], b64encode(bytes(32)).decode()),
+    ),
+    "a shorter root": (
+        Check.LOG_FORMAT,
+        lambda t: t.replace(t.split("\n")[2], b64encode(bytes(31)).decode()),
+    ),
+    "a line more": (Check.LOG_CHECKPOINT, lambda t: t.replace("=\n\n", "=\nmore\n\n")),
+    "the name of another key": (Check.LOG_CHECKPOINT, lambda t: t.replace("— att", "— btt")),
+    "another dash": (Check.LOG_FORMAT, lambda t: t.replace("—", "-")),
+    "cut at its end": (Check.LOG_FORMAT, lambda t: t.removesuffix("\n")),
+    "no signature": (Check.LOG_FORMAT, lambda t: t[: t.rindex("— ")]),
+    "a second, wrong signature of the log": (
+        Check.LOG_CHECKPOINT,
+        lambda t: t + t[t.rindex("— ") :].replace(t[-20:-4], "A" * 16),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_change_of_a_checkpoint_is_seen(name: str) -> None:
     """Size, root, origin, lines, name and signature: each is refused by its name."""
+    check, change = CHECKPOINTS[name]
     good = logged(5, 2).checkpoint.decode()
     assert verify_checkpoint(good.encode(), KEY).size == 5
     changed = change(good)
@@ -212,26 +225,25 @@ def test_each_receipt_is_logged(size: int) -> None:
         assert error.value.check is Check.LOG_INCLUSION
 
 
-@pytest.mark.parametrize(
-    ("change", "check"),
-    [
-        ({"index": 3}, Check.LOG_INCLUSION),
-        ({"index": 300}, Check.LOG_INCLUSION),
-        ({"hashes": ()}, Check.LOG_INCLUSION),
-        ({"hashes": (bytes(32),) * 3}, Check.LOG_INCLUSION),
-        ({"hashes": (bytes(31),)}, Check.LOG_FORMAT),
-        ({"hashes": (bytes(32),) * 63}, Check.LOG_FORMAT),
-        ({"checkpoint": logged(6, 2).checkpoint}, Check.LOG_INCLUSION),
-        ({"checkpoint": b""}, Check.LOG_FORMAT),
-        (
-            {"checkpoint": sign_checkpoint(Checkpoint(origin=KEY.name, size=0, root=EMPTY_ROOT), LOG)},
-            Check.LOG_INCLUSION,
-        ),
-        ({"checkpoint": SPEC_CHECKPOINT}, Check.LOG_ORIGIN),
-    ],
-)
-def test_every_change_of_a_proof_is_seen(change: dict[str, Any], check: Check) -> None:
+EMPTY = sign_checkpoint(Checkpoint(origin=KEY.name, size=0, root=EMPTY_ROOT), LOG)
+PROOFS: dict[str, tuple[Check, dict[str, Any]]] = {
+    "another index": (Check.LOG_INCLUSION, {"index": 3}),
+    "an index that the tree has not": (Check.LOG_INCLUSION, {"index": 300}),
+    "no hashes": (Check.LOG_INCLUSION, {"hashes": ()}),
+    "other hashes": (Check.LOG_INCLUSION, {"hashes": (bytes(32),) * 3}),
+    "a shorter hash": (Check.LOG_FORMAT, {"hashes": (bytes(31),)}),
+    "more hashes than any tree is high": (Check.LOG_FORMAT, {"hashes": (bytes(32),) * 63}),
+    "a later checkpoint": (Check.LOG_INCLUSION, {"checkpoint": logged(6, 2).checkpoint}),
+    "the checkpoint of an empty log": (Check.LOG_INCLUSION, {"checkpoint": EMPTY}),
+    "no checkpoint": (Check.LOG_FORMAT, {"checkpoint": b""}),
+    "the checkpoint of another log": (Check.LOG_ORIGIN, {"checkpoint": SPEC_CHECKPOINT}),
+}
+
+
+@pytest.mark.parametrize("name", PROOFS)
+def test_every_change_of_a_proof_is_seen(name: str) -> None:
     """Index, hashes and checkpoint: each is refused by its name."""
+    check, change = PROOFS[name]
     with pytest.raises((MalformedError, VerificationError)) as error:
         check_logged(dump_proof(replace(logged(5, 2), **change)), TOKENS[2], KEY)
     assert error.value.check is check
