@@ -61,6 +61,7 @@ class Disclosure:
     receipt: str
     messages: tuple[Part, ...]
     choices: tuple[Part, ...]
+    log: bytes | None = field(default=None, repr=False)  # the proof that the receipt is logged
 
 
 def disclose(
@@ -79,6 +80,7 @@ def disclose(
         receipt=exchange.receipt,
         messages=_parts(exchange.nonce, "message", messages_of(exchange.request), messages),
         choices=_parts(exchange.nonce, "choice", texts_of(exchange.response), choices),
+        log=exchange.log,
     )
     check_parts(receipt, made)
     return made
@@ -93,7 +95,7 @@ def audit_disclosure(auditor: Auditor, disclosure: Disclosure) -> Audited:
 
 def as_bundle(disclosure: Disclosure) -> tuple[Bundle, SavedExchange]:
     """The receipt and its evidence, as a bundle has them, with no bytes."""
-    exchange = SavedExchange(receipt=disclosure.receipt, nonce=b"")
+    exchange = SavedExchange(receipt=disclosure.receipt, nonce=b"", log=disclosure.log)
     return Bundle(evidence=disclosure.evidence, nonce=disclosure.nonce, exchanges=(exchange,)), exchange
 
 
@@ -121,6 +123,7 @@ def dump_disclosure(disclosure: Disclosure) -> bytes:
         "receipt": disclosure.receipt,
         "messages": [_dump_part(part) for part in disclosure.messages],
         "choices": [_dump_part(part) for part in disclosure.choices],
+        **({} if disclosure.log is None else {"log": b64url_encode(disclosure.log)}),
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
@@ -133,7 +136,7 @@ def parse_disclosure(data: bytes) -> Disclosure:
 def load_disclosure(raw: dict[str, Any]) -> Disclosure:
     """The same, of the file's JSON object."""
     members = {"v", "purpose", "evidence", "nonce", "receipt", "messages", "choices"}
-    parse_members(raw, "the disclosure", members, check=_FORMAT)
+    parse_members(raw, "the disclosure", members, {"log"}, check=_FORMAT)
     if type(raw["v"]) is not int or raw["v"] != VERSION or raw["purpose"] != PURPOSE:
         raise MalformedError(
             _FORMAT,
@@ -148,6 +151,7 @@ def load_disclosure(raw: dict[str, Any]) -> Disclosure:
         receipt=receipt,
         messages=_load_parts(raw["messages"]),
         choices=_load_parts(raw["choices"]),
+        log=parse_bytes(raw, "log", check=_FORMAT) if "log" in raw else None,
     )
 
 

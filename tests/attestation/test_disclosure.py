@@ -287,6 +287,14 @@ def test_tampered(case: str) -> None:
     assert refused(made()) is check
 
 
+def test_the_proof_of_the_log_goes_along() -> None:
+    """It says nothing of hidden parts; and where it is there, it has to hold: this enclave has no log at all."""
+    saved = replace(BUNDLE.exchanges[0], log=b"a proof")
+    made = disclose(BUNDLE, saved, messages={2})
+    assert parse_disclosure(dump_disclosure(made)) == made
+    assert refused(made) is Check.LOG_MISSING
+
+
 def test_evidence_is_judged_at_the_auditors_time() -> None:
     """As of the receipt's time, unless another is given."""
     assert refused(GOOD, at=NOW + timedelta(days=400)) is Check.TDX_ROOT_CRL_DATES
@@ -309,6 +317,7 @@ def test_evidence_is_judged_at_the_auditors_time() -> None:
         {"messages": [{**TABLE["messages"][2], **TABLE["messages"][0]}]},
         {"messages": [{"salt": "AAAA", "value": "AAAA"}]},
         {"choices": None},
+        {"log": 1},
         {"more": 1},
     ],
 )
