@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,14 +16,14 @@ from attestation.errors import AttestationError, UnavailableError
 from attestation.parts import DISCLOSURE_HEADER
 from attestation.tokens import REPLAY_HEADER
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.options import ChannelOption, PolicyFile, Url
-from client_sdk.present import clean, reasons
+from client_sdk.options import AsJson, ChannelOption, PolicyFile, Url
+from client_sdk.present import clean, reasons, result
 from client_sdk.transport import DEFAULT_CHANNEL
 
 LOG_SECONDS = 10.0  # that saving waits for the receipt's place in the log
 
 
-def chat(
+def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     url: Url,
     policy: PolicyFile,
     prompt: Annotated[
@@ -44,10 +46,12 @@ def chat(
         int | None,
         typer.Option("--seed", metavar="N", help="Draw from it, so that `attested replay` can do it again."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a model; its answer is streamed, and verified at its end.
 
-    The answer goes to standard output, what was proven of it to standard error.
+    The answer goes to standard output, what was proven of it to standard error. With --json there is nothing before the
+    whole answer is proven.
     """
     text = prompt if prompt is not None else sys.stdin.read()
     try:
@@ -59,18 +63,38 @@ def chat(
         base = base.copy_with(path="/v1") if base.path in {"", "/"} else base
         with sdk.OpenAI(policy=policy, base_url=str(base), api_key=api_key, channel=channel) as client:
             name = model or client.models.list().data[0].id
-            receipt = _stream(client, name, text, save, seed)
+            proven = _stream(client, name, text, save, seed, show=not as_json)
     except AttestationError as exc:
+        if as_json:
+            typer.echo(json.dumps({**result(exc, None), "verified": False}))
+            raise typer.Exit(exit_code(exc)) from exc
         _leave("\n".join(["NOT VERIFIED - do not use this answer", *reasons(exc)]), exit_code(exc))
     except (sdk.OpenAIError, httpx.InvalidURL, LookupError) as exc:
         _leave(f"no answer: {exc}", ExitCode.UNDECIDED)
     except OSError as exc:
         _leave(f"not saved: {exc}", ExitCode.UNDECIDED)
-    typer.echo(f"verified: {receipt}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"verified": True, **asdict(proven)}))
+        return
+    simulated = ", in a SIMULATED TEE, which proves nothing about hardware" if proven.simulated else ""
+    typer.echo(f"verified: receipt {proven.receipt} covers all {proven.bytes} bytes{simulated}", err=True)
 
 
-def _stream(client: Any, model: str, prompt: str, save: Path | None, seed: int | None) -> str:
-    """Print the answer as it comes; in words, what was proven at its end, which may be saved."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proven:
+    """A whole answer, and what proves it."""
+
+    answer: str
+    receipt: str
+    bytes: int
+    statement: str
+    simulated: bool
+
+
+def _stream(
+    client: Any, model: str, prompt: str, save: Path | None, seed: int | None, *, show: bool
+) -> Proven:
+    """Print the answer as it comes, if it is to be shown; what was proven at its end, which may be saved."""
     messages = [{"role": "user", "content": prompt}]
     headers = {DISCLOSURE_HEADER: "1"} if save else {}  # so that `attested disclose` can show parts of it
     body = {}
@@ -79,10 +103,14 @@ def _stream(client: Any, model: str, prompt: str, save: Path | None, seed: int |
     stream = client.chat.completions.create(
         model=model, messages=messages, stream=True, extra_headers=headers, extra_body=body
     )
+    answer = ""
     for chunk in stream:
         for choice in chunk.choices:
-            typer.echo(clean(choice.delta.content or ""), nl=False)
-    typer.echo()
+            answer += (part := choice.delta.content or "")
+            if show:
+                typer.echo(clean(part), nl=False)
+    if show:
+        typer.echo()
     attestation = stream.response.extensions["attestation"]
     if (
         attestation.receipt is None
@@ -90,11 +118,12 @@ def _stream(client: Any, model: str, prompt: str, save: Path | None, seed: int |
         raise UnavailableError(Check.RECEIPT_MISSING, "the answer was not read to its end")
     if save is not None:
         _save(attestation, save)
-    simulated = (
-        ", in a SIMULATED TEE, which proves nothing about hardware" if attestation.verdict.simulated else ""
-    )
-    return (
-        f"receipt {attestation.receipt.id} covers all {attestation.receipt.response.length} bytes{simulated}"
+    return Proven(
+        answer=answer,
+        receipt=attestation.receipt.id,
+        bytes=attestation.receipt.response.length,
+        statement=attestation.verdict.statement_digest.hex(),
+        simulated=attestation.verdict.simulated,
     )
 
 

@@ -147,6 +147,21 @@ def test_chat(gateway: LiveGateway, policy: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "You said: from a pipe\n")
 
 
+def test_chat_as_json(gateway: LiveGateway, engine: FakeEngine, policy: Path) -> None:
+    """One object with the answer and what proves it; of an answer that is not proven, nothing but the reason."""
+    chat = ("chat", gateway.origin, "--policy", str(policy), "--json", "hello there")
+    answer = json.loads(attested(*chat).stdout)
+    assert (answer["verified"], answer["answer"], answer["simulated"]) == (
+        True,
+        "You said: hello there",
+        True,
+    )
+    assert answer["receipt"].startswith("rcpt-")
+    policy.write_text(gateway.policy_text.replace("model_digests", "#"))
+    done = attested(*chat)
+    assert (done.returncode, json.loads(done.stdout)["check"]) == (4, "policy.model")
+
+
 def test_an_answer_cannot_command_the_terminal(gateway: LiveGateway, policy: Path) -> None:
     """Control characters in an answer are shown, not obeyed."""
     done = attested("chat", gateway.origin, "--policy", str(policy), "a\x1b[2Jb")
@@ -217,7 +232,7 @@ def test_json_everywhere() -> None:
     """What says something about evidence or files says it to programs as well."""
     silent = {n for n, c in commands().items() if not any("--json" in p.opts for p in c.params)}
     families = ("evidence ", "policy ", "collateral ")
-    assert not silent & {"verify", "env", "doctor", "audit", "inspect"}
+    assert not silent & {"verify", "chat", "env", "doctor", "audit", "inspect"}
     assert not [name for name in silent if name.startswith(families)]
 
 
