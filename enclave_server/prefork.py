@@ -26,7 +26,7 @@ Job = Callable[[], int]  # what a child does; its exit status
 MAX_DEATHS, DEATH_SECONDS = 5, 60.0  # more deaths of workers in that time end the gateway
 LAST_SECONDS = 30.0  # beyond the time to drain: what has not ended then is killed
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM})
 _REASONS = (None, "engine_starting", "engine_restarting", "engine_stopping", "engine_stopped")
 
 
@@ -89,18 +89,17 @@ class Family:
         return bool(self._workers) or self._keeper is not None
 
     def _wait(self) -> None:
-        if self._stop_at is None:
-            left = self._succession.step()
-        else:
-            left = max(0.0, self._stop_at - time.monotonic())
-        told = signal.sigtimedwait(_SIGNALS, left)
-        if told is None:
-            if self._stop_at is not None:
-                self._kill()
-        elif told.si_signo == signal.SIGCHLD:
+        left = self._succession.step() if self._stop_at is None else self._stop_at - time.monotonic()
+        # A timer, for Python's sigtimedwait makes up a signal when it is stopped and continued after its time.
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
+        number = signal.sigwait(_SIGNALS)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if number == signal.SIGCHLD:
             self._reap()
-        else:
+        elif number != signal.SIGALRM:
             self._stop(0)
+        elif self._stop_at is not None and self._stop_at <= time.monotonic():
+            self._kill()
 
     def _reap(self) -> None:
         """See who has ended; SIGCHLD tells that somebody did, not how many."""
