@@ -34,6 +34,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "attested log check https://log.example/receipts --key 'log.example/receipts+<id>+<base64>' --json",
     ),
     "log prove": ("attested log prove answer.json https://enclave:8443 --wait 5",),
+    "disclose": ("attested disclose answer.json --message 1 -o shown.json",),
+    "replay": ("attested replay answer.json --policy policy.toml --engine https://other:8443",),
+    "report": ("attested report answer.json --policy policy.toml -o report.html",),
+    "lock": (
+        "attested lock https://enclave:8443 -o attest.lock",
+        "attested lock https://enclave:8443 --policy policy.toml -o attest.lock --yes",
+    ),
+    "diff": ("attested diff old.lock attest.lock",),
     "inspect": ("attested inspect quote.bin", "attested inspect evidence.json --json"),
     "evidence tdx": (
         "attested evidence tdx quote.bin --collateral pcs.json --at 2026-11-21T00:00:00Z",

@@ -31,8 +31,13 @@ from client_sdk.proxy_page import Pages
 from client_sdk.proxy_upstream import Upstream
 from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
-from client_sdk.session import MAX_AGE
-from client_sdk.transport import DEFAULT_CHANNEL, async_attested_transport, check_url, load_policy
+from client_sdk.transport import (
+    DEFAULT_CHANNEL,
+    Trust,
+    async_attested_transport,
+    check_url,
+    load_policy,
+)
 
 PORT = 8642
 STOP_SECONDS = 10.0
@@ -152,13 +157,11 @@ class Running:
     """One proxy from its start to its end. Says what changes on standard error, and nothing of what passes."""
 
     def __init__(self, plan: Plan, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._plan, accepted = plan, load_policy(plan.policy)
-        self._notes = foreign(accepted)
+        self._plan, self._notes = plan, foreign(load_policy(plan.policy))
+        trust = Trust(plan.policy)  # reads the file again for every attestation
 
         def make() -> httpx.AsyncBaseTransport:
-            return async_attested_transport(
-                accepted, "httpx", channel=plan.channel, verify=plan.verify, limits=LIMITS
-            )
+            return async_attested_transport(trust, channel=plan.channel, verify=plan.verify, limits=LIMITS)
 
         origins = dict.fromkeys(check_url(_url(url)) for url in plan.urls)
         self.proxy = Proxy(
@@ -169,15 +172,16 @@ class Running:
             api_key=plan.api_key,
             save=plan.save,
         )
-        digest = hashlib.sha256(plan.policy.read_bytes()).hexdigest()
-        self._pages = Pages(
-            self.proxy,
-            channel=plan.channel,
-            max_age=MAX_AGE,
-            policy=f"{plan.policy.name}, SHA-256 {digest[:16]}…",
-            started=_now(),
-        )
+        self._pages = Pages(self.proxy, trust, channel=plan.channel, policy=self._policy, started=_now())
         self.server = Server(plan.guard.check, self._answer, api_error)
+
+    def _policy(self) -> str:
+        """The policy's file as it is now: that is what the next attestation reads."""
+        try:
+            digest = hashlib.sha256(self._plan.policy.read_bytes()).hexdigest()
+        except OSError:
+            return f"{self._plan.policy.name}, which cannot be read"
+        return f"{self._plan.policy.name}, SHA-256 {digest[:16]}…"
 
     async def _answer(self, head: Head, body: bytes) -> Answer:
         if head.method in {"GET", "HEAD"} and (page := self._pages.answer(head.target, _now())) is not None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from html import escape
 from typing import Any
@@ -20,6 +21,8 @@ from client_sdk.proxy import STREAMS, Proxy
 from client_sdk.proxy_http import Answer, date_header
 from client_sdk.proxy_upstream import Upstream
 from client_sdk.sealing import Channel
+from client_sdk.session import Refused, Verified
+from client_sdk.transport import Trust
 
 STYLE = """\
 :root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}
@@ -49,9 +52,15 @@ class Pages:
     """What the proxy says of itself."""
 
     def __init__(
-        self, proxy: Proxy, *, channel: Channel, max_age: timedelta, policy: str, started: datetime
+        self,
+        proxy: Proxy,
+        trust: Trust,
+        *,
+        channel: Channel,
+        policy: Callable[[], str],
+        started: datetime,
     ) -> None:
-        self._proxy, self._channel, self._max_age = proxy, channel, max_age
+        self._proxy, self._trust, self._channel = proxy, trust, channel
         self._policy, self._started = policy, started
 
     def answer(self, target: str, now: datetime) -> Answer | None:
@@ -72,7 +81,7 @@ class Pages:
             "v": 1,
             "time": plain(now),
             "started": plain(self._started),
-            "policy": self._policy,
+            "policy": self._policy(),
             "channel": str(self._channel),
             "verify": STREAMS[self._proxy.verify],
             "enclaves": [self._enclave(upstream, now) for upstream in self._proxy.upstreams],
@@ -84,28 +93,30 @@ class Pages:
         }
 
     def _enclave(self, upstream: Upstream, now: datetime) -> dict[str, Any]:
-        verdict, failure = upstream.verdict, upstream.failure
-        cause = failure.cause if failure is not None else None
-        error = cause if isinstance(cause, AttestationError) else None
         found: dict[str, Any] = {"url": upstream.origin, "state": "unverified", "links": [], "facts": []}
-        if verdict is not None:
-            until = min(verdict.valid_until, verdict.verified_at + self._max_age)
-            found |= {
-                "state": "verified" if verdict.verified_at <= now < until else "to be verified again",
-                "verified_at": plain(verdict.verified_at),
-                "until": plain(until),
-                "simulated": verdict.simulated,
-                "statement": verdict.statement_digest.hex(),
-                "facts": proven(verdict),
-            }
+        failure, cause = upstream.failure, None
         if failure is not None:
             found |= {"failure": failure.to_dict(), "failed_at": plain(upstream.failed_at)}
-            if verdict is None:
-                found["state"] = "refused" if failure.refused else "unreachable"
-        if verdict is not None or error is not None:
-            gpus = verdict is not None and bool(verdict.gpus)
-            lines = lines_of(None if verdict is not None else error, self._channel, gpus=gpus)
-            found["links"] = [{"link": line.title, "state": str(line.state)} for line in lines]
+            found["state"] = "refused" if failure.refused else "unreachable"
+            cause = failure.cause
+        match self._trust.state(upstream.origin):
+            case Verified(verdict, until, failure=late):
+                lines = lines_of(None, self._channel, gpus=bool(verdict.gpus))
+                found |= {
+                    "state": "verified" if verdict.verified_at <= now < until else "to be verified again",
+                    "verified_at": plain(verdict.verified_at),
+                    "until": plain(until),
+                    "not_renewed": None if late is None else str(late),
+                    "simulated": verdict.simulated,
+                    "statement": verdict.statement_digest.hex(),
+                    "facts": proven(verdict),
+                }
+            case Refused(error, _, _):
+                lines = lines_of(error, self._channel, gpus=False)
+            case _:  # never asked, or not what it was any more
+                known = cause if isinstance(cause, AttestationError) else None
+                lines = [] if known is None else lines_of(known, self._channel, gpus=False)
+        found["links"] = [{"link": line.title, "state": str(line.state)} for line in lines]
         return found
 
     def html(self, now: datetime) -> str:
@@ -138,6 +149,8 @@ def _section(enclave: dict[str, Any]) -> str:
     parts = [f"<h2>{escape(enclave['url'])}</h2><p><strong>{enclave['state']}</strong>{until}</p>"]
     if enclave.get("simulated"):
         parts.append("<p class=warn>SIMULATED: this proves nothing about hardware</p>")
+    if enclave.get("not_renewed"):
+        parts.append(f"<p class=undecided>not renewed yet: {escape(enclave['not_renewed'])}</p>")
     if "failure" in enclave:
         said = f"{escape(enclave['failed_at'])}: {escape(enclave['failure']['message'])}"
         parts.append(f"<p class=refused>{said}</p>")

@@ -1,7 +1,7 @@
 """One enclave behind the proxy: the way to it, whether a request was sent, and what is known of it.
 
 The way is an attested transport, which verifies before it sends. A machine that slept, or whose clock was set, takes a
-new way: its old connections may be dead without knowing, and its verdict is reached again.
+new way: its old connections may be dead without knowing. Verdicts end by the calendar, however long the sleep was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 
 from attestation.errors import AttestationError
-from attestation.verdict import Verdict
 from client_sdk._worlds import Clock, broken
 from client_sdk.proxy_errors import NoAnswerError
 from client_sdk.proxy_http import Headers
@@ -78,7 +77,6 @@ class Upstream:
     ) -> None:
         self.origin = origin
         self.url = httpx.URL(origin)
-        self.verdict: Verdict | None = None
         self.failure: NoAnswerError | None = None  # the last attempt's, when it failed
         self.failed_at: datetime | None = None
         self._make, self._clock, self._monotonic = make, clock, monotonic
@@ -119,7 +117,7 @@ class Upstream:
             await way.leave()
             raise
         attestation: Attestation = answer.extensions["attestation"]
-        self.verdict, self.failure = attestation.verdict, None
+        self.failure = None
         self._rest_until = -1.0
         return Reply(
             origin=self.origin,
@@ -134,8 +132,6 @@ class Upstream:
         """It gave no answer, or a stream that turned out to be wrong after it had begun."""
         self.failure, self.failed_at = failure, self._clock()
         self.rest()
-        if failure.refused:
-            self.verdict = None
 
     def rest(self) -> None:
         """Let others come first for a while."""

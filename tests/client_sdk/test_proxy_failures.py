@@ -218,6 +218,18 @@ def test_an_enclave_that_restarts_is_verified_again(tmp_path: Path, recorded: Re
     assert before.headers["X-Attested-Statement"] != after.headers["X-Attested-Statement"]
 
 
+def test_the_policy_is_read_again(tmp_path: Path, gateway: LiveGateway) -> None:
+    """What is not accepted any more is refused at the next attestation, without a restart of the proxy."""
+    with live_proxy(tmp_path, gateway.policy_text, gateway.origin) as proxy:
+        assert httpx.post(proxy.origin + CHAT, json=ASKED).status_code == 200
+        (tmp_path / "proxy-policy.toml").write_text(another_model(gateway.policy_text))
+        gateway.restart()
+        response = httpx.post(proxy.origin + CHAT, json=ASKED)
+        state = httpx.get(f"{proxy.origin}/status.json").json()["enclaves"][0]["state"]
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "policy.model")
+    assert state == "refused"
+
+
 def test_a_network_that_is_lost(tmp_path: Path, gateway: LiveGateway, engine: FakeEngine) -> None:
     """The stream that was cut ends in an error event; the next request finds its way."""
     engine.behaviour.delay = 0.1
