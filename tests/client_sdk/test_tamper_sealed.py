@@ -179,6 +179,7 @@ SCENES = {
     "a request recorded before, in place of a new one": Check.SEALED_REPLAY,
     "a request of somebody else in its place": Check.SEALED_OPEN,
     "a request sealed to the keys of the boot before": Check.SEALED_KEY,
+    "a request sealed to a statement that has ended": Check.SEALED_KEY,
     "a refusal of the keys, made up": Check.SEALED_KEY,
     "sealing keys of somebody else put into the evidence": Check.BINDING_REPORT_DATA,
 }
@@ -329,12 +330,17 @@ def test_a_request_of_somebody_else(rig: Rig, ask: Ask) -> None:
     assert refused(ask, rig, False) is SCENES["a request of somebody else in its place"]
 
 
-def test_sealed_to_the_keys_of_the_boot_before(rig: Rig) -> None:
+@pytest.mark.parametrize("whose", ["the keys of the boot before", "a statement that has ended"])
+def test_sealed_to_keys_that_are_gone(rig: Rig, whose: str) -> None:
     """An enclave whose keys are gone answers nothing that was recorded for it."""
-    check = SCENES["a request sealed to the keys of the boot before"]
+    check = SCENES[f"a request sealed to {whose}"]
     ask_blocking(rig, False)
-    old = rig.middle.requests[0]
-    rig.gateway.restart()
+    old, gateway = rig.middle.requests[0], rig.gateway
+    if whose == "a statement that has ended":
+        gateway.ahead = gateway.identities.left  # the clock comes to its end
+        gateway.succeed()
+    else:
+        gateway.restart()
     rig.engine.reset()
     kind = {"Content-Type": sealed.REQUEST_TYPE}
     url = rig.gateway.origin + sealed.PATH

@@ -20,6 +20,7 @@ from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.receipt import Outcome, verify_receipt
 from attestation.sealed_head import RequestHead
+from client_sdk import attested_transport
 from client_sdk.tls import pinned_context
 from enclave_server.exchange import Exchange
 from enclave_server.identity import Identity, ReceiptNumbers
@@ -229,6 +230,23 @@ def test_an_answer_that_outlives_its_statement(
     else:
         assert (answer.status, answer.error) == (503, "statement_ended")
     until(lambda: engine.cancelled == 1)
+
+
+@pytest.mark.parametrize("channel", ["sealed+pinned", "sealed", "pinned"])
+def test_a_client_whose_clock_is_late(gateway: LiveGateway, channel: Any) -> None:
+    """It holds a verdict on a statement that has ended: it verifies anew before anything else leaves, and notices no more."""
+    first = gateway.identity
+    transport = attested_transport(gateway.policy_text, channel=channel)
+    with httpx.Client(transport=transport, timeout=20) as client:
+        statements = []
+        for _ in range(2):
+            answer = client.post(gateway.origin + CHAT, json=ASKED)
+            statements.append(answer.extensions["attestation"].receipt.statement)
+            if len(statements) == 1:
+                gateway.succeed()
+                end(gateway, first)
+                until(lambda: open_connections(gateway) == 0)
+    assert statements == [first.statement_digest, gateway.identity.statement_digest]
 
 
 def test_without_a_successor(gateway: LiveGateway, caller: Caller, engine: FakeEngine) -> None:
