@@ -55,6 +55,7 @@ class Check(StrEnum):
 
     # what a client knows of an enclave over time
     SESSION_CLOCK = "session.clock"
+    SESSION_ENDED = "session.ended"
 
     # sealed requests and answers
     SEALED_FORMAT = "sealed.format"

@@ -26,7 +26,12 @@ from client_sdk.receipts import StreamCheck
 Http = Any  # requests, responses and transports of either library
 Clock = Callable[[], datetime]
 Done = Callable[[], Coroutine[Any, Any, None]]  # tells that an answer was read or given up; called once
+Trace = Callable[[str, Any], Any]  # httpcore's: told of each step of a request; may raise
 T = TypeVar("T")
+
+_SENDING = (
+    ".send_request_headers.started"  # a connection is there, and nothing of the request was written to it
+)
 
 
 class TooLongError(Exception):
@@ -41,6 +46,7 @@ class World(Protocol):
     def lock(self) -> AbstractAsyncContextManager[Any]: ...
     async def apart(self, work: Callable[[], T]) -> T: ...
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http: ...
+    def when_sent(self, check: Callable[[], None], trace: Trace | None) -> Trace: ...
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http: ...
     async def unseal(self, stream: Http, opener: AnswerOpener) -> tuple[ResponseHead, Http]: ...
     async def body(self, request: Http) -> bytes: ...
@@ -76,6 +82,15 @@ class Blocking:
 
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http:
         return self.http.HTTPTransport(verify=context, **options)
+
+    def when_sent(self, check: Callable[[], None], trace: Trace | None) -> Trace:
+        def step(name: str, info: Any) -> None:
+            if name.endswith(_SENDING):
+                check()
+            if trace is not None:
+                trace(name, info)
+
+        return step
 
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http:
         return self._stream(stream, check, clock, done, broken(self.http))
@@ -120,6 +135,15 @@ class Async:
 
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http:
         return self.http.AsyncHTTPTransport(verify=context, **options)
+
+    def when_sent(self, check: Callable[[], None], trace: Trace | None) -> Trace:
+        async def step(name: str, info: Any) -> None:
+            if name.endswith(_SENDING):
+                check()
+            if trace is not None:
+                await trace(name, info)
+
+        return step
 
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http:
         return self._stream(stream, check, clock, done, broken(self.http))

@@ -26,7 +26,8 @@ from client_sdk.tls import pinned_context, unpinned_context
 
 #: The gateway's own routes, which carry no user's data and no receipts (docs/protocol.md §6).
 WITHOUT_RECEIPT = frozenset({EVIDENCE_PATH, "/healthz", "/readyz", "/metrics"})
-_RESTARTED = {Check.CHANNEL_TLS_KEY, Check.SEALED_KEY}
+_NOT_SENT = {Check.CHANNEL_TLS_KEY, Check.SEALED_KEY, Check.SESSION_ENDED}
+_MISDIRECTED = 421  # the statement of a connection has ended, and nothing was done (docs/protocol.md §12)
 
 
 class Enclave:
@@ -59,10 +60,10 @@ class Enclave:
         try:
             return await self._send(request, body, verdict)
         except VerificationError as error:
-            if error.check not in _RESTARTED:
+            if error.check not in _NOT_SENT:
                 raise
             refused, before = error, self._session.attempts
-        # The enclave was restarted, so nobody has read anything: verify it anew, then send.
+        # The enclave has other keys, or the verdict ended, so nobody has read anything: verify it anew, then send.
         stale, verdict = verdict, await self._attested(verdict, before)
         if refused.check is Check.SEALED_KEY and verdict.statement_digest == stale.statement_digest:
             raise refused  # the same enclave still: whoever says that it cannot open this is somebody else
@@ -114,15 +115,17 @@ class Enclave:
             )
         streams = False
         try:
+            trace = self._world.when_sent(lambda: self._check_held(verdict), request.extensions.get("trace"))
+            extensions = {**request.extensions, "trace": trace}
             nonce = make_nonce()
             request.headers[NONCE_HEADER] = b64url_encode(nonce)
             request.headers["Accept-Encoding"] = "identity"
             path = request.url.raw_path.decode("ascii")
             exchange = Exchange(verdict=verdict, nonce=nonce, method=request.method, path=path, body=body)
             if self._channel.seals and path.partition("?")[0] not in WITHOUT_RECEIPT:
-                answer = await self._sealed(connections.transport, request, exchange)
+                answer = await self._sealed(connections.transport, request, exchange, extensions)
             elif self._channel.pins:
-                answer = await self._world.send(connections.transport, request)
+                answer = await self._pinned(connections.transport, request, extensions)
             else:
                 raise _cannot_be_sealed(path)
             checked = await self._checked(exchange, answer, connections)
@@ -132,12 +135,37 @@ class Enclave:
             if not streams:
                 await self._left(connections)
 
-    async def _sealed(self, transport: Http, request: Http, exchange: Exchange) -> Http:
+    def _check_held(self, verdict: Verdict) -> None:
+        """Called when a connection is there and nothing was written to it: a request may have waited long for one."""
+        current = self._session.current()
+        if current is None or current.statement_digest != verdict.statement_digest:
+            raise VerificationError(
+                Check.SESSION_ENDED,
+                f"the verdict of {verdict.verified_at:%H:%M:%S} ended while the request waited for a connection; nothing was sent",
+                advice="Allow more connections, or fewer requests at once",
+            )
+
+    async def _pinned(self, transport: Http, request: Http, extensions: dict[str, Any]) -> Http:
+        """Send `request` as it is, over a connection to the attested key."""
+        same = {"headers": request.headers, "stream": request.stream, "extensions": extensions}
+        answer = await self._world.send(
+            transport, self._world.http.Request(request.method, request.url, **same)
+        )
+        if answer.status_code != _MISDIRECTED:
+            return answer
+        await self._world.close(answer.stream)
+        raise VerificationError(
+            Check.CHANNEL_TLS_KEY, "the enclave answered that the statement of this connection has ended"
+        )
+
+    async def _sealed(
+        self, transport: Http, request: Http, exchange: Exchange, extensions: dict[str, Any]
+    ) -> Http:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
         http = self._world.http
         data, opener = seal(exchange, request.headers.raw, self._clock())
         url = self._origin + SEALED_PATH
-        outer = http.Request("POST", url, headers=HEADERS, content=data, extensions=request.extensions)
+        outer = http.Request("POST", url, headers=HEADERS, content=data, extensions=extensions)
         answer = await self._world.send(transport, outer)
         try:
             if not is_sealed(answer.status_code, answer.headers.get("Content-Type")):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,12 +17,14 @@ import httpx2
 import pytest
 
 from attestation.checks import Check
-from attestation.errors import PolicyError, UnavailableError, VerificationError
+from attestation.errors import MalformedError, PolicyError, UnavailableError, VerificationError
 from client_sdk import AsyncOpenAI, OpenAI, Trust, async_attested_transport, attested_transport
+from client_sdk.kept import EVIDENCE_PATH
 from client_sdk.session import Refused, Unverified, Verified
+from enclave_server.app import App
 from tests.client_sdk.conftest import Recorded, Switch
 from tests.processes import until
-from tests.servers import MODEL, FakeEngine, LiveGateway
+from tests.servers import MODEL, FakeEngine, LiveGateway, live_gateway
 
 ASKED: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello you"}]}
 CHAT = "/v1/chat/completions"
@@ -166,6 +169,99 @@ def test_a_renewal_finds_new_keys(recorded: Recorded) -> None:
         new = client.get(origin + MODELS).extensions["attestation"].verdict
     assert old.statement_digest != new.statement_digest
     assert recorded.recorder.attestations() in {2, 3}
+
+
+# ---------------------------------------------------------------------------------------- at the moment of sending
+
+
+ONE: dict[str, Any] = {"limits": httpx.Limits(max_connections=1)}
+CHANNELS = pytest.mark.parametrize("channel", ["sealed+pinned", "pinned"])
+
+
+@CHANNELS
+def test_a_request_that_waits_for_a_connection_is_judged_when_it_has_one(
+    recorded: Recorded, engine: FakeEngine, channel: Any
+) -> None:
+    """The only connection is busy until the verdict has ended: evidence first, then the request, on the same connection."""
+    clock, origin = Clock(), recorded.gateway.origin
+    trust = Trust(recorded.gateway.policy_text, clock=clock, max_age=AGE)
+    transport = attested_transport(trust, channel=channel, **ONE)
+    with httpx.Client(transport=transport, timeout=20) as client, ThreadPoolExecutor(2) as threads:
+        client.get(origin + MODELS)
+        engine.behaviour.delay = 1.0
+        busy = threads.submit(client.post, origin + CHAT, json=ASKED)
+        until(lambda: bool(engine.requests) and engine.requests[-1].method == "POST", 5)
+        waiting = threads.submit(client.get, origin + MODELS)
+        time.sleep(0.2)
+        recorded.recorder.requests.clear()
+        clock.ahead = AGE * 1.1
+        assert busy.result().status_code == waiting.result().status_code == 200
+    assert recorded.recorder.paths == [EVIDENCE_PATH, "/sealed" if channel == "sealed+pinned" else MODELS]
+
+
+@CHANNELS
+async def test_nothing_is_sent_when_it_cannot_be_renewed(
+    recorded: Recorded, engine: FakeEngine, channel: Any
+) -> None:
+    """The same for async clients, and with an enclave that gives no evidence then: the reason, and nothing else on the wire."""
+    clock, origin = Clock(), recorded.gateway.origin
+    trust = Trust(recorded.gateway.policy_text, clock=clock, max_age=AGE)
+    transport = async_attested_transport(trust, channel=channel, **ONE)
+    async with httpx.AsyncClient(transport=transport, timeout=20) as client:
+        await client.get(origin + MODELS)
+        engine.behaviour.delay = 1.0
+        busy = asyncio.create_task(client.post(origin + CHAT, json=ASKED))
+        await asyncio.sleep(0.4)
+        waiting = asyncio.create_task(client.post(origin + CHAT, json=ASKED))
+        await asyncio.sleep(0.2)
+        recorded.recorder.requests.clear()
+        recorded.recorder.corrupt = True
+        clock.ahead = AGE * 1.1
+        assert (await busy).status_code == 200
+        with pytest.raises(MalformedError):
+            await waiting
+    assert recorded.recorder.paths == [EVIDENCE_PATH]
+
+
+def test_a_verdict_that_ends_twice_is_named(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no verdict lasts until a connection is there, the request ends with that reason and was never sent."""
+    trust = Trust(recorded.gateway.policy_text)
+    origin = recorded.gateway.origin
+    with httpx.Client(transport=attested_transport(trust)) as client:
+        client.get(origin + MODELS)
+        recorded.recorder.requests.clear()
+        session = trust.session(origin)
+        steps = [session.current(), None, None]  # there when asked for, gone when the connection is
+        monkeypatch.setattr(session, "current", lambda: steps.pop(0) if steps else None)
+        with pytest.raises(VerificationError) as caught:
+            client.post(origin + CHAT, json=ASKED)
+    assert caught.value.check is Check.SESSION_ENDED
+    assert recorded.recorder.paths == [EVIDENCE_PATH]
+
+
+def test_a_connection_whose_statement_has_ended(tmp_path: Path, engine: FakeEngine) -> None:
+    """421 over a pinned connection says that nothing was done: verified anew, and asked again, once."""
+    answers = [421, 200]
+
+    def misdirect(app: App) -> App:
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http" or not scope["path"].startswith("/v1") or answers.pop(0) == 200:
+                await app(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": 421, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+
+        return answer
+
+    with live_gateway(tmp_path, engine=engine, wrap=misdirect) as gateway:
+        trust = Trust(gateway.policy_text)
+        with httpx.Client(transport=attested_transport(trust, channel="pinned")) as client:
+            assert client.get(gateway.origin + MODELS).status_code == 200
+            assert trust.session(gateway.origin).attempts == 2
+            answers += [421, 421]
+            with pytest.raises(VerificationError) as caught:
+                client.get(gateway.origin + MODELS)
+    assert caught.value.check is Check.CHANNEL_TLS_KEY
 
 
 # --------------------------------------------------------------------------------------------------------- sharing
