@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -41,6 +42,7 @@ from attestation.tlog.tiles import CHECKPOINT
 
 PREVIOUS, LATEST, _INDEX, _LOCK = "previous", "latest", "index.sqlite", "lock"
 _BUSY_SECONDS = 5.0
+HOLD_SECONDS = 5.0  # for one that was killed a moment ago to be gone
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -106,12 +108,17 @@ def hold(log_dir: Path) -> int:
     """Keep every other gateway out of the directory, for as long as the descriptor is open in this process or a child of it."""
     log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     descriptor = os.open(log_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise LogError(f"log_dir: another gateway writes to {log_dir}") from None
-    return descriptor
+    until = time.monotonic() + HOLD_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(descriptor)
+                raise LogError(f"log_dir: another gateway writes to {log_dir}") from None
+            time.sleep(0.05)
+        else:
+            return descriptor
 
 
 def begin_log(log_dir: Path, private: Ed25519PrivateKey) -> DiskLog:

@@ -109,8 +109,9 @@ def test_a_damaged_log_is_refused_by_name(tmp_path: Path, damage: Any, words: st
         begin(tmp_path)
 
 
-def test_one_gateway_at_a_time(tmp_path: Path) -> None:
+def test_one_gateway_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two gateways cannot write into one directory."""
+    monkeypatch.setattr(log_store, "HOLD_SECONDS", 0.1)
     descriptor = hold(tmp_path)
     with pytest.raises(LogError, match="another gateway"):
         hold(tmp_path)
@@ -362,7 +363,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def two_workers(tmp_path: Path, values: dict[str, Any]) -> Iterator[Served]:
-    with served(tmp_path / "gateway", **values) as running:
+    with served(tmp_path / "gateway", seconds=90, **values) as running:
         yield running
 
 
@@ -375,7 +376,7 @@ def test_every_receipt_of_two_workers_is_logged(two_workers: Served, tmp_path: P
         with Caller(two_workers.origin, policy) as caller:
             tokens += [caller.chat("hello", stream=number % 2 == 0).token, caller.get("/v1/nothing").token]
     check_logged(until_proven(two_workers.origin, tokens[0]), tokens[0], key)
-    assert two_workers.terminate() == 0
+    assert two_workers.terminate(60) == 0
     folder = tmp_path / "log" / key.key.hex()
     data = read_file(folder, "checkpoint")
     assert data is not None
@@ -408,7 +409,7 @@ def test_a_kill_of_the_whole_gateway(two_workers: Served, tmp_path: Path) -> Non
     two_workers.process.wait(10)
     ended = last_checkpoint(tmp_path / "log")
     two_workers.start()
-    two_workers.until_ready(30)
+    two_workers.until_ready(90)
     answer = httpx.get(f"{two_workers.origin}/log/previous", verify=untrusting(), trust_env=False)
     assert answer.content == ended
     check_logged(proof_of(two_workers.origin, token, f"{old.key.hex()}/").content, token, old)
@@ -420,7 +421,7 @@ def test_a_refused_directory_stops_the_start(tmp_path: Path, values: dict[str, A
     (tmp_path / "log" / "latest").write_text("nothing\n")
     gateway = Served(tmp_path / "gateway", values)
     gateway.start()
-    assert gateway.process.wait(30) == 1
+    assert gateway.process.wait(90) == 1
     assert "names no log" in gateway.log
     assert "Traceback" not in gateway.log
 
