@@ -95,9 +95,7 @@ class Receipt:
     statement: bytes = field(metadata={"size": 32})
     checkpoints: int = 0  # of this stream so far, a checkpoint itself included
     tokens: bytes | None = field(default=None, metadata={"size": 32})  # over token ids, where asked for
-    parts: bytes | None = field(
-        default=None, metadata={"size": 32}
-    )  # of its parts (`parts.py`), where asked for
+    parts: bytes | None = field(default=None, metadata={"size": 32})  # over a chat's parts, where asked for
 
     def sign(self, key: Ed25519PrivateKey) -> str:
         """The receipt as a compact JWS. Put together by hand, since it is a quarter of what an answer costs."""
