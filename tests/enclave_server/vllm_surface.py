@@ -50,7 +50,7 @@ def defaults() -> dict[str, Any]:
         module: Any = importlib.import_module(f"vllm.entrypoints.{place}.protocol")
         request = getattr(module, name)
         named = {key: member.default for key, member in request.model_fields.items() if key in {"n", "seed"}}
-        found[path] = {**request._DEFAULT_SAMPLING_PARAMS, **named}
+        found[path] = {**request.__private_attributes__["_DEFAULT_SAMPLING_PARAMS"].default, **named}
     return found
 
 
