@@ -21,7 +21,10 @@ from enclave_server.app import create_app
 from enclave_server.attest import make_attester
 from enclave_server.config_identity import MARK, configured
 from enclave_server.doctor_cli import collect, doctor
-from enclave_server.engine import Engine, EngineError, find_engine, keep
+from enclave_server.engine import Engine, EngineError, Installed, find_engine, keep
+from enclave_server.engine_address import Address, parse_address
+from enclave_server.engine_cli import cli as engine_cli
+from enclave_server.engine_external import ExternalEngine, find_external
 from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
@@ -39,6 +42,7 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 model_cli = typer.Typer(no_args_is_help=True, help="The model's files.")
 cli.add_typer(model_cli, name="model")
 cli.add_typer(keys_cli, name="keys")
+cli.add_typer(engine_cli, name="engine")
 cli.command()(doctor)
 cli.command()(collect)
 
@@ -70,19 +74,24 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     log.info("model check starts", model=settings.model_name)
     manifest = check_model(settings.model_dir, settings.model_digest)
     log.info("model checked", model_digest=settings.model_digest, files=len(manifest.files))
-    installed = find_engine(settings.engine_python)
+    external = None if settings.engine is None else parse_address(settings.engine)
+    installed = _find_engine(settings, external)
     tee = open_tee(settings)
     config_file = configured(settings, content, _origins(content, workers), tee.evidence)
     receipt_log = ReceiptLog.open(settings)
     log_key = receipt_log.key if receipt_log else None
-    identity = make_identity(
-        settings, engine_version=installed.version, log_key=log_key, config_file=config_file
+    identities, succession = Succession.of(  # without a name of its own, so that its keys go when it ends
+        settings,
+        make_identity(settings, engine_version=installed.version, log_key=log_key, config_file=config_file),
     )
     tee.begin_serving()
-    identities, succession = Succession.of(settings, identity)
     status = SharedStatus()
     replays = Replays(settings.sealed_remembered)  # one for all workers
-    engine = Engine(settings, installed, status)
+    engine = (
+        Engine(settings, installed, status)
+        if external is None
+        else ExternalEngine(external, installed.version, status)
+    )
 
     def work(listener: socket.socket) -> int:
         app = create_app(
@@ -90,7 +99,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
             identities=identities,
             attester=make_attester(settings, identities, tee),
             engine=status,
-            upstream=Upstream(engine.socket, read_seconds=settings.engine_read_seconds),
+            upstream=Upstream(engine.address, read_seconds=settings.engine_read_seconds),
             access=access,
             replays=replays,
             receipt_log=receipt_log,
@@ -103,7 +112,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
         "gateway listens",
         address=f"{host}:{port}",
         tee=settings.tee,
-        statement=identity.statement_digest.hex(),
+        statement=identities.current.statement_digest.hex(),
         count=settings.workers,
     )
     family = Family(
@@ -116,6 +125,13 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     exit_status = family.run()
     log.info("gateway stopped")
     raise SystemExit(exit_status)
+
+
+def _find_engine(settings: Settings, external: Address | None) -> Installed:
+    if external is None:
+        return find_engine(settings.engine_python)
+    log.info("waiting for the engine", model=settings.model_name)
+    return find_external(external, model=settings.model_name, seconds=settings.engine_start_seconds)
 
 
 @cli.command()

@@ -61,7 +61,7 @@ class Identities:
     def alive(self, statement: bytes) -> Identity | None:
         """The one with this statement digest, when it may still answer."""
         now = self._clock()
-        for identity in self._known.values():
+        for identity in list(self._known.values()):  # in one step: metrics are asked in a thread
             if identity.statement_digest == statement:
                 return identity if identity.seconds_left(now) > 0 else None
         return None
@@ -103,6 +103,10 @@ class Identities:
         now, current = self._clock(), self._shared[0]
         ended = [n for n, one in self._known.items() if n < current and one.seconds_left(now) <= 0]
         return [self._known.pop(number) for number in ended]
+
+    def drop(self) -> None:
+        """In a process that answers nobody: it keeps no key."""
+        self._known.clear()
 
     # ---------------------------------------------------------------------------------------- a worker's part
 
@@ -182,6 +186,10 @@ class Succession:
             outbox.close()
         self._outboxes.clear()
         self._identities.listen(worker, inbox)
+
+    def leave(self) -> None:
+        """In a child that is no worker, after the fork."""
+        self._identities.drop()
 
     def end_worker(self, worker: int) -> None:
         """It has died."""

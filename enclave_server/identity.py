@@ -28,6 +28,7 @@ from attestation.binding import PURPOSE, VERSION, Engine, Image, Keys, Model, St
 from attestation.sealed import SealingKeys
 from attestation.tlog import VerifierKey, own_key
 from enclave_server.engine_flags import answer_flags
+from enclave_server.engine_topology import topology
 from enclave_server.settings import Settings
 
 _PR_SET_DUMPABLE = 4  # prctl(2)
@@ -164,7 +165,12 @@ def make_identity(
             not_before=start,
             not_after=end,
             model=Model(names=(settings.model_name,), digest=bytes.fromhex(settings.model_digest)),
-            engine=Engine(name="vllm", version=engine_version, flags=answer_flags(settings)),
+            engine=Engine(
+                name="vllm",
+                version=engine_version,
+                flags=answer_flags(settings) if settings.engine is None else (),
+                topology=topology(settings),
+            ),
             config=settings.digest(),
             image=Image(build=settings.image_build, source=settings.image_source),
             log_origin=log_key.name if log_key and log_key != own_key(log_key.name) else None,
@@ -187,16 +193,22 @@ def _identity(keys: PrivateKeys, statement: Statement) -> Identity:
 class TlsContext(ssl.SSLContext):
     """A server's context for the TLS key of one identity."""
 
-    statement: bytes  # its digest
+    statement = b""  # its digest
+
+
+def keyless_context() -> TlsContext:
+    """TLS 1.3 without a key yet, for handshakes that choose one."""
+    context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # no resumption: every connection shows the key in its handshake
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def tls_context(identity: Identity) -> TlsContext:
     """TLS 1.3 with this identity's key. `ssl` reads keys from files only, so it gets one that exists in memory alone."""
-    context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
+    context = keyless_context()
     context.statement = identity.statement_digest
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # no resumption: every connection shows the key in its handshake
-    context.set_alpn_protocols(["http/1.1"])
     key = identity.keys.tls.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

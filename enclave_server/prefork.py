@@ -27,7 +27,10 @@ MAX_DEATHS, DEATH_SECONDS = 5, 60.0  # more deaths of workers in that time end t
 LAST_SECONDS = 30.0  # beyond the time to drain: what has not ended then is killed
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM})
-_REASONS = (None, "engine_starting", "engine_restarting", "engine_stopping", "engine_stopped")
+_REASONS = (
+    *(None, "engine_starting", "engine_restarting", "engine_stopping", "engine_stopped"),
+    *("engine_unreachable", "engine_replaced"),  # of an engine that somebody else runs
+)
 
 
 class SharedStatus:
@@ -78,12 +81,16 @@ class Family:
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a failure that cannot be mended. The exit status."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._keeper = _fork(self._with_only(None, self._keeper_job))
+        self._keeper = _fork(self._with_only(None, self._keep))
         for listener in self._listeners:
             self._start_worker(listener)
         while self._alive():
             self._wait()
         return self._status
+
+    def _keep(self) -> int:
+        self._succession.leave()
+        return self._keeper_job()
 
     def _alive(self) -> bool:
         return bool(self._workers) or self._keeper is not None

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from enclave_server.app import App
 from enclave_server.identities import STATE, Identities
-from enclave_server.identity import TlsContext, tls_context
+from enclave_server.identity import TlsContext, keyless_context, tls_context
 from enclave_server.settings import Settings
 
 _LAST_WORDS_SECONDS = 2.0
@@ -28,21 +28,18 @@ class TlsKeys:
     def __init__(self, identities: Identities) -> None:
         self._identities = identities
         self._contexts: dict[bytes, TlsContext] = {}  # by the digest of the statement
-        self.first = self._current()
-        self.first.sni_callback = self._choose
+        self.context = keyless_context()
+        self.context.sni_callback = self._choose
 
     def forget(self, statement: bytes) -> None:
         self._contexts.pop(statement, None)
 
-    def _current(self) -> TlsContext:
+    def _choose(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """OpenSSL calls this for every ClientHello, also for one without a server's name."""
         identity = self._identities.current
         if identity.statement_digest not in self._contexts:
             self._contexts[identity.statement_digest] = tls_context(identity)
-        return self._contexts[identity.statement_digest]
-
-    def _choose(self, handshake: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        """OpenSSL calls this for every ClientHello, also for one without a server's name."""
-        handshake.context = self._current()
+        handshake.context = self._contexts[identity.statement_digest]
 
 
 class Server(uvicorn.Server):
@@ -104,7 +101,7 @@ def make_server(app: App, settings: Settings, identities: Identities) -> Server:
             server_header=False,
             date_header=False,
             timeout_graceful_shutdown=1,  # all answers have ended by then, see `Server.shutdown`
-            ssl_context_factory=lambda _config, _default: keys.first,
+            ssl_context_factory=lambda _config, _default: keys.context,
         ),
         identities,
         keys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from attestation.sealed_head import RequestHead
 from client_sdk import attested_transport
 from client_sdk.tls import pinned_context
 from enclave_server.exchange import Exchange
-from enclave_server.identity import Identity, ReceiptNumbers
+from enclave_server.identity import Identity, ReceiptNumbers, TlsContext
 from tests.caller import Caller, take_receipt, untrusting
 from tests.processes import until
 from tests.servers import MODEL, FakeEngine, LiveGateway, free_port, live_gateway
@@ -184,6 +185,30 @@ def test_connections_are_closed_at_the_end(gateway: LiveGateway, caller: Caller)
         assert new.chat("hello").status == 200
         old = caller.http.get("/.well-known/attestation?nonce=" + "A" * 43)
         assert b"tag:attested-inference" in old.content, "it comes over a new connection"
+
+
+def kept(statement: bytes) -> set[type]:
+    """What this process still has of an identity's private keys."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if isinstance(thing, Identity | TlsContext)]
+    named = [(type(thing), getattr(thing, "statement_digest", thing.statement)) for thing in found]
+    return {kind for kind, digest in named if digest == statement}
+
+
+def test_ended_keys_are_dropped(gateway: LiveGateway) -> None:
+    """When a statement has ended and its answers are given, no private key of it is left in memory."""
+    statement = gateway.identity.statement_digest
+    with another(gateway) as caller:
+        caller.chat("hello")
+        caller.chat("hello", stream=True)
+    gateway.succeed()
+    assert kept(statement) == {Identity, TlsContext}
+    gateway.ahead = 7 * 86400
+    until(lambda: gateway.identities.count == 1)
+    with another(gateway) as caller:
+        caller.chat("hello")
+    until(lambda: not kept(statement))
+    assert kept(gateway.identity.statement_digest) == {Identity, TlsContext}
 
 
 def test_connections_are_led_away_before_the_end(gateway: LiveGateway, caller: Caller) -> None:
