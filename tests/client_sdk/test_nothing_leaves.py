@@ -83,6 +83,9 @@ REFUSED = {
     "wrong configuration": Case(Check.POLICY_CONFIG, other_digest("config_digests")),
     "wrong platform": Case(Check.POLICY_PLATFORM, other_platform),
     "no GPU": Case(Check.POLICY_GPU, lambda policy: policy.replace("required = false", "required = true")),
+    "expired lock": Case(
+        Check.POLICY_EXPIRED, lambda policy: policy + "\n[release]\nexpires = 2026-01-01T00:00:00Z\n"
+    ),
     "stale evidence": Case(Check.BINDING_REPORT_DATA, relay=stale),
     "expired": Case(Check.TDX_ROOT_CRL_DATES, off=timedelta(days=400)),
     "not yet valid": Case(Check.TDX_ROOT_CRL_DATES, off=timedelta(days=-400)),
