@@ -37,9 +37,9 @@ class LiveProxy:
         return f"{self.origin}/v1"
 
     def raw(self, data: bytes, *, half_close: bool = False) -> bytes:
-        """All that comes back for these bytes, until the proxy closes the connection or says nothing for a second."""
+        """All that comes back for these bytes, until the proxy closes the connection or says nothing for long."""
         with socket.create_connection(("127.0.0.1", self.port)) as caller:
-            caller.settimeout(1)
+            caller.settimeout(10)
             caller.sendall(data)
             if half_close:
                 caller.shutdown(socket.SHUT_WR)

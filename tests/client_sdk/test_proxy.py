@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +145,8 @@ def test_events_are_not_held_back(caller: httpx.Client, engine: FakeEngine) -> N
     started, times = time.monotonic(), []
     with caller.stream("POST", CHAT, json=STREAMED) as response:
         times = [time.monotonic() - started for line in response.iter_lines() if line.startswith("data: {")]
-    assert times[0] < 0.5
-    assert times[-1] > 0.8
-    assert min(b - a for a, b in pairwise(times[1:-1])) > 0.05
+    assert times[-1] - times[0] > 0.6  # held back until the end, they would come at once
+    assert times[2] - times[0] > 0.1
 
 
 def test_before_use(tmp_path: Path, engine: FakeEngine) -> None:
