@@ -100,6 +100,7 @@ def make_server(app: App, settings: Settings, identities: Identities) -> Server:
             proxy_headers=False,
             server_header=False,
             date_header=False,
+            timeout_keep_alive=75,  # well after clients give an idle connection up: else a request may meet its closing
             timeout_graceful_shutdown=1,  # all answers have ended by then, see `Server.shutdown`
             ssl_context_factory=lambda _config, _default: keys.context,
         ),
