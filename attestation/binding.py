@@ -124,13 +124,21 @@ def gpu_nonce(nonce: bytes, statement: bytes) -> bytes:
     return sha256(_GPU_NONCE + _nonce(nonce) + sha256(statement).digest()).digest()
 
 
-def check_binding(found: bytes, nonce: bytes, statement: bytes, gpu_evidence: bytes = b"") -> None:
+def tpm_nonce(data: bytes) -> bytes:
+    """Report data as a vTPM is asked with it: 32 bytes, which every TPM has room for."""
+    return sha256(data).digest()
+
+
+def check_binding(
+    found: bytes, nonce: bytes, statement: bytes, gpu_evidence: bytes = b"", *, tpm: bool = False
+) -> None:
     """The evidence that carries `found` was made for this nonce, this statement and these GPUs."""
     if not any(found):
         raise VerificationError(
             Check.BINDING_REPORT_DATA, "the report_data is all zero: the evidence commits to nothing"
         )
     expected = report_data(nonce, statement, gpu_evidence)
+    expected = tpm_nonce(expected) if tpm else expected
     if not compare_digest(found, expected):
         raise VerificationError(
             Check.BINDING_REPORT_DATA,

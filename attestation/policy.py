@@ -26,6 +26,7 @@ from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.policy import TdxPolicy
 from attestation.tdx.verify import TdxClaims
+from attestation.vtpm import VtpmClaims, VtpmPolicy
 
 MAX_POLICY_BYTES = 1024 * 1024
 
@@ -89,6 +90,7 @@ class Policy:
     statement: StatementPolicy = field(default_factory=StatementPolicy)
     tdx: TdxPolicy | None = None
     snp: SnpPolicy | None = None
+    azure: VtpmPolicy | None = None
     gpu: GpuPolicy = field(default_factory=GpuPolicy)
     event_log: EventLogPolicy | None = (
         None  # None: the registers are judged, and what led to them is not asked
@@ -104,12 +106,13 @@ class Policy:
         now: datetime,
         *,
         sealed: bool = False,
+        vtpm: VtpmClaims | None = None,
     ) -> None:
         """Raise one PolicyError with every violation, or return."""
         violations = [
             *self.release.check(cpu, now),
             *self._check_references(),
-            *self._check_cpu(cpu, now),
+            *self._check_cpu(vtpm or cpu, now),
             *self.gpu.check(gpus, now, token),
             *self._check_boot(boot),
             *self.statement.check(statement, sealed=sealed),
@@ -131,14 +134,17 @@ class Policy:
             return [Violation(Check.EVENTLOG_MISSING, "an event log of the boot", "none")]
         return self.event_log.check(boot)
 
-    def _check_cpu(self, cpu: TdxClaims | SnpClaims, now: datetime) -> list[Violation]:
+    def _check_cpu(self, cpu: TdxClaims | SnpClaims | VtpmClaims, now: datetime) -> list[Violation]:
         match cpu:
+            case VtpmClaims() if self.azure is not None:
+                return self.azure.check(cpu, now)
             case TdxClaims() if self.tdx is not None:
                 return self.tdx.check(cpu, now)
             case SnpClaims() if self.snp is not None:
                 return self.snp.check(cpu, now)
-        accepted = [name for name, table in (("tdx", self.tdx), ("snp", self.snp)) if table is not None]
-        found = "tdx" if isinstance(cpu, TdxClaims) else "snp"
+        tables = {"tdx": self.tdx, "snp": self.snp, "azure": self.azure}
+        accepted = [name for name, table in tables.items() if table is not None]
+        found = {TdxClaims: "tdx", SnpClaims: "snp", VtpmClaims: "azure"}[type(cpu)]
         return [
             Violation(
                 Check.POLICY_PLATFORM, " or ".join(accepted) or "no platform: the policy names none", found

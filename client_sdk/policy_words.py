@@ -296,7 +296,7 @@ TABLES: tuple[tuple[str, type, str, Words], ...] = (
     ("gpu", GpuPolicy, "NVIDIA GPUs", GPU),
     ("event_log", EventLogPolicy, "What the boot measured", EVENT_LOG),
     ("nitro", NitroPolicy, "AWS Nitro, for `attested evidence nitro` alone", NITRO),
-    ("azure", VtpmPolicy, "Azure's vTPM, for `attested evidence azure` alone", AZURE),
+    ("azure", VtpmPolicy, "Azure's confidential VMs, by their vTPM", AZURE),
     ("azure.snp", SnpPolicy, "The hardware under it, on SEV-SNP", SNP),
     ("azure.tdx", TdxPolicy, "The hardware under it, on TDX", TDX),
     ("azure.event_log", EventLogPolicy, "What its boot measured", EVENT_LOG),

@@ -34,6 +34,8 @@ class TeeKind(StrEnum):
     SIMULATED_SNP = "simulated-snp"
     TDX = "tdx"
     SNP = "snp"
+    AZURE_SNP = "azure-snp"
+    AZURE_TDX = "azure-tdx"
 
 
 class ConfigIdentity(StrEnum):
@@ -169,7 +171,7 @@ class Settings(BaseSettings):
     @property
     def real_tee(self) -> bool:
         """Not a simulated one."""
-        return self.tee in (TeeKind.TDX, TeeKind.SNP)
+        return self.tee not in (TeeKind.SIMULATED_TDX, TeeKind.SIMULATED_SNP)
 
     @property
     def config_identity_required(self) -> bool:
