@@ -7,16 +7,18 @@ client decides offline. Everything here is untrusted: parsing judges nothing. `d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+from attestation import vtpm
 from attestation._b64 import b64url_decode, b64url_encode
 from attestation._json import parse_json_object
 from attestation.checks import Check
 from attestation.collateral import AmdCollateral, Collateral, IntelCollateral
 from attestation.errors import MalformedError
 from attestation.nvidia.collateral import NvidiaCollateral
+from attestation.vtpm import AzureEvidence
 
 MEDIA_TYPE = "application/cmw+json"
 COLLECTION_TYPE = "tag:attested-inference,2026:evidence#1"
@@ -27,6 +29,7 @@ _VND = "application/vnd.attested-inference."
 STATEMENT_TYPE = _VND + "statement+json"
 TDX_TYPE = _VND + "tdx-quote"
 SNP_TYPE = _VND + "snp-report"
+AZURE_TYPE = _VND + "azure-evidence+json"
 EVENT_LOG_TYPE = _VND + "tcg-event-log"
 SEAL_TYPE = _VND + "serving-seal"
 GPU_TYPE = _VND + "nvidia-evidence+json"
@@ -54,12 +57,16 @@ class SnpEvidence:
     report: bytes
 
 
+#: What the CPU signed; on Azure its paravisor's vTPM speaks for the VM, and the CPU for the paravisor.
+CpuEvidence = TdxEvidence | SnpEvidence | AzureEvidence
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """One answer of an enclave: parsed into parts, and not yet believed."""
 
     statement: bytes
-    cpu: TdxEvidence | SnpEvidence
+    cpu: CpuEvidence
     gpu: bytes = b""  # NVIDIA's evidence list as JSON; empty when the machine has no GPU
     gpu_token: bytes = b""  # an attestation service's token about the GPUs, for policies that accept one
     event_log: bytes = b""  # the boot's log in TCG2 format, as the firmware's CCEL table has it
@@ -74,6 +81,8 @@ def dump_evidence(evidence: Evidence) -> bytes:
             cpu = _record(TDX_TYPE, quote, _EVIDENCE)
         case SnpEvidence(report):
             cpu = _record(SNP_TYPE, report, _EVIDENCE)
+        case AzureEvidence():
+            cpu = _record(AZURE_TYPE, vtpm.dump_evidence(evidence.cpu), _EVIDENCE)
         case never:
             assert_never(never)
     document: dict[str, Any] = {
@@ -113,16 +122,23 @@ def parse_evidence(data: bytes) -> Evidence:
         required={"statement", "cpu"},
         optional={"gpu", "gpu-token", "event-log", "serving-seal", "collateral"},
     )
-    kind, cpu = _read(document, "cpu", TDX_TYPE, SNP_TYPE)
+    kind, cpu = _read(document, "cpu", *_CPU)
     return Evidence(
         statement=_read(document, "statement", STATEMENT_TYPE)[1],
-        cpu=TdxEvidence(cpu) if kind == TDX_TYPE else SnpEvidence(cpu),
+        cpu=_CPU[kind](cpu),
         gpu=_read(document, "gpu", GPU_TYPE)[1] if "gpu" in document else b"",
         gpu_token=_read(document, "gpu-token", GPU_TOKEN_TYPE)[1] if "gpu-token" in document else b"",
         event_log=_read(document, "event-log", EVENT_LOG_TYPE)[1] if "event-log" in document else b"",
         serving_seal=_read(document, "serving-seal", SEAL_TYPE)[1] if "serving-seal" in document else b"",
         collateral=_parse_collateral(document["collateral"]) if "collateral" in document else Collateral(),
     )
+
+
+_CPU: Mapping[str, Callable[[bytes], CpuEvidence]] = {
+    TDX_TYPE: TdxEvidence,
+    SNP_TYPE: SnpEvidence,
+    AZURE_TYPE: vtpm.parse_evidence,
+}
 
 
 def _parse_collateral(value: object) -> Collateral:

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import httpx
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation import _x509
 from attestation._download import Answer, Download, Patience, Question
@@ -34,6 +35,7 @@ from attestation.snp.report import Report, SigningKey, parse_report
 from attestation.snp.vek import parse_vek
 from attestation.tdx.pck import parse_platform
 from attestation.tdx.quote import parse_quote
+from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report
 
 _CHECK = Check.COLLATERAL_FETCH
 _OCSP_REQUEST = "application/ocsp-request"
@@ -155,6 +157,16 @@ class Fetcher:
             chain=get(f"{base}/cert_chain", _chain_expiry).body,
             crl=get(f"{base}/crl", _crl_expiry).body,
         )
+
+    def azure(self, evidence: AzureEvidence) -> IntelCollateral | AmdCollateral:
+        """Everything that verifying the hardware under an Azure VM needs."""
+        hcl = parse_hcl_report(evidence.hcl_report)
+        if hcl.report_type is ReportType.TDX:
+            return self.intel(evidence.td_quote)
+        vek = evidence.vcek
+        if vek.startswith(b"-----BEGIN"):
+            vek = _x509.parse_chain(vek, Check.SNP_VEK, "VCEK", length=1)[0].public_bytes(Encoding.DER)
+        return self.amd(hcl.hardware_report, vek=vek or None)
 
     def nvidia(self, evidence: bytes) -> NvidiaCollateral:
         """Everything that verifying this list of GPU evidence needs: manifests, and answers about every certificate."""

@@ -14,6 +14,7 @@ from attestation.nvidia.verify import GpuClaims
 from attestation.roots import Root, is_vendor
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
+from attestation.vtpm import VtpmClaims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class Verdict:
     """An accepted enclave. There is no verdict for a refused one: that is an AttestationError."""
 
     cpu: TdxClaims | SnpClaims
+    vtpm: VtpmClaims | None  # on Azure: what the VM's vTPM signed, whose key that CPU vouches for
     gpus: Sequence[GpuClaims]
     gpu_token: TokenClaims | None  # a service's word on the GPUs, where the policy lets it stand in
     boot: EventLogClaims | None  # what the event log explains, when one came along

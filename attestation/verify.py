@@ -12,7 +12,7 @@ from attestation.binding import check_binding, check_statement_time, gpu_nonce, 
 from attestation.checks import Check
 from attestation.collateral import Collateral
 from attestation.errors import MalformedError, UnavailableError, VerificationError
-from attestation.evidence import Evidence, SnpEvidence, TdxEvidence
+from attestation.evidence import CpuEvidence, Evidence, SnpEvidence, TdxEvidence
 from attestation.measure import EventLogClaims, Registers, parse_log, verify_log
 from attestation.nvidia.tokens import TokenClaims, verify_token
 from attestation.nvidia.verify import GpuClaims
@@ -22,6 +22,8 @@ from attestation.serving import verify_seal
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
 from attestation.verdict import Verdict
+from attestation.vtpm import AzureEvidence, VtpmClaims, parse_quote
+from attestation.vtpm import verify as verify_vtpm
 
 _RTMR3 = 4  # as a register of a log
 
@@ -39,19 +41,23 @@ def verify(
     asked = gpu_nonce(nonce, evidence.statement)
 
     # 1. authentic: signed by keys that lead to pinned roots, nothing revoked, all collateral in date
-    cpu = verify_cpu(evidence.cpu, collateral, policy.roots, now)
+    authentic = verify_cpu(evidence.cpu, collateral, policy.roots, now)
+    vtpm = authentic if isinstance(authentic, VtpmClaims) else None
+    cpu = hardware_of(authentic)
     gpus, token = verify_gpus(evidence, collateral, policy, asked, now)
     sealed = verify_seal(evidence.serving_seal, evidence.statement, cpu)
-    boot = verify_boot(evidence.event_log, cpu, sealed=sealed)
+    boot = vtpm.event_log if vtpm else verify_boot(evidence.event_log, cpu, sealed=sealed)
 
     # 2. fresh, and all of one machine: the CPU signed this nonce, this statement and these GPUs
-    check_binding(cpu.report_data, nonce, evidence.statement, evidence.gpu)
+    signed = vtpm.nonce if vtpm else cpu.report_data
+    check_binding(signed, nonce, evidence.statement, evidence.gpu, tpm=vtpm is not None)
     check_statement_time(statement, now)
 
     # 3. the code, firmware, TCB, model and configuration that the policy accepts
-    policy.check(cpu, gpus, token, boot, statement, now, sealed=sealed)
+    policy.check(cpu, gpus, token, boot, statement, now, sealed=sealed, vtpm=vtpm)
     return Verdict(
         cpu=cpu,
+        vtpm=vtpm,
         gpus=gpus,
         gpu_token=token,
         boot=boot,
@@ -71,9 +77,9 @@ def verify(
 
 
 def verify_cpu(
-    evidence: TdxEvidence | SnpEvidence, collateral: Collateral, roots: Roots, now: datetime
-) -> TdxClaims | SnpClaims:
-    """The vendor's own verification: evidence and collateral become authentic claims, or an error."""
+    evidence: CpuEvidence, collateral: Collateral, roots: Roots, now: datetime
+) -> TdxClaims | SnpClaims | VtpmClaims:
+    """The vendor's own verification: evidence and collateral become authentic claims, or an error. Not bound to anything yet."""
     match evidence:
         case TdxEvidence(quote):
             if collateral.intel is None:
@@ -83,8 +89,15 @@ def verify_cpu(
             if collateral.amd is None:
                 raise _missing("AMD's VCEK or VLEK certificate chain and CRL")
             return snp.verify(report, collateral.amd, roots.amd, now)
+        case AzureEvidence(quote=quote):
+            return verify_vtpm(evidence, collateral, roots, now, nonce=parse_quote(quote).extra_data)
         case never:
             assert_never(never)
+
+
+def hardware_of(claims: TdxClaims | SnpClaims | VtpmClaims) -> TdxClaims | SnpClaims:
+    """What the CPU itself signed: of the VM, or of the paravisor under it."""
+    return claims.hardware if isinstance(claims, VtpmClaims) else claims
 
 
 def verify_gpus(

@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from attestation.collateral import AmdCollateral
 from attestation.errors import AttestationError
-from attestation.evidence import SnpEvidence, TdxEvidence, parse_evidence
+from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence, parse_evidence
 from attestation.fetch import Fetcher, Sources
 from attestation.snp.report import REPORT_BYTES
+from attestation.vtpm import AzureEvidence
 from client_sdk.amd_file import dump_amd
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import read_file
@@ -78,7 +80,7 @@ def fetch(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
 
 
 def _fetch(fetcher: Fetcher, data: bytes, vek: bytes | None, *, keep: bool) -> bytes:
-    cpu: TdxEvidence | SnpEvidence
+    cpu: CpuEvidence
     if data.lstrip()[:1] == b"{":
         document = parse_evidence(data)
         cpu = document.cpu
@@ -88,4 +90,7 @@ def _fetch(fetcher: Fetcher, data: bytes, vek: bytes | None, *, keep: bool) -> b
         cpu = SnpEvidence(data) if len(data) == REPORT_BYTES else TdxEvidence(data)
     if isinstance(cpu, SnpEvidence):
         return dump_amd(fetcher.amd(cpu.report, vek=vek))
+    if isinstance(cpu, AzureEvidence):
+        fetched = fetcher.azure(cpu)
+        return dump_amd(fetched) if isinstance(fetched, AmdCollateral) else fetched.to_json()
     return fetcher.intel(cpu.quote).to_json()

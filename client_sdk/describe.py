@@ -114,6 +114,8 @@ def _document(data: bytes) -> dict[str, Any]:
             cpu = {"kind": "TDX quote"} | _quote(tdx.parse_quote(quote, padding=True))
         case SnpEvidence(report):
             cpu = {"kind": "SEV-SNP report"} | plain(snp.parse_report(report))
+        case vtpm.AzureEvidence():
+            cpu = {"kind": "Azure confidential VM's evidence"} | _azure(vtpm.dump_evidence(evidence.cpu))
         case never:
             assert_never(never)
     intel, amd = evidence.collateral.intel, evidence.collateral.amd

@@ -23,9 +23,10 @@ import httpx
 
 from attestation.checks import Check
 from attestation.errors import AttestationError
-from attestation.evidence import Evidence, SnpEvidence, parse_evidence
+from attestation.evidence import Evidence, SnpEvidence, TdxEvidence, parse_evidence
 from attestation.fetch import Sources
 from attestation.verify import verify
+from attestation.vtpm import AzureEvidence
 from client_sdk.kept import Fetched, fetch_evidence
 from client_sdk.outcome import ask
 from client_sdk.sealing import Channel
@@ -197,7 +198,12 @@ class Doctor:
         _need(self._spki)
         self._fetched = fetch_evidence(httpx, self._origin(), {}, self._nonce)
         self._evidence = evidence = parse_evidence(self._fetched.document)
-        cpu = "AMD SEV-SNP" if isinstance(evidence.cpu, SnpEvidence) else "Intel TDX"
+        kinds = {
+            SnpEvidence: "AMD SEV-SNP",
+            TdxEvidence: "Intel TDX",
+            AzureEvidence: "an Azure confidential VM",
+        }
+        cpu = kinds[type(evidence.cpu)]
         gpus = "with evidence of GPUs" if evidence.gpu else "without evidence of GPUs"
         return f"{len(self._fetched.document)} bytes: {cpu}, {gpus}; not judged yet"
 

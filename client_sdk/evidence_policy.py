@@ -43,7 +43,6 @@ class EvidencePolicy(Policy):
     """A policy file, with tables for the kinds of evidence that only `attested evidence` judges."""
 
     nitro: NitroPolicy | None = None
-    azure: VtpmPolicy | None = None
 
 
 RAW = EvidencePolicy(tdx=RAW_TDX, snp=RAW_SNP, gpu=RAW_GPU, nitro=RAW_NITRO, azure=RAW_AZURE)

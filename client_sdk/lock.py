@@ -14,13 +14,22 @@ from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims
 from attestation.tdx import TdxClaims, TdxMeasurement, TdxPolicy
 from attestation.verdict import Verdict
+from attestation.vtpm import PcrPolicy, VtpmClaims, VtpmPolicy
 
 #: What is demanded of an enclave of which nothing is known: everything but what it runs.
 FIRST_SIGHT = Policy(
     statement=StatementPolicy(any_model=True, any_config=True),
     tdx=TdxPolicy(any_measurement=True, any_mr_config_id=True, any_mr_owner=True, any_mr_owner_config=True),
     snp=SnpPolicy(any_measurement=True, any_host_data=True),
+    azure=VtpmPolicy(
+        tdx=TdxPolicy(
+            any_measurement=True, any_mr_config_id=True, any_mr_owner=True, any_mr_owner_config=True
+        ),
+        snp=SnpPolicy(any_measurement=True, any_host_data=True),
+        any_pcrs=True,
+    ),
 )
+_BOOT_PCRS = (4, 9, 11)  # what was started, initrd and command line, the parts of a unified kernel image
 
 
 def lock(
@@ -45,7 +54,10 @@ def lock(
         gpu=_gpu(verdict.gpus, accepted.gpu),
         tdx=None,
         snp=None,
+        azure=None,
     )
+    if verdict.vtpm is not None:
+        return replace(demanded, azure=_azure(verdict.vtpm, accepted.azure or VtpmPolicy(), machine=machine))
     if isinstance(cpu, TdxClaims):
         sealed = bool(verdict.evidence.serving_seal)  # then RTMR3 is another in each boot
         return replace(demanded, tdx=_tdx(cpu, accepted.tdx or TdxPolicy(), machine=machine, sealed=sealed))
@@ -98,6 +110,18 @@ def _snp(claims: SnpClaims, accepted: SnpPolicy, *, machine: bool) -> SnpPolicy:
         tcb_floors=(*(f for f in accepted.tcb_floors if f.product is claims.product), floor),
         chip_ids=frozenset({claims.chip_id}) if machine and claims.chip_id else accepted.chip_ids,
     )
+
+
+def _azure(claims: VtpmClaims, accepted: VtpmPolicy, *, machine: bool) -> VtpmPolicy:
+    """The paravisor, and the PCRs that the policy named; those of kernel and command line when it named none."""
+    hardware = claims.hardware
+    named = [pcr.index for pcr in accepted.pcrs] or [i for i in _BOOT_PCRS if any(claims.pcrs.get(i, b""))]
+    pcrs = tuple(PcrPolicy(index=i, values=frozenset({claims.pcrs[i]})) for i in named)
+    if isinstance(hardware, TdxClaims):
+        tdx = _tdx(hardware, accepted.tdx or TdxPolicy(), machine=machine, sealed=False)
+        return replace(accepted, tdx=tdx, snp=None, pcrs=pcrs, any_pcrs=False)
+    snp = _snp(hardware, accepted.snp or SnpPolicy(), machine=machine)
+    return replace(accepted, tdx=None, snp=snp, pcrs=pcrs, any_pcrs=False)
 
 
 def _gpu(claims: Sequence[GpuClaims], accepted: GpuPolicy) -> GpuPolicy:

@@ -62,6 +62,7 @@ def proven(verdict: Verdict) -> list[str]:
         machine = f"Intel TDX, TCB {cpu.tcb_status}"
     else:
         machine = f"AMD SEV-SNP on {cpu.product_name}"
+    machine += ", under Azure's paravisor" if verdict.vtpm else ""
     gpus = ", ".join(f"{g.model} (driver {g.driver})" for g in verdict.gpus if not g.switch) or "none"
     return [
         f"machine: {machine}, vouched for by {cpu.root.name!r}",

@@ -19,11 +19,12 @@ from importlib.resources import files
 from attestation.audit import Audited
 from attestation.bundle import SavedExchange
 from attestation.checks import Check
-from attestation.errors import MalformedError
+from attestation.errors import MalformedError, UnavailableError
 from attestation.evidence import TdxEvidence
 from attestation.receipt import COMMENT, Outcome
 from attestation.tdx import TdxClaims
 from attestation.verdict import Verdict
+from attestation.vtpm import AzureEvidence
 from client_sdk.chains import DOCUMENT
 from client_sdk.present import Line, walk
 
@@ -136,6 +137,12 @@ class Report:
         """What the script needs. The exchange's nonce would help to guess bytes that are left out: it goes with them."""
         verdict, receipt, texts = self.verdict, self.audited.receipt, self._texts()
         cpu = verdict.evidence.cpu
+        if isinstance(cpu, AzureEvidence):
+            raise UnavailableError(
+                Check.BUNDLE_FORMAT,
+                "a page cannot check the quote of a vTPM",
+                advice="Use `attested audit` for answers from Azure",
+            )
         raw = cpu.quote if isinstance(cpu, TdxEvidence) else cpu.report
         data = {
             "receipt": self.exchange.receipt,

@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from attestation.collateral import Collateral
+from attestation.collateral import Collateral, IntelCollateral
 from attestation.errors import AttestationError, MalformedError, VerificationError
-from attestation.evidence import SnpEvidence, TdxEvidence
+from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.fetch import Fetcher, Sources
 from attestation.nvidia.verify import verify_all
 from attestation.roots import Roots
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
-from attestation.verify import verify_cpu
+from attestation.verify import hardware_of, verify_cpu
+from attestation.vtpm import AzureEvidence
 from enclave_server.log import failure, log
 from enclave_server.settings import Settings
 
@@ -35,7 +36,7 @@ _SOONEST_SECONDS = 60.0
 class Sample:
     """This machine's evidence about nothing in particular: it says which collateral is needed, and tries it."""
 
-    cpu: TdxEvidence | SnpEvidence
+    cpu: CpuEvidence
     vek: bytes | None = None  # the endorsement certificate that the host hands out, which may be stale
     gpu: bytes = b""
     gpu_nonce: bytes = b""
@@ -167,10 +168,18 @@ class CollateralKeeper:
                     ) as exc:  # hosts keep certificates of an older TCB
                         log.warning("host's certificate refused", reason=str(exc.check))
                 return self._judged(sample, Collateral(amd=fetcher.amd(report)))
+            case AzureEvidence():
+                fetched = fetcher.azure(sample.cpu)
+                return self._judged(
+                    sample,
+                    Collateral(intel=fetched)
+                    if isinstance(fetched, IntelCollateral)
+                    else Collateral(amd=fetched),
+                )
 
     def _judged(self, sample: Sample, collateral: Collateral) -> _Kept:
         claims = verify_cpu(sample.cpu, collateral, self._roots, self._now())
-        return _Kept(collateral, claims.collateral_expires, claims)
+        return _Kept(collateral, claims.collateral_expires, hardware_of(claims))
 
     def _with_gpus(self, fetcher: Fetcher, sample: Sample, kept: _Kept) -> _Kept:
         nvidia = fetcher.nvidia(sample.gpu)

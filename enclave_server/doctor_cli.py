@@ -11,11 +11,12 @@ from typing import Annotated
 
 import typer
 
-from attestation.collect.azure import collect_azure, dump_azure
+from attestation.collect.azure import collect_azure
 from attestation.collect.nitro import collect_nitro
 from attestation.collect.sev_guest import collect_sev_guest
 from attestation.collect.tsm import TSM, Provider, collect_tsm
 from attestation.collect_nvidia import collect_gpus
+from attestation.vtpm import dump_evidence
 from enclave_server.doctor import Doctor, Finding, Health
 from enclave_server.settings import Settings
 
@@ -75,7 +76,7 @@ def _collect(kind: Kind, asked: bytes) -> bytes:
         case Kind.SNP:
             return collect_sev_guest(asked).outblob
         case Kind.AZURE:
-            return dump_azure(collect_azure(asked))
+            return dump_evidence(collect_azure(asked))
         case Kind.NITRO:
             return collect_nitro(nonce=asked)
         case Kind.GPUS:

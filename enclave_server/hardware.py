@@ -11,14 +11,16 @@ from typing import assert_never
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from attestation.binding import tpm_nonce
 from attestation.checks import Check
 from attestation.collateral import Collateral
 from attestation.collect import registers, sev_guest, tdx_guest, tsm
+from attestation.collect.azure import METADATA, collect_azure
 from attestation.collect.certificates import Certificate, parse_certificates
 from attestation.collect.tsm import Provider, Tries, TsmReport, collect_tsm
 from attestation.collect_nvidia import collect_gpus
 from attestation.errors import AttestationError, MalformedError, UnavailableError
-from attestation.evidence import SnpEvidence, TdxEvidence
+from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.measure import Registers, parse_log, verify_log
 from attestation.nvidia.devices import parse_list
 from attestation.nvidia.evidence import NONCE_BYTES, parse_evidence
@@ -28,9 +30,13 @@ from attestation.snp.report import parse_report
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.quote import parse_quote
 from attestation.tdx.verify import TdxClaims
+from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report
+from attestation.vtpm import parse_quote as parse_tpm_quote
 from enclave_server.collateral import CollateralKeeper, CollateralState, Sample
 from enclave_server.log import log
 from enclave_server.settings import Settings, TeeKind
+
+_AZURE = {TeeKind.AZURE_SNP: ReportType.SNP, TeeKind.AZURE_TDX: ReportType.TDX}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +48,12 @@ class Places:
     tdx_guest: Path = tdx_guest.DEVICE
     acpi: Path = registers.ACPI
     registers: Path = registers.REGISTERS
+    tpm: str = "device:/dev/tpmrm0"  # as tpm2-tools names it
+    metadata: str = METADATA
 
 
 class Hardware:
-    """A TDX or SEV-SNP guest, with NVIDIA GPUs where the settings say so."""
+    """A TDX or SEV-SNP guest or an Azure VM on either, with NVIDIA GPUs where the settings say so."""
 
     def __init__(self, settings: Settings, *, places: Places = Places(), roots: Roots = VENDOR) -> None:
         self._settings, self._places = settings, places
@@ -55,7 +63,7 @@ class Hardware:
         self._keeper = CollateralKeeper(settings, self._sample, roots)
         self._log = self._boot_log(self.evidence(secrets.token_bytes(tsm.INBLOB_BYTES)))  # is it here at all?
 
-    def evidence(self, report_data: bytes) -> TdxEvidence | SnpEvidence:
+    def evidence(self, report_data: bytes) -> CpuEvidence:
         return self._collect(report_data)[0]
 
     def gpus(self, nonce: bytes) -> bytes:
@@ -105,17 +113,35 @@ class Hardware:
         """Fetch nothing any more."""
         self._keeper.close()
 
-    def _collect(self, report_data: bytes) -> tuple[TdxEvidence | SnpEvidence, bytes]:
+    def _collect(self, report_data: bytes) -> tuple[CpuEvidence, bytes]:
         """Evidence, and the certificates that came with it. One request at a time: the hardware does no more either."""
-        cpu: TdxEvidence | SnpEvidence
+        cpu: CpuEvidence
         with self._asked:
             if self._settings.tee is TeeKind.TDX:
                 cpu, table = TdxEvidence(without_padding(self._quote(report_data))), b""
+            elif self._settings.tee in _AZURE:
+                cpu, table = self._azure(report_data), b""
             else:
                 collected = self._report(report_data)
                 cpu, table = SnpEvidence(collected.outblob), collected.auxblob
         check_report_data(cpu, report_data)
         return cpu, table
+
+    def _azure(self, report_data: bytes) -> AzureEvidence:
+        evidence = collect_azure(
+            tpm_nonce(report_data),
+            environment={"TPM2TOOLS_TCTI": self._places.tpm},
+            metadata=self._places.metadata,
+            seconds=self._settings.evidence_seconds,
+        )
+        found = parse_hcl_report(evidence.hcl_report).report_type
+        if found is not _AZURE[self._settings.tee]:
+            raise UnavailableError(
+                Check.TEE_COLLECT,
+                f"the VM runs on {found.name}, the settings name {self._settings.tee!r}",
+                advice="Set `tee` to what this machine is",
+            )
+        return evidence
 
     def _quote(self, report_data: bytes) -> bytes:
         places = self._places
@@ -135,7 +161,7 @@ class Hardware:
         nonce = secrets.token_bytes(NONCE_BYTES)
         return Sample(cpu=cpu, vek=_vek(table), gpu=self.gpus(nonce), gpu_nonce=nonce)
 
-    def _boot_log(self, cpu: TdxEvidence | SnpEvidence) -> bytes:
+    def _boot_log(self, cpu: CpuEvidence) -> bytes:
         """The log of the boot, where it leads to the registers that the CPU signs; another would only be refused."""
         if not isinstance(cpu, TdxEvidence) or not (
             content := registers.read_event_log(folder=self._places.acpi)
@@ -156,13 +182,15 @@ def without_padding(quote: bytes) -> bytes:
     return quote[: len(quote) - padding]
 
 
-def check_report_data(cpu: TdxEvidence | SnpEvidence, asked: bytes) -> None:
+def check_report_data(cpu: CpuEvidence, asked: bytes) -> None:
     """The hardware's answer is about what was asked, whoever else asks it at the same time."""
     match cpu:
         case TdxEvidence(quote):
             found = parse_quote(quote).td.report_data
         case SnpEvidence(report):
             found = parse_report(report).report_data
+        case AzureEvidence(quote=quote):
+            found, asked = parse_tpm_quote(quote).extra_data, tpm_nonce(asked)
         case never:
             assert_never(never)
     if found != asked:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from attestation.evidence import SnpEvidence, TdxEvidence
+from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.snp.report import parse_report
 from attestation.tdx.quote import parse_quote
+from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report
 from enclave_server.settings import Settings
 from enclave_server.tee import Tee
 
+_BOOT_PCRS = (4, 9, 11)
 _WARNING = "# A SIMULATED TEE: this proves nothing about hardware. For development only.\n"
 _ROOT = """\
 [[roots.{vendor}]]
@@ -31,6 +33,8 @@ def policy_text(settings: Settings, tee: Tee) -> str:
     parts.append(f"[gpu]\ncount = {gpus}\n" if gpus else "[gpu]\nrequired = false\n")
     parts.append(
         f'[statement]\nmodel_digests = ["{settings.model_digest}"]\nconfig_digests = ["{settings.digest().hex()}"]\n'
+        + ("allow_external_engine = true\n" if settings.engine else "")
+        + (f"max_engine_nodes = {settings.engine_nodes}\n" if settings.engine_nodes > 1 else "")
         + ("require_log = true\n" if settings.log_dir else "")
         + ("require_serving_seal = true\n" if settings.serving_seal else "")
     )
@@ -39,7 +43,11 @@ def policy_text(settings: Settings, tee: Tee) -> str:
 
 def _cpu(tee: Tee, *, sealed: bool) -> str:
     """The measurement, read out of evidence that this machine makes about nothing. A seal makes RTMR3 another in each boot."""
-    match tee.evidence(bytes(64)):
+    return _cpu_of(tee.evidence(bytes(64)), sealed=sealed)
+
+
+def _cpu_of(evidence: CpuEvidence, *, sealed: bool) -> str:
+    match evidence:
         case TdxEvidence(quote):
             td = parse_quote(quote).td
             registers = {
@@ -55,5 +63,24 @@ def _cpu(tee: Tee, *, sealed: bool) -> str:
             found = parse_report(report)
             config = f'host_data = ["{found.host_data.hex()}"]\n' if any(found.host_data) else ""
             return f'[snp]\nmeasurements = ["{found.measurement.hex()}"]\n{config}'
+        case AzureEvidence():
+            return _azure(evidence)
         case never:
             assert_never(never)
+
+
+def _azure(evidence: AzureEvidence) -> str:
+    """The paravisor's measurement, and the PCRs of what it started: boot loader or kernel, command line, unified image."""
+    hcl = parse_hcl_report(evidence.hcl_report)
+    if hcl.report_type is ReportType.TDX:
+        hardware = _cpu_of(TdxEvidence(evidence.td_quote), sealed=True)
+    else:
+        hardware = _cpu_of(SnpEvidence(hcl.hardware_report), sealed=True)
+    pcrs = [
+        f'[[azure.pcrs]]\nindex = {index}\nvalues = ["{evidence.pcrs[index].hex()}"]\n'
+        for index in _BOOT_PCRS
+        if any(evidence.pcrs[index])
+    ]
+    return "\n".join(
+        ["[azure]\n", *pcrs, hardware.replace("[tdx", "[azure.tdx").replace("[snp", "[azure.snp")]
+    )

@@ -14,7 +14,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation.collateral import Collateral
-from attestation.evidence import SnpEvidence, TdxEvidence
+from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.roots import Root, Roots
 from attestation.serving import make_seal, sealed_register
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
@@ -22,7 +22,7 @@ from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import DEFAULT_TD, SimulatedTdx
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
-from attestation.verify import verify_cpu
+from attestation.verify import hardware_of, verify_cpu
 from enclave_server.collateral import CollateralState
 from enclave_server.hardware import Hardware
 from enclave_server.settings import Settings, TeeKind
@@ -31,7 +31,7 @@ from enclave_server.settings import Settings, TeeKind
 class Tee(Protocol):
     """Gives evidence over 64 bytes, and the collateral to judge it by. Evidence may block: ask for it in a thread."""
 
-    def evidence(self, report_data: bytes) -> TdxEvidence | SnpEvidence: ...
+    def evidence(self, report_data: bytes) -> CpuEvidence: ...
 
     def gpus(self, nonce: bytes) -> bytes:
         """NVIDIA's evidence list, each device asked with `nonce`; empty on a machine without GPUs."""
@@ -123,7 +123,9 @@ class Simulated:
     def refresh(self) -> TdxClaims | SnpClaims:
         roots = self.simulated_roots
         trusted = Roots(intel=(roots["intel"],)) if "intel" in roots else Roots(amd=(roots["amd"],))
-        return verify_cpu(self.evidence(bytes(64)), self.collateral(), trusted, datetime.now(UTC))
+        return hardware_of(
+            verify_cpu(self.evidence(bytes(64)), self.collateral(), trusted, datetime.now(UTC))
+        )
 
     def close(self) -> None:
         """There is nothing to end."""

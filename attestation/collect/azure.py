@@ -5,7 +5,6 @@ The paravisor made the hardware report at boot; the vTPM's quote, by the key tha
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tempfile
@@ -53,24 +52,6 @@ def collect_azure(
     return AzureEvidence(
         quote=quote, signature=signature, pcrs=pcrs, hcl_report=hcl_report, vcek=vcek, td_quote=hardware
     )
-
-
-def dump_azure(evidence: AzureEvidence) -> bytes:
-    """The JSON that `attestation.vtpm.parse_evidence` reads."""
-    fields: dict[str, Any] = {
-        "version": 1,
-        "tpm_quote": {
-            "message": evidence.quote.hex(),
-            "signature": evidence.signature.hex(),
-            "pcrs": [value.hex() for value in evidence.pcrs],
-        },
-        "hcl_report": b64url_encode(evidence.hcl_report),
-    }
-    if evidence.vcek:
-        fields["vcek"] = evidence.vcek.decode("ascii")
-    if evidence.td_quote:
-        fields["td_quote"] = b64url_encode(evidence.td_quote)
-    return json.dumps(fields).encode()
 
 
 def _quoted(tools: _Tools, nonce: bytes) -> tuple[bytes, bytes, tuple[bytes, ...]]:

@@ -1,6 +1,6 @@
 """Confidential VMs whose image is measured by a vTPM (Azure): evidence, verification and policy. Start at `verify`."""
 
-from attestation.vtpm.evidence import AzureEvidence, parse_evidence
+from attestation.vtpm.evidence import AzureEvidence, dump_evidence, parse_evidence
 from attestation.vtpm.hcl import HclReport, ReportType, VmConfiguration, parse_hcl_report
 from attestation.vtpm.policy import PcrPolicy, VtpmPolicy
 from attestation.vtpm.quote import TpmQuote, parse_quote
@@ -15,6 +15,7 @@ __all__ = [
     "VmConfiguration",
     "VtpmClaims",
     "VtpmPolicy",
+    "dump_evidence",
     "parse_evidence",
     "parse_hcl_report",
     "parse_quote",

@@ -6,10 +6,11 @@ base64url under `tpm_quote` and `hcl_report` with a `version`. Untrusted: parsin
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
-from attestation._b64 import b64url_decode
+from attestation._b64 import b64url_decode, b64url_encode
 from attestation._json import parse_json_object
 from attestation.checks import Check
 from attestation.errors import MalformedError
@@ -60,6 +61,24 @@ def parse_evidence(data: bytes) -> AzureEvidence:
         td_quote=_base64(fields.get("td_quote", ""), "td_quote"),
         event_log=_base64(fields.get("event_log", ""), "event_log"),
     )
+
+
+def dump_evidence(evidence: AzureEvidence) -> bytes:
+    """The JSON that `parse_evidence` reads."""
+    fields: dict[str, Any] = {
+        "version": 1,
+        "tpm_quote": {
+            "message": evidence.quote.hex(),
+            "signature": evidence.signature.hex(),
+            "pcrs": [value.hex() for value in evidence.pcrs],
+        },
+        "hcl_report": b64url_encode(evidence.hcl_report),
+    }
+    if evidence.vcek:
+        fields["vcek"] = evidence.vcek.decode("ascii")
+    optional = {"td_quote": evidence.td_quote, "event_log": evidence.event_log}
+    fields |= {name: b64url_encode(value) for name, value in optional.items() if value}
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def _either(fields: dict[str, Any], old: str, new: str) -> Any:

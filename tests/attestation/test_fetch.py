@@ -7,10 +7,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from ssl import DER_cert_to_PEM_cert
 
 import httpx
 import pytest
@@ -21,7 +23,7 @@ from cryptography.x509 import ocsp
 from attestation import snp, tdx
 from attestation._download import Patience
 from attestation.checks import Check
-from attestation.collateral import IntelCollateral
+from attestation.collateral import AmdCollateral, IntelCollateral
 from attestation.errors import AttestationError, MalformedError, UnavailableError
 from attestation.fetch import Fetcher, Sources
 from attestation.nvidia.ocsp import parse_answer
@@ -30,7 +32,9 @@ from attestation.roots import VENDOR
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp, SnpDefect
 from attestation.simulator.tdx import SimulatedTdx
+from attestation.simulator.vtpm import SimulatedVtpm, make_hcl_report
 from attestation.snp import Product, SigningKey, Tcb
+from attestation.vtpm import ReportType, parse_hcl_report
 from tests.vendor import (
     Reply,
     Vendor,
@@ -556,3 +560,22 @@ def small_disk(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def test_azures_hardware(vendor: Vendor, fetcher: Fetcher) -> None:
+    """AMD's collateral for the paravisor's report, with the VM's own certificate when it has one; Intel's for its quote."""
+    vm = SimulatedVtpm(_amd())
+    evidence = vm.evidence(bytes(32))
+    assert fetcher.azure(evidence) == fetcher.amd(parse_hcl_report(evidence.hcl_report).hardware_report)
+    vek = _amd().collateral(NOW).vek
+    asked = len(vendor.asked)
+    fetched = fetcher.azure(replace(evidence, vcek=DER_cert_to_PEM_cert(vek).encode()))
+    assert isinstance(fetched, AmdCollateral)
+    assert fetched.vek == vek
+    assert len(vendor.asked) == asked
+    td = replace(
+        evidence,
+        hcl_report=make_hcl_report(bytes(1184), vm.runtime_data({}), ReportType.TDX),
+        td_quote=_intel()[1],
+    )
+    assert fetcher.azure(td) == _intel()[2]

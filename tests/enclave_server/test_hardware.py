@@ -27,7 +27,7 @@ from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp, SnpDefect
 from attestation.simulator.tdx import TdxDefect
 from attestation.tdx.quote import parse_quote
-from attestation.verify import verify_cpu
+from attestation.verify import hardware_of, verify_cpu
 from enclave_server import hardware as module
 from enclave_server.hardware import Hardware
 from tests.enclave_server.machine import intel, machine
@@ -51,7 +51,7 @@ def test_evidence_and_collateral(tmp_path: Path, tee: str) -> None:
         assert hardware.state.unready == "collateral_missing"
         assert math.isnan(hardware.state.left)
         until(lambda: ready(hardware))
-        claims = verify_cpu(evidence, hardware.collateral(), box.roots, datetime.now(UTC))
+        claims = hardware_of(verify_cpu(evidence, hardware.collateral(), box.roots, datetime.now(UTC)))
         assert claims.report_data == DATA
         assert hardware.state.left == pytest.approx(
             (claims.collateral_expires - datetime.now(UTC)).total_seconds(), abs=5

@@ -3,147 +3,45 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from attestation import vtpm
 from attestation._b64 import b64url_encode
 from attestation.checks import Check
 from attestation.collect import azure
-from attestation.collect.azure import collect_azure, dump_azure
+from attestation.collect.azure import collect_azure
 from attestation.errors import UnavailableError, VerificationError
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.vtpm import SimulatedVtpm, make_hcl_report
 from attestation.vtpm import ReportType
+from tests.tpm import Metadata, Tpm, azure_metadata, azure_tpm, needs_tpm
 
 NONCE = bytes(range(32))
-NEEDED = ("swtpm", "swtpm_setup", "tpm2_quote", "tpm2_createak")
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, NEEDED)), reason="needs swtpm, swtpm-tools and tpm2-tools (apt-get install)"
-)
-
-
-class Tpm:
-    """A software TPM with an attestation key where the paravisor has its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        state = folder / "state"
-        state.mkdir()
-        self._run("swtpm_setup", "--tpm2", "--tpmstate", str(state), "--pcr-banks", "sha256", "--overwrite")
-        socket = f"{folder}/sock"
-        self.process = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--server", f"type=unixio,path={socket}",
-             "--ctrl", f"type=unixio,path={socket}.ctrl", "--flags", "startup-clear"],
-        )  # fmt: skip
-        deadline = time.monotonic() + 10
-        while not Path(socket).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        self.environment = {"TPM2TOOLS_TCTI": f"swtpm:path={socket}"}
-        key = f"{folder}/ak"
-        self.tool("tpm2_createek", "-c", f"{folder}/ek.ctx", "-G", "rsa", "-u", f"{folder}/ek.pub")
-        self.tool("tpm2_createak", "-C", f"{folder}/ek.ctx", "-c", f"{key}.ctx", "-G", "rsa", "-g", "sha256",
-                  "-s", "rsassa", "-u", f"{key}.pem", "-f", "pem", "-n", f"{key}.name")  # fmt: skip
-        for kind in ("-t", "-s", "-l"):
-            self.tool("tpm2_flushcontext", kind)
-        self.tool("tpm2_evictcontrol", "-C", "o", "-c", f"{key}.ctx", "0x81000003")
-        public = load_pem_public_key((folder / "ak.pem").read_bytes())
-        assert isinstance(public, rsa.RSAPublicKey)
-        self.key = public
-
-    def tool(self, *command: str) -> None:
-        self._run(*command, environment=self.environment)
-
-    def keep(self, report: bytes) -> None:
-        """The paravisor's report, at its index."""
-        (self.folder / "hcl").write_bytes(report)
-        self.tool("tpm2_nvdefine", "-C", "o", "-s", str(len(report)), "0x01400001")
-        self.tool("tpm2_nvwrite", "-C", "o", "-i", f"{self.folder}/hcl", "0x01400001")
-
-    @staticmethod
-    def _run(*command: str, environment: dict[str, str] | None = None) -> None:
-        done = subprocess.run(
-            command, env={**os.environ, **(environment or {})}, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr.decode()
-
-
-class Metadata:
-    """Azure's metadata service, as far as it is asked."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, Any]] = {}
-        self.asked: list[tuple[str, bytes, str | None]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                outer.asked.append((self.path, body, self.headers["Metadata"]))
-                status, answer = outer.answers.get(self.path, (404, {}))
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_POST = do_GET  # noqa: N815 - the name that http.server looks for
-
-            def log_message(self, *_: Any) -> None:
-                """Nothing on the console."""
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+pytestmark = needs_tpm
 
 
 @pytest.fixture(scope="module")
 def tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tpm]:
-    made = Tpm(tmp_path_factory.mktemp("tpm"))
-    machine = SimulatedVtpm(SimulatedSnp())
-    numbers = made.key.public_numbers()
-    n = b64url_encode(numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8))
-    ak = {"kid": "HCLAkPub", "key_ops": ["sign"], "kty": "RSA", "e": "AQAB", "n": n}
-    made.keep(
-        machine.hcl_report({"keys": [ak]}).rstrip(b"\0")
-    )  # a software TPM's index has 2048 bytes at most
-    yield made
-    made.process.terminate()
-    made.process.wait(10)
+    with azure_tpm(tmp_path_factory.mktemp("tpm")) as made:
+        yield made
 
 
 @pytest.fixture
 def metadata() -> Iterator[Metadata]:
-    service = Metadata()
-    service.answers["/metadata/THIM/amd/certification"] = (200, {"vcekCert": "", "tcbm": "00"})
-    yield service
-    service.close()
+    with azure_metadata() as service:
+        yield service
 
 
 def test_what_is_collected_is_what_the_verifier_takes(tpm: Tpm, metadata: Metadata) -> None:
     """Hardware report, runtime data, key, quote and PCRs as one chain; the JSON survives the way to a client."""
     sim = SimulatedVtpm(SimulatedSnp())
     evidence = vtpm.parse_evidence(
-        dump_azure(collect_azure(NONCE, environment=tpm.environment, metadata=metadata.url))
+        vtpm.dump_evidence(collect_azure(NONCE, environment=tpm.environment, metadata=metadata.url))
     )
     now = datetime.now(UTC)
     claims = vtpm.verify(evidence, sim.collateral(now), sim.roots, now, nonce=NONCE)
@@ -159,7 +57,7 @@ def test_the_vms_certificate_comes_along(tpm: Tpm, metadata: Metadata) -> None:
     pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
     metadata.answers["/metadata/THIM/amd/certification"] = (200, {"vcekCert": pem})
     evidence = collect_azure(NONCE, environment=tpm.environment, metadata=metadata.url)
-    assert vtpm.parse_evidence(dump_azure(evidence)).vcek.decode() == pem
+    assert vtpm.parse_evidence(vtpm.dump_evidence(evidence)).vcek.decode() == pem
 
 
 def test_a_td_is_quoted_by_the_host(tpm: Tpm, metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +74,7 @@ def test_a_td_is_quoted_by_the_host(tpm: Tpm, metadata: Metadata, monkeypatch: p
     evidence = collect_azure(NONCE, environment=tpm.environment, metadata=metadata.url)
     assert (evidence.td_quote, evidence.vcek) == (b"a quote", b"")
     assert json.loads(metadata.asked[0][1]) == {"report": b64url_encode(report[:1024])}
-    assert json.loads(dump_azure(evidence))["td_quote"] == b64url_encode(b"a quote")
+    assert json.loads(vtpm.dump_evidence(evidence))["td_quote"] == b64url_encode(b"a quote")
 
 
 def test_what_can_fail(tpm: Tpm, metadata: Metadata, tmp_path: Path) -> None:
