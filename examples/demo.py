@@ -63,7 +63,12 @@ def main() -> int:
         _run("attested", "verify", url, "--policy", str(policy), show=True)
 
         _step("A chat, streamed; its receipt is verified before the end is handed out")
-        _run("attested", "chat", url, "--policy", str(policy), QUESTION, show=True)
+        saved = str(HOME / "answer.json")
+        asked = ("--policy", str(policy), "--seed", "7", "--save", saved)
+        _run("attested", "chat", url, *asked, QUESTION, show=True)
+
+        _step("The saved answer, run again and compared token by token")
+        _run("attested", "replay", saved, "--policy", str(policy), "--engine", url, show=True)
 
         _step("The same answer with one word changed after the enclave signed it")
         refused = _tamper(url, policy)
