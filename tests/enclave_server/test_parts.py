@@ -12,6 +12,7 @@ from attestation.checks import Check
 from attestation.parts import messages_of, part_digest, part_salt, parts_digest, texts_of
 from attestation.receipt import Outcome
 from tests.caller import Answer, Caller
+from tests.served import VLLM_SECONDS, Served
 from tests.servers import MODEL, FakeEngine
 
 DISCLOSURE = {"Attested-Disclosure": "1"}
@@ -81,3 +82,21 @@ def test_only_whole_answers_have_parts(caller: Caller, engine: FakeEngine) -> No
     engine.behaviour.status = 400
     answer = caller.call("POST", CHAT, b'{"model":"m"}', DISCLOSURE)
     assert (answer.outcome, answer.receipt.parts) == (Outcome.ERROR, None)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(3 * VLLM_SECONDS)
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+def test_real_vllm(vllm_gateway: Served, streamed: bool) -> None:
+    """Two choices, as vLLM writes them: its events are laid out as the protocol says."""
+    asked = {"messages": [{"role": "user", "content": "Grüße"}], "n": 2, "seed": 1, "temperature": 1.0}
+    body = json.dumps({"model": "tiny", "max_tokens": 12, "stream": streamed, **asked}).encode()
+    with Caller(vllm_gateway.origin, vllm_gateway.run("policy")) as caller:
+        answer = caller.call("POST", CHAT, body, DISCLOSURE)
+    assert answer.outcome is Outcome.COMPLETE
+    texts = ["", ""]
+    for event in [value for value in answer.events if value != "[DONE]"] if streamed else [answer.json]:
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["delta" if streamed else "message"].get("content") or ""
+    assert all(texts)
+    assert answer.receipt.parts == expected(answer, body, *texts)
