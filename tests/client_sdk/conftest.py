@@ -175,21 +175,23 @@ class Impostor:
         self._context.load_cert_chain(certificate(folder))
 
     def serve(self, seconds: float) -> None:
+        """Until somebody has asked something, and for so long at most."""
         until = time.monotonic() + seconds
         with (
             socket.create_server(("127.0.0.1", self._port), backlog=1024) as server,
             ThreadPoolExecutor(32) as threads,
         ):
             server.settimeout(0.05)
-            while time.monotonic() < until:
+            while time.monotonic() < until and not self.heard:
                 with suppress(OSError):
                     threads.submit(self._listen, server.accept()[0])
 
     def _listen(self, plain: socket.socket) -> None:
         self.connections += 1
-        plain.settimeout(2)
+        plain.settimeout(5)
         with suppress(OSError), self._context.wrap_socket(plain, server_side=True) as peer:
-            self.heard.append(peer.recv(65536))
+            if said := peer.recv(65536):
+                self.heard.append(said)
         plain.close()
 
 
