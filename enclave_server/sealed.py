@@ -114,8 +114,8 @@ class Sealed:
     def _open(self, envelope: sealed.Envelope, now: float) -> sealed.Opened:
         """In the order of cost: what is not for us, or not new, is not decrypted."""
         identity = self._identities.alive(envelope.statement)
-        if identity is None:
-            raise VerificationError(Check.SEALED_KEY, "sealed to another statement, or to one that has ended")
+        if identity is None or self._identities.leaving(envelope.statement):
+            raise VerificationError(Check.SEALED_KEY, "sealed to another statement, or to one that is ending")
         self._replays.check(envelope.enc, now)
         return sealed.open_request(envelope, identity.keys.sealing)
 
