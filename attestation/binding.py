@@ -49,12 +49,31 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """How many processes and machines run the model. Each is a copy of it (replicas, data) or a part (tensor, pipeline)."""
+
+    external: bool = (
+        False  # the gateway did not start the engine: version, flags and model are its operator's word
+    )
+    nodes: int = 1  # machines; the evidence speaks of the gateway's own alone
+    replicas: int = 1
+    data_parallel: int = 1
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+    def well_formed(self) -> bool:
+        counts = (self.nodes, self.replicas, self.data_parallel, self.tensor_parallel, self.pipeline_parallel)
+        return all(0 < count < 2**16 for count in counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """What runs the model, and the flags that change its answers."""
 
     name: str
     version: str
     flags: tuple[str, ...]
+    topology: Topology | None = None  # None: one process that the gateway started, on one device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +122,8 @@ def parse_statement(data: bytes) -> Statement:
     statement = load_table(Statement, raw, "statement", Check.STATEMENT_FORMAT)
     if not 0 <= statement.not_before < statement.not_after < 2**38:
         raise MalformedError(Check.STATEMENT_FORMAT, "not_before and not_after are not a span of time")
+    if statement.engine.topology is not None and not statement.engine.topology.well_formed():
+        raise MalformedError(Check.STATEMENT_FORMAT, "engine.topology: counts begin at 1")
     try:
         canonical = statement.to_bytes()
     except (rfc8785.CanonicalizationError, UnicodeError) as exc:

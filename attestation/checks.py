@@ -35,6 +35,7 @@ class Check(StrEnum):
     POLICY_PLATFORM = "policy.platform"
     POLICY_MODEL = "policy.model"
     POLICY_CONFIG = "policy.config"
+    POLICY_ENGINE = "policy.engine"
     POLICY_GPU = "policy.gpu"
     POLICY_LOG = "policy.log"
     POLICY_EXPIRED = "policy.expired"

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TypeVar, overload
 
 from attestation._table import load_table
-from attestation.binding import Statement
+from attestation.binding import Statement, Topology
 from attestation.checks import Check
 from attestation.errors import MalformedError, PolicyError, Violation
 from attestation.measure import EventLogClaims, EventLogPolicy
@@ -39,6 +39,8 @@ class StatementPolicy:
     any_model: bool = False
     config_digests: frozenset[bytes] = field(default=frozenset(), metadata={"size": 32})
     any_config: bool = False
+    allow_external_engine: bool = False
+    max_engine_nodes: int = 1
     require_log: bool = False
     require_serving_seal: bool = False
 
@@ -51,6 +53,19 @@ class StatementPolicy:
         if not self.any_config and statement.config not in self.config_digests:
             violations.append(
                 Violation(Check.POLICY_CONFIG, _one_of(self.config_digests), statement.config.hex())
+            )
+        topology = statement.engine.topology or Topology()
+        if topology.external and not self.allow_external_engine:
+            violations.append(
+                Violation(
+                    Check.POLICY_ENGINE, "an engine that the gateway started", "one that runs elsewhere"
+                )
+            )
+        if topology.nodes > self.max_engine_nodes:
+            violations.append(
+                Violation(
+                    Check.POLICY_ENGINE, f"at most {self.max_engine_nodes} machines", f"{topology.nodes}"
+                )
             )
         if self.require_log and statement.keys.log_ed25519 is None:
             violations.append(

@@ -54,6 +54,14 @@ STATEMENT: Words = {
         "any configuration of the gateway is accepted",
         "a configuration that is not listed is refused",
     ),
+    "allow_external_engine": (
+        "an engine that the gateway did not start is accepted: its flags and model are its operator's word",
+        "the gateway must have started the engine itself",
+    ),
+    "max_engine_nodes": (
+        "the model may run on up to {} machines",
+        "the model runs on one machine",
+    ),
     "require_log": (
         "the enclave must keep a log of its receipts",
         "an enclave that keeps no log of its receipts is accepted",

@@ -55,9 +55,9 @@ class Installed:
     source_files: frozenset[str]
 
 
-def find_engine(python: Path) -> Installed:
+def find_engine(python: Path | None) -> Installed:
     """Ask the engine's Python which vLLM it has, without importing it."""
-    if not python.is_file():
+    if python is None or not python.is_file():
         raise EngineError(f"engine_python: there is no {python}")
     asked = subprocess.run(  # noqa: S603 - the operator's own Python
         [python.absolute(), "-I", "-c", _PROBE], capture_output=True, text=True, check=False
@@ -108,6 +108,10 @@ class Engine:
     @property
     def socket(self) -> Path:
         return self._private / "vllm.sock"
+
+    @property
+    def address(self) -> Path:
+        return self.socket
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._supervise())
@@ -160,7 +164,7 @@ class Engine:
             ready = time.monotonic()
             log.info("engine ready", version=self._installed.version, seconds=round(ready - started, 1))
             try:
-                await self._while_healthy(process, upstream)
+                await self._whilehealthy(process, upstream)
             finally:
                 self._served = time.monotonic() - ready
                 if self.unready is None:
@@ -168,7 +172,7 @@ class Engine:
 
     async def _until_ready(self, process: Process, upstream: Upstream) -> None:
         deadline = time.monotonic() + self._settings.engine_start_seconds
-        while not await _healthy(upstream):
+        while not await healthy(upstream):
             if time.monotonic() > deadline:
                 raise EngineError(f"not ready after {self._settings.engine_start_seconds:.0f} s")
             await _exited(process, within=POLL_SECONDS)
@@ -177,11 +181,11 @@ class Engine:
         if said != {"version": self._installed.version}:
             raise EngineError(f"it says {said}, the statement says version {self._installed.version}")
 
-    async def _while_healthy(self, process: Process, upstream: Upstream) -> None:
+    async def _whilehealthy(self, process: Process, upstream: Upstream) -> None:
         """Return never: raise when the process has ended, or answers its health check with anything but 200."""
         while True:
             await _exited(process, within=POLL_SECONDS)
-            if not await _healthy(upstream):
+            if not await healthy(upstream):
                 await _exited(process, within=POLL_SECONDS)
                 raise EngineError("its health check failed")
 
@@ -198,7 +202,7 @@ class Engine:
             engine_child.__file__,
             settings.engine_isolation,
             str(private),
-            *command(settings, self.socket),
+            *command(settings, f"--uds={self.socket}"),
             env=environment(settings, private),
             cwd=private,
             stdin=PIPE,
@@ -227,7 +231,18 @@ class Engine:
             shutil.rmtree(private, ignore_errors=True)
 
 
-async def keep(engine: Engine) -> int:
+class Kept(Protocol):
+    """An engine of either kind, as its keeper knows it."""
+
+    on_give_up: Callable[[], None]
+    gave_up: bool
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+async def keep(engine: Kept) -> int:
     """Run the engine until SIGTERM, or until it is given up. An exit status."""
     over = asyncio.Event()
     engine.on_give_up = over.set
@@ -240,7 +255,7 @@ async def keep(engine: Engine) -> int:
     return 1 if engine.gave_up else 0
 
 
-async def _healthy(upstream: Upstream) -> bool:
+async def healthy(upstream: Upstream) -> bool:
     try:
         async with upstream.request("GET", "/health") as answer:
             return answer.status == 200

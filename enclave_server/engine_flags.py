@@ -29,13 +29,11 @@ ALLOWED_FLAGS = frozenset(
         "--max-num-batched-tokens",
         "--no-enable-chunked-prefill",
         "--no-enable-prefix-caching",
-        "--pipeline-parallel-size",
         "--quantization",
         "--reasoning-parser",
         "--runner",
         "--stream-interval",
         "--swap-space",
-        "--tensor-parallel-size",
         "--tool-call-parser",
         "--tool-strict-level",
     }
@@ -73,19 +71,29 @@ def answer_flags(settings: Settings) -> tuple[str, ...]:
         flags.append(f"--kv-cache-memory-bytes={settings.engine_kv_cache_memory}")
     if settings.engine_eager:
         flags.append("--enforce-eager")
+    for name, size in (
+        ("tensor", settings.engine_tensor_parallel),
+        ("pipeline", settings.engine_pipeline_parallel),
+        ("data", settings.engine_data_parallel),
+    ):
+        if size > 1:
+            flags.append(f"--{name}-parallel-size={size}")
+    if settings.engine_nodes > 1:
+        flags.append("--distributed-executor-backend=ray")
     return (*flags, *settings.engine_flags)
 
 
-def command(settings: Settings, socket: Path) -> list[str]:
-    """What is executed. `-I` keeps the working directory and the user's packages out of the import path."""
+def command(settings: Settings, *listen: str) -> list[str]:
+    """What is executed, with the flags that say where it listens. `-I` keeps the working directory and the user's packages out of the import path."""
+    python = settings.engine_python
     return [
-        str(settings.engine_python.absolute()),
+        str(python.absolute()) if python is not None else "python3",
         "-I",
         "-m",
         MODULE,
         f"--model={settings.model_dir.resolve()}",
         f"--served-model-name={settings.model_name}",
-        f"--uds={socket}",
+        *listen,
         *answer_flags(settings),
         "--no-enable-log-requests",  # prompts stay out of its log
         "--disable-uvicorn-access-log",

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from attestation.errors import MalformedError
 from attestation.tlog import parse_verifier_key
+from enclave_server.engine_address import parse_address
 from enclave_server.engine_flags import check_environment, check_extra_flags
 
 PREFIX = "ENCLAVE_"
@@ -107,8 +108,14 @@ class Settings(BaseSettings):
     nvidia_rim_url: str = "https://rim.attestation.nvidia.com/v1/rim"
     nvidia_ocsp_url: str | None = None  # in place of the responder that certificates name
 
-    # the engine, a child process with a Python environment of its own
-    engine_python: Path
+    # the engine: a child process with a Python environment of its own, or one that runs already; see docs/engine.md
+    engine_python: Path | None = None
+    engine: str | None = None  # http+unix:///path, or http://127.0.0.1:port
+    engine_tensor_parallel: int = Field(default=1, ge=1, le=1024)
+    engine_pipeline_parallel: int = Field(default=1, ge=1, le=1024)
+    engine_data_parallel: int = Field(default=1, ge=1, le=1024)
+    engine_replicas: int = Field(default=1, ge=1, le=1024)  # behind vLLM's router at `engine`
+    engine_nodes: int = Field(default=1, ge=1, le=1024)  # machines of the cluster whose head is at `engine`
     engine_dtype: str = "auto"
     engine_max_model_len: int | None = Field(default=None, ge=16)
     engine_max_num_seqs: int = Field(default=32, ge=1)
@@ -210,6 +217,20 @@ class Settings(BaseSettings):
         if re.match(r"[a-z]+://[^/@]*:[^/@]*@|.*[?&]password=", value):
             raise ValueError("must hold no password: libpq finds it in PGPASSFILE or PGPASSWORD")
         return value
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Self:
+        if self.engine is None and self.engine_python is None:
+            raise ValueError(
+                "engine_python (an engine to start) or engine (one that runs already) must be set"
+            )
+        if self.engine is not None:
+            parse_address(self.engine)
+        elif self.engine_replicas > 1 or self.engine_nodes > 1:
+            raise ValueError(
+                "engine_replicas and engine_nodes are of an engine that runs already: set engine"
+            )
+        return self
 
     @model_validator(mode="after")
     def _overlap(self) -> Self:

@@ -1,4 +1,4 @@
-"""The way to the engine: kept connections over a Unix socket, and nothing that this gateway does not need.
+"""The way to the engine: kept connections over a Unix socket or the loopback, and nothing that this gateway does not need.
 
 Nothing of the client's request but its body and its route is sent on. Every failure is an `UpstreamError`. A plain answer
 wakes its reader once, when it is whole; a stream once for each read of the socket (ADR 18 says why this is our own).
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Self, cast
 
 import httptools
+
+from enclave_server.engine_address import Address
 
 _CONNECT_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = (
@@ -200,10 +202,10 @@ class EngineAnswer(asyncio.Protocol):
 
 
 class Upstream:
-    """A pool of connections to the engine behind `socket`. Use as an async context."""
+    """A pool of connections to the engine. Use as an async context."""
 
-    def __init__(self, socket: Path, *, read_seconds: float) -> None:
-        self._socket, self.read_seconds = str(socket), read_seconds
+    def __init__(self, address: Address, *, read_seconds: float) -> None:
+        self._address, self.read_seconds = address, read_seconds
         self._idle: dict[EngineAnswer, None] = {}  # in the order in which they became idle
 
     async def __aenter__(self) -> Self:
@@ -224,7 +226,12 @@ class Upstream:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                _, connection = await loop.create_unix_connection(lambda: EngineAnswer(self), self._socket)
+                if isinstance(self._address, Path):
+                    path = str(self._address)
+                    _, connection = await loop.create_unix_connection(lambda: EngineAnswer(self), path)
+                else:
+                    host, port = self._address
+                    _, connection = await loop.create_connection(lambda: EngineAnswer(self), host, port)
         except OSError:  # TimeoutError too
             raise UnreachableError("no connection") from None
         return connection

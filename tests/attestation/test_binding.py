@@ -19,6 +19,7 @@ from attestation.binding import (
     Keys,
     Model,
     Statement,
+    Topology,
     check_binding,
     check_statement_time,
     gpu_nonce,
@@ -62,6 +63,17 @@ def test_a_log_stands_in_a_statement_only_where_one_is_kept() -> None:
     raw["keys"]["log_ed25519"] = None
     with pytest.raises(MalformedError, match="canonical"):
         parse_statement(json.dumps(raw, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode())
+
+
+def test_a_topology_stands_whole_or_not_at_all() -> None:
+    """Where the engine is not one process of the gateway's own its statement says so; a count of none is malformed."""
+    topology = Topology(external=True, nodes=2, tensor_parallel=8)
+    there = dataclasses.replace(STATEMENT, engine=dataclasses.replace(STATEMENT.engine, topology=topology))
+    assert parse_statement(there.to_bytes()) == there
+    assert b"topology" not in STATEMENT.to_bytes()
+    nobody = dataclasses.replace(there.engine, topology=Topology(replicas=0))
+    with pytest.raises(MalformedError, match=r"engine\.topology"):
+        parse_statement(dataclasses.replace(there, engine=nobody).to_bytes())
 
 
 def test_report_data_is_the_documented_formula() -> None:

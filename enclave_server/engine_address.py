@@ -1,0 +1,35 @@
+"""Where an engine listens: a Unix socket, or a port of this machine's own loopback."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+Address = Path | tuple[str, int]
+
+_UNIX = "http+unix://"
+
+
+def parse_address(url: str) -> Address:
+    """`http+unix:///path/of/socket`, or `http://127.0.0.1:8000`. Any other host would see prompts in the clear."""
+    if url.startswith(_UNIX):
+        path = Path(url.removeprefix(_UNIX))
+        if not path.is_absolute() or any(part in url for part in "%?#"):
+            raise ValueError("after http+unix:// comes the socket's absolute path")
+        return path
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.username or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must be http://host:port or http+unix:///path, and nothing more")
+    if not _is_loopback(parts.hostname or ""):
+        raise ValueError("must be on this machine's loopback: what goes to an engine is not encrypted")
+    if parts.port is None:
+        raise ValueError("must name the port")
+    return parts.hostname or "", parts.port
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which may come to mean another machine

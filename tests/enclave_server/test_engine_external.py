@@ -1,0 +1,176 @@
+"""An engine that somebody else runs: found, named in the statement, watched, and never trusted with more than it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestation.checks import Check
+from attestation.errors import PolicyError
+from attestation.receipt import Outcome
+from enclave_server.engine import EngineError
+from enclave_server.engine_address import parse_address
+from enclave_server.engine_external import find_external
+from enclave_server.engine_topology import commands, topology
+from enclave_server.settings import Settings
+from tests.caller import Caller
+from tests.processes import until
+from tests.served import Served, model_settings, served
+from tests.servers import MODEL, VERSION, FakeEngine, free_port
+
+
+@contextmanager
+def behind(engine: FakeEngine, folder: Path, **values: Any) -> Iterator[Served]:
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    address = f"http+unix://{engine.socket}"
+    with served(
+        folder, **model_settings(model, MODEL), **{"engine": address, "drain_seconds": 1, **values}
+    ) as gateway:
+        yield gateway
+
+
+def test_answers_and_says_so(engine: FakeEngine, tmp_path: Path) -> None:
+    """No engine is started; answers have receipts, and the statement claims no flags and says that the engine is external."""
+    with behind(engine, tmp_path) as gateway, Caller(gateway.origin, gateway.run("policy")) as caller:
+        assert caller.chat("hello").outcome is Outcome.COMPLETE
+        said = caller.verdict.statement.engine
+        assert said.topology is not None
+        assert said.topology.external
+        assert (said.version, said.flags) == (VERSION, ())
+        assert '"engine starts"' not in gateway.log
+
+
+def test_refused_unless_allowed(engine: FakeEngine, tmp_path: Path) -> None:
+    """A policy that does not allow such an engine refuses the enclave by name."""
+    with behind(engine, tmp_path) as gateway, Caller(gateway.origin, gateway.run("policy")) as caller:
+        policy = gateway.run("policy")
+        assert "allow_external_engine = true\n" in policy
+        with pytest.raises(PolicyError) as refused:
+            caller.verify(policy.replace("allow_external_engine = true\n", ""))
+        assert [violation.check for violation in refused.value.violations] == [Check.POLICY_ENGINE]
+
+
+def test_readiness_follows(engine: FakeEngine, tmp_path: Path) -> None:
+    """An engine that goes away makes the gateway unready, and one that comes back makes it ready again."""
+    with behind(engine, tmp_path) as gateway:
+        engine.down()
+        until(lambda: not gateway.ready())
+        with Caller(gateway.origin, gateway.run("policy")) as caller:
+            answer = caller.chat("hello")
+            assert (answer.status, answer.error) == (503, "engine_unavailable")
+        engine.up()
+        gateway.until_ready(10)
+
+
+def test_another_name(engine: FakeEngine) -> None:
+    """An engine that does not serve the model's name is refused before anything is signed."""
+    with pytest.raises(EngineError, match="model_name is 'another'"):
+        find_external(engine.socket, model="another", seconds=1)
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    """Without an engine the wait ends with an error that says so."""
+    with pytest.raises(EngineError, match="nothing healthy"):
+        find_external(("127.0.0.1", free_port()), model=MODEL, seconds=0.1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.1:8000",
+        "http://engine:8000",
+        "http://localhost:8000",  # a name
+        "http://127.0.0.1",
+        "http://127.0.0.1:8000/v1",
+        "http://user@127.0.0.1:8000",
+        "https://127.0.0.1:8000",
+        "http+unix://relative/path",
+        "http+unix:///a%2Fb",
+        "/run/vllm.sock",
+    ],
+)
+def test_addresses_refused(url: str) -> None:
+    """Only a socket, or a numeric loopback address with its port."""
+    with pytest.raises(ValueError, match=r"http|loopback|path|port"):
+        parse_address(url)
+
+
+def test_addresses() -> None:
+    """Each form as it is used."""
+    assert parse_address("http+unix:///run/vllm.sock") == Path("/run/vllm.sock")
+    assert parse_address("http://127.0.0.1:8000") == ("127.0.0.1", 8000)
+    assert parse_address("http://[::1]:8000") == ("::1", 8000)
+
+
+def settings(**values: Any) -> Settings:
+    fixed: dict[str, Any] = {
+        "model_dir": Path("/m"),
+        "model_name": "m",
+        "model_digest": "0" * 64,
+        "tee": "simulated-tdx",
+    }
+    return Settings(**fixed, **values)
+
+
+def test_what_settings_refuse() -> None:
+    """No engine at all, and replicas or machines of an engine that the gateway would start."""
+    with pytest.raises(ValueError, match="must be set"):
+        settings()
+    with pytest.raises(ValueError, match="runs already"):
+        settings(engine_python="/p", engine_replicas=2)
+
+
+def test_topology() -> None:
+    """One child with one worker has none; everything else is told, and becomes vLLM's flags."""
+    assert topology(settings(engine_python="/p")) is None
+    child = settings(engine_python="/p", engine_tensor_parallel=4, engine_pipeline_parallel=2)
+    said = topology(child)
+    assert said is not None
+    assert (said.external, said.tensor_parallel, said.pipeline_parallel, said.nodes) == (False, 4, 2, 1)
+    [_, line] = commands(child)
+    assert "--tensor-parallel-size=4 --pipeline-parallel-size=2" in line
+    assert "ray" not in line
+
+
+def test_commands_of_replicas() -> None:
+    """A vLLM for each group of GPUs, all hardened, and the router at the address that the gateway asks."""
+    lines = list(
+        commands(settings(engine="http://127.0.0.1:8000", engine_replicas=2, engine_tensor_parallel=2))
+    )
+    servers = [line for line in lines if "api_server" in line]
+    assert [line.split()[0] for line in servers] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
+    assert all("--no-trust-remote-code" in line and "--no-enable-log-requests" in line for line in servers)
+    assert "--worker-urls http://127.0.0.1:8001 http://127.0.0.1:8002" in lines[-1]
+    assert lines[-1].endswith("--port 8000")
+    assert "export VLLM_PLUGINS=''" in lines
+
+
+def test_commands_of_a_cluster() -> None:
+    """Ray's head and workers, and vLLM on them."""
+    lines = list(
+        commands(settings(engine="http+unix:///run/vllm.sock", engine_nodes=2, engine_pipeline_parallel=2))
+    )
+    assert any(line.startswith("ray start --head") for line in lines)
+    assert "--pipeline-parallel-size=2 --distributed-executor-backend=ray" in lines[-1]
+    assert "--uds=/run/vllm.sock" in lines[-1]
+
+
+def test_printed(tmp_path: Path) -> None:
+    """`enclave-server engine command` prints lines that a shell can read."""
+    file = tmp_path / "enclave.toml"
+    file.write_text(
+        'model_dir = "/m"\nmodel_name = "a \'b"\ntee = "simulated-tdx"\n'
+        f'model_digest = "{"0" * 64}"\nengine = "http://127.0.0.1:8000"\nengine_replicas = 2\n'
+    )
+    command = [sys.executable, "-m", "enclave_server", "engine", "command", "--config", str(file)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    subprocess.run(["bash", "-n"], input=printed, text=True, check=True)
