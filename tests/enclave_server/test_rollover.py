@@ -174,6 +174,18 @@ def test_sealed_to_a_statement_that_has_ended(gateway: LiveGateway, engine: Fake
     assert not engine.requests
 
 
+def test_sealed_to_a_statement_that_is_ending(gateway: LiveGateway, engine: FakeEngine) -> None:
+    """In the last quarter of the overlap nothing more is begun, so that what is under way can end; until then it is."""
+    first = gateway.identity
+    gateway.succeed()
+    end(gateway, first, OVERLAP / 3)
+    assert post(gateway, seal(first)[0]).status_code == 200
+    end(gateway, first, OVERLAP / 5)
+    assert refusal(post(gateway, seal(first)[0])) == (422, "sealed_key")
+    assert post(gateway, seal(gateway.identity)[0]).status_code == 200
+    assert len(engine.requests) == 2
+
+
 def test_connections_are_closed_at_the_end(gateway: LiveGateway, caller: Caller) -> None:
     """An idle connection to the key of a statement that has ended is closed; one to the current key is not."""
     first = gateway.identity

@@ -29,7 +29,7 @@ from tests.served import Served, everything_written, model_settings, served
 pytestmark = pytest.mark.slow
 CHANNELS = ("sealed+pinned", "pinned", "sealed")
 CHAT = "/v1/chat/completions"
-SECONDS, OVERLAP = 25.0, 10.0
+SECONDS, OVERLAP = 40.0, 10.0
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def values(tmp_path: Path) -> dict[str, Any]:
         "engine_python": str(python),
         "drain_seconds": 3,
         "workers": 2,
-        "identity_hours": 12 / 3600,
-        "identity_overlap_minutes": 5 / 60,
+        "identity_hours": 20 / 3600,
+        "identity_overlap_minutes": 10 / 60,
         "evidence_per_second": 1000,
         "evidence_burst": 10000,
     }
