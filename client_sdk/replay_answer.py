@@ -74,8 +74,8 @@ def digest_of(choices: Sequence[Choice], nonce: bytes) -> bytes:
 def read_prefill(answer: bytes, choices: Sequence[Choice]) -> list[list[tuple[Ranked, Ranked]]]:
     """Of each choice's output tokens, in an answer with `prompt_logprobs` to prompt and output: the token, and the likeliest."""
     judged = []
-    (value,) = _objects(answer)
-    listed = _list(value.get("choices"))
+    values = list(_objects(answer))
+    listed = _list(values[0].get("choices") if len(values) == 1 else None)
     if len(listed) != len(choices):
         raise _malformed(f"{len(listed)} choices, expected {len(choices)}")
     for choice, told in zip(choices, listed, strict=True):

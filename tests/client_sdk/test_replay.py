@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attestation.bundle import SavedExchange
@@ -349,6 +349,7 @@ def test_readings_that_are_none(entries: Any) -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"[DONE]")
 def test_any_bytes(data: bytes) -> None:
     """Any bytes of an engine give a value or MalformedError."""
     for answer in (
