@@ -29,6 +29,8 @@ from attestation.tdx.quote import parse_quote
 from attestation.tdx.verify import TdxClaims
 from enclave_server.config_identity import configured
 from enclave_server.engine import EngineError, find_engine
+from enclave_server.engine_address import parse_address
+from enclave_server.engine_external import find_external
 from enclave_server.settings import Settings
 from enclave_server.tee import Tee, open_tee
 
@@ -37,6 +39,7 @@ _LEAST_DRIVER = 550  # confidential computing as this gateway asks for it
 _SUPPORTED = range(32, 34)  # vLLM 0.x
 _LEAST_FREE = 64 * 1024 * 1024
 _DAY = 86_400
+_PATIENCE = 5.0  # seconds for an engine that should run already
 _CLOCK_UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 
 
@@ -189,7 +192,13 @@ class Doctor:
         return Health.OK, versions[0], ""
 
     def _engine(self) -> tuple[Health, str, str]:
-        installed = find_engine(self._settings.engine_python)
+        settings = self._settings
+        if settings.engine is None:
+            installed = find_engine(settings.engine_python)
+        else:
+            installed = find_external(
+                parse_address(settings.engine), model=settings.model_name, seconds=_PATIENCE
+            )
         numbers = [int(number) for number in re.findall(r"\d+", installed.version)[:2]]
         if numbers[:1] != [0] or numbers[1] not in _SUPPORTED:
             advice = "This version of the gateway is tested with vLLM 0.32 and 0.33"

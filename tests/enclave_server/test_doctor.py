@@ -158,6 +158,13 @@ def test_engine_versions(
         assert doctor._engine()[0] is health
 
 
+def test_an_engine_that_should_run_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gateway starts none, the one at its address is asked; nobody there is a failure."""
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    with machine(tmp_path, engine=f"http+unix://{tmp_path}/none.sock") as box:
+        assert examine(box)["engine"].health is Health.FAILED
+
+
 @pytest.mark.parametrize(
     ("drivers", "health"),
     [((), Health.OK), (("580.1", "580.1"), Health.OK), (("580.1", "570.1"), Health.FAILED), (("535.1",), Health.FAILED)],
