@@ -31,10 +31,12 @@ def behind(engine: FakeEngine, folder: Path, **values: Any) -> Iterator[Served]:
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights")
-    address = f"http+unix://{engine.socket}"
-    with served(
-        folder, **model_settings(model, MODEL), **{"engine": address, "drain_seconds": 1, **values}
-    ) as gateway:
+    chosen: dict[str, Any] = {
+        **model_settings(model, MODEL),
+        "engine": f"http+unix://{engine.socket}",
+        **values,
+    }
+    with served(folder, drain_seconds=1, **chosen) as gateway:
         yield gateway
 
 
