@@ -1,5 +1,7 @@
 """Make a tiny llama of random weights, in seconds: for tests of the engine's life cycle, where the words do not matter.
 
+With `--labels N` it ends in a classifier of N labels in place of words.
+
 The weights come from a fixed seed and the tokenizer is trained on the docstrings of this Python's standard library, so
 one environment makes the same bytes on every run; another Python may make others, and no digest is pinned.
 
@@ -14,6 +16,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +69,7 @@ def write_tokenizer(directory: Path) -> None:
     )
 
 
-def write_weights(path: Path) -> None:
+def write_weights(path: Path, labels: int) -> None:
     import torch  # noqa: PLC0415 - slow to import
     from safetensors.torch import save_file  # noqa: PLC0415
 
@@ -76,7 +79,8 @@ def write_weights(path: Path) -> None:
         return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(torch.bfloat16)
 
     ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
-    tensors = {"model.embed_tokens.weight": random(VOCAB, HIDDEN), "lm_head.weight": random(VOCAB, HIDDEN)}
+    head, rows = ("score.weight", labels) if labels else ("lm_head.weight", VOCAB)
+    tensors = {"model.embed_tokens.weight": random(VOCAB, HIDDEN), head: random(rows, HIDDEN)}
     tensors["model.norm.weight"] = ones.clone()
     for layer in range(LAYERS):
         tensors |= {
@@ -96,8 +100,10 @@ def write_weights(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def write(directory: Path) -> None:
+def write(directory: Path, labels: int = 0) -> None:
     ends = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
+    names = {str(number): f"label-{number}" for number in range(labels)}
+    task = {"architectures": ["LlamaForSequenceClassification"], "id2label": names} if labels else {}
     config = model_files.llama_config(
         head_dim=HEAD_DIM,
         hidden_size=HIDDEN,
@@ -111,11 +117,12 @@ def write(directory: Path) -> None:
         tie_word_embeddings=False,
         vocab_size=VOCAB,
         **ends,
+        **task,
     )
     model_files.write_json(directory / "config.json", config)
     model_files.write_json(directory / "generation_config.json", ends)
     write_tokenizer(directory)
-    write_weights(directory / "model.safetensors")
+    write_weights(directory / "model.safetensors", labels)
 
 
 def verify(directory: Path) -> None:
@@ -130,13 +137,17 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=model_files.CACHE / NAME, help="the model directory to make"
     )
-    out: Path = parser.parse_args().out
+    parser.add_argument(
+        "--labels", type=int, default=0, help="classes of a classifier; 0 for a model of words"
+    )
+    given = parser.parse_args()
+    out: Path = given.out
     if out.is_dir():
         return 0
     print("→ tiny test model: random weights, about 10 s, first time only", flush=True)
     start = time.monotonic()
     try:
-        model_files.publish(out, write, verify)
+        model_files.publish(out, partial(write, labels=given.labels), verify)
     except model_files.ModelError as error:
         print(f"tiny test model: {error}", file=sys.stderr)
         return 1
