@@ -104,7 +104,9 @@ class Memory:
             names = raw.get("names")
             if raw.get("v") != 1 or not isinstance(names, dict):
                 raise MalformedError(Check.MEMORY_STATE, "expected version 1 with names")
-            return {name: load_table(Seen, s, f"names.{name}", Check.MEMORY_STATE) for name, s in names.items()}
+            return {
+                name: load_table(Seen, s, f"names.{name}", Check.MEMORY_STATE) for name, s in names.items()
+            }
         except MalformedError as exc:
             raise MalformedError(Check.MEMORY_STATE, f"{self.path}: {exc.detail}", advice=_ADVICE) from exc
 
