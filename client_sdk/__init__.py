@@ -21,13 +21,8 @@ if TYPE_CHECKING:
     from client_sdk.openai import AsyncAttestedClient, AsyncOpenAI, AttestedClient, OpenAI
     from client_sdk.receipts import Attestation
     from client_sdk.sealing import Channel
-    from client_sdk.transport import (
-        Trust,
-        async_attested_transport,
-        attestation_of,
-        attested_transport,
-        load_policy,
-    )
+    from client_sdk.terms import load_policy
+    from client_sdk.transport import Trust, async_attested_transport, attestation_of, attested_transport
 
 __all__ = [
     "AsyncAttestedClient",
@@ -63,13 +58,8 @@ _HOMES = {
     "client_sdk.openai": ("AsyncAttestedClient", "AsyncOpenAI", "AttestedClient", "OpenAI"),
     "client_sdk.receipts": ("Attestation",),
     "client_sdk.sealing": ("Channel",),
-    "client_sdk.transport": (
-        "Trust",
-        "async_attested_transport",
-        "attestation_of",
-        "attested_transport",
-        "load_policy",
-    ),
+    "client_sdk.terms": ("load_policy",),
+    "client_sdk.transport": ("Trust", "async_attested_transport", "attestation_of", "attested_transport"),
 }
 
 

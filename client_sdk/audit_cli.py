@@ -21,7 +21,7 @@ from client_sdk.audit_work import Refused, Tally, Terms, audit_path, read_raw_sa
 from client_sdk.exits import ExitCode
 from client_sdk.files import parse_time
 from client_sdk.present import clean
-from client_sdk.transport import load_policy
+from client_sdk.terms import load_policy
 
 SHOWN = 20  # refused exchanges that are told one by one; --json has all
 _GRAVEST_FIRST = (ExitCode.NOT_AUTHENTIC, ExitCode.MALFORMED, ExitCode.POLICY, ExitCode.UNDECIDED)

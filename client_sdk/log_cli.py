@@ -25,7 +25,8 @@ from client_sdk.log_client import LogClient, Visit, prove_bundle, visit
 from client_sdk.options import AsJson, Url
 from client_sdk.present import clean, reasons
 from client_sdk.session import Session
-from client_sdk.transport import check_url, load_policy
+from client_sdk.terms import load_policy
+from client_sdk.transport import check_url
 
 app = typer.Typer(
     no_args_is_help=True, help="Logs of receipts: see that they only grow, and prove what is in them."

@@ -31,18 +31,13 @@ from client_sdk.proxy_page import Pages
 from client_sdk.proxy_upstream import Upstream
 from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
-from client_sdk.transport import (
-    DEFAULT_CHANNEL,
-    Trust,
-    async_attested_transport,
-    check_url,
-    load_policy,
-)
+from client_sdk.terms import load_policy
+from client_sdk.transport import DEFAULT_CHANNEL, Trust, async_attested_transport, check_url
 
 PORT = 8642
 STOP_SECONDS = 10.0
-# given up well before the gateway does (5 s), so that no request meets a connection that is just being closed
-LIMITS = httpx.Limits(max_connections=512, max_keepalive_connections=512, keepalive_expiry=2.5)
+# given up well before the gateway does (75 s), so that no request meets a connection that is just being closed
+LIMITS = httpx.Limits(max_connections=512, max_keepalive_connections=512, keepalive_expiry=30)
 
 
 class VerifyWhen(StrEnum):

@@ -24,7 +24,8 @@ from client_sdk.replay import replay as compare
 from client_sdk.replay_engine import AttestedEngine, UnattestedEngine
 from client_sdk.replay_terms import Terms, terms_of
 from client_sdk.sealing import Channel
-from client_sdk.transport import DEFAULT_CHANNEL, load_policy
+from client_sdk.terms import load_policy
+from client_sdk.transport import DEFAULT_CHANNEL
 
 _FILE = {"metavar": "FILE", "exists": True, "dir_okay": False}
 

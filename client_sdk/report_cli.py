@@ -16,7 +16,7 @@ from client_sdk.files import parse_time
 from client_sdk.options import PolicyFile
 from client_sdk.present import clean
 from client_sdk.report import Report
-from client_sdk.transport import load_policy
+from client_sdk.terms import load_policy
 
 
 def report(

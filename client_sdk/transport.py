@@ -24,7 +24,6 @@ from client_sdk.receipts import Attestation, Verify
 from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session, State
 from client_sdk.terms import PolicyLike, Terms
-from client_sdk.terms import load_policy as load_policy  # noqa: PLC0414
 
 if TYPE_CHECKING:
     import httpx

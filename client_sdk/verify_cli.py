@@ -12,7 +12,8 @@ from client_sdk.exits import exit_code
 from client_sdk.options import AsJson, ChannelOption, PolicyFile, Url
 from client_sdk.outcome import ask, foreign, lines_of, proven
 from client_sdk.present import result, show, working
-from client_sdk.transport import DEFAULT_CHANNEL, load_policy
+from client_sdk.terms import load_policy
+from client_sdk.transport import DEFAULT_CHANNEL
 
 
 def verify(
