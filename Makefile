@@ -159,6 +159,11 @@ bench-audit: $(PROJECT)
 bench-log: $(PROJECT)
 	@$(PY) -m benchmarks.log
 
+## bench-model   the manifest of a 1 GiB model beside sha256sum on as many processes; about 30 s
+.PHONY: bench-model
+bench-model: $(PROJECT)
+	@$(PY) -m benchmarks.model
+
 ## bench-gateway the gateway beside nginx, LiteLLM and vllm-router, and two workers beside one; about 8 min
 .PHONY: bench-gateway
 bench-gateway: $(PROJECT)

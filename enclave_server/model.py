@@ -1,7 +1,7 @@
 """The model's files, and the digest that stands for all of them.
 
 The manifest lists every file below the directory with its SHA-256; the model digest is the SHA-256 of the manifest's
-RFC 8785 text (docs/protocol.md §5). Hashing proves what was read once: keep the directory read-only afterwards.
+RFC 8785 text (docs/protocol.md §5). Hashing proves what was read once; docs/models.md says what keeps it so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 import rfc8785
 
@@ -35,10 +37,27 @@ REFUSED_SUFFIXES = frozenset(
     }
 )
 MAX_FILES = 10_000
+_CHUNK = 1024 * 1024  # hashlib lets other threads run while it works on so much
+
+
+class ModelProblem(StrEnum):
+    """What a model is refused for; docs/models.md says what to do."""
+
+    DIRECTORY = "model.directory"
+    FILE = "model.file"
+    CHANGED = "model.changed"
+    DIGEST = "model.digest"
 
 
 class ModelError(Exception):
-    """The model directory is not one that this gateway serves."""
+    """The model is not one that this gateway serves."""
+
+    def __init__(self, problem: ModelProblem, detail: str, *, advice: str) -> None:
+        super().__init__(problem, detail)
+        self.problem, self.detail, self.advice = problem, detail, advice
+
+    def __str__(self) -> str:
+        return f"[{self.problem}] {self.detail}. {self.advice}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +83,15 @@ class Manifest:
 
 
 def read_manifest(directory: Path, *, threads: int | None = None) -> Manifest:
-    """Hash every file below `directory`, several at a time."""
+    """Hash every file below `directory` on all cores. A file that changes meanwhile is refused."""
     paths = _files(directory)
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        return Manifest(tuple(pool.map(lambda path: _hash(directory, path), paths)))
+    with ThreadPoolExecutor(
+        threads or len(os.sched_getaffinity(0))
+    ) as pool:  # the largest first: none ends alone
+        hashed = pool.map(
+            lambda path: _hash(directory, path), sorted(paths, key=lambda p: -_size(directory, p))
+        )
+        return Manifest(tuple(sorted(hashed, key=lambda file: file.path)))
 
 
 def check_model(directory: Path, expected: str) -> Manifest:
@@ -75,37 +99,99 @@ def check_model(directory: Path, expected: str) -> Manifest:
     manifest = read_manifest(directory)
     if manifest.digest().hex() != expected:
         raise ModelError(
-            f"the model in {directory} has digest {manifest.digest().hex()}, the settings demand {expected}; "
-            "a file was changed, added or removed, or the setting is for another model"
+            ModelProblem.DIGEST,
+            f"the model in {directory} has digest {manifest.digest().hex()}, the settings demand {expected}",
+            advice="A file was changed, added or removed, or model_digest is that of another model",
         )
     return manifest
 
 
 def _files(directory: Path) -> list[PurePosixPath]:
     if not directory.is_dir():
-        raise ModelError(f"there is no model directory {directory}")
+        raise ModelError(
+            ModelProblem.DIRECTORY,
+            f"there is no model directory {directory}",
+            advice="Mount the model, or mend model_dir",
+        )
     root, found = directory.resolve(), []
-    for folder, names, files in os.walk(directory, followlinks=False):
-        for name in [*names, *files]:
-            path = Path(folder, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise ModelError(f"{path} is a link that leaves the model directory")
-            if path.is_symlink() and path.is_dir():
-                raise ModelError(f"{path} is a link to a directory; a model has plain directories")
-        for name in files:
-            path = Path(folder, name)
-            if not path.is_file():
-                raise ModelError(f"{path} is not a regular file")
-            if path.suffix.lower() in REFUSED_SUFFIXES:
-                raise ModelError(f"{path} is of a kind that can run code when loaded; serve safetensors")
+    for folder, names, files in os.walk(directory, followlinks=False, onerror=_unreadable):
+        for path in (Path(folder, name) for name in [*names, *files]):
+            _check_link(path, root)
+        for path in (Path(folder, name) for name in files):
+            _check_kind(path)
             found.append(PurePosixPath(path.relative_to(directory)))
     if not 0 < len(found) <= MAX_FILES:
-        raise ModelError(f"{directory} has {len(found)} files; a model has 1 to {MAX_FILES}")
+        raise ModelError(
+            ModelProblem.DIRECTORY,
+            f"{directory} has {len(found)} files; a model has 1 to {MAX_FILES}",
+            advice="Name the directory in which the model's config.json is",
+        )
     return sorted(found, key=str)
 
 
+def _check_link(path: Path, root: Path) -> None:
+    if not path.is_symlink():
+        return
+    advice = "Copy the model with its links followed: cp -rL"
+    if not path.resolve().is_relative_to(root):
+        raise ModelError(
+            ModelProblem.FILE, f"{path} is a link that leaves the model directory", advice=advice
+        )
+    if path.is_dir():
+        raise ModelError(ModelProblem.FILE, f"{path} is a link to a directory", advice=advice)
+
+
+def _check_kind(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(ModelProblem.FILE, f"{path} is not a regular file", advice="Remove it")
+    if path.suffix.lower() in REFUSED_SUFFIXES:
+        raise ModelError(
+            ModelProblem.FILE,
+            f"{path} is of a kind that can run code when loaded",
+            advice="Remove it, and serve safetensors",
+        )
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ModelError(
+            ModelProblem.FILE, f"{str(path)!r} is not named in UTF-8", advice="Rename it"
+        ) from None
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise ModelError(
+        ModelProblem.FILE,
+        f"{error.filename} cannot be read ({error.strerror})",
+        advice="Let the gateway's user read every file of the model",
+    ) from error
+
+
+def _size(directory: Path, path: PurePosixPath) -> int:
+    try:
+        return Path(directory, path).stat().st_size
+    except OSError as exc:
+        _unreadable(exc)
+
+
 def _hash(directory: Path, path: PurePosixPath) -> File:
-    with Path(directory, path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        size = os.fstat(file.fileno()).st_size
+    digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_CHUNK))
+    try:
+        with Path(directory, path).open("rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            while size <= before.st_size and (read := file.readinto(buffer)):
+                digest.update(buffer[:read])
+                size += read
+            after = os.fstat(file.fileno())
+    except OSError as exc:
+        _unreadable(exc)
+    if size != before.st_size or _version(before) != _version(after):
+        raise ModelError(
+            ModelProblem.CHANGED,
+            f"{Path(directory, path)} changed while it was read",
+            advice="Let nobody write to the model, best by a read-only mount, and start again",
+        )
     return File(path=str(path), size=size, sha256=digest.hexdigest())
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from enclave_server.model import REFUSED_SUFFIXES, ModelError, check_model, read_manifest
+from enclave_server.model import REFUSED_SUFFIXES, ModelError, ModelProblem, check_model, read_manifest
 
 
 @pytest.fixture
@@ -38,23 +38,62 @@ def test_threads_do_not_matter(model: Path) -> None:
     assert read_manifest(model, threads=1) == read_manifest(model, threads=7)
 
 
-@pytest.mark.parametrize("change", ["byte", "added", "removed", "renamed"])
+@pytest.mark.parametrize("change", ["byte", "truncated", "added", "removed", "renamed"])
 def test_any_change_is_seen(model: Path, change: str) -> None:
-    """A changed, added, removed or renamed file gives another digest, and the model is refused."""
+    """A changed, truncated, added, removed or renamed file gives another digest, and the model is refused."""
     before = read_manifest(model).digest().hex()
     assert check_model(model, before).digest().hex() == before
     config = model / "config.json"
     match change:
         case "byte":
             config.write_text("{ ")
+        case "truncated":
+            os.truncate(model / "model.safetensors", 6999)
         case "added":
             (model / "b.txt").touch()
         case "removed":
             config.unlink()
         case "renamed":
             config.rename(model / "config2.json")
-    with pytest.raises(ModelError, match="the settings demand"):
+    with pytest.raises(ModelError, match=r"\[model.digest\] .* the settings demand"):
         check_model(model, before)
+
+
+def test_changed_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that grows for as long as it is hashed is refused, and read no further."""
+
+    class Slow:
+        def __init__(self) -> None:
+            self._inner = hashlib.new("sha256")
+
+        def update(self, data: bytes) -> None:
+            self._inner.update(data)
+            with (model / "config.json").open("a") as file:
+                file.write(" ")
+
+        def hexdigest(self) -> str:
+            return self._inner.hexdigest()
+
+    monkeypatch.setattr(hashlib, "sha256", Slow)
+    with pytest.raises(ModelError) as caught:
+        read_manifest(model, threads=1)
+    assert caught.value.problem is ModelProblem.CHANGED
+
+
+def test_gone_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be read is named, with what to do."""
+    monkeypatch.setattr("enclave_server.model._files", lambda _: [PurePosixPath("gone.json")])
+    with pytest.raises(
+        ModelError, match=r"\[model.file\] .*gone.json cannot be read .* Let the gateway's user"
+    ):
+        read_manifest(model)
+
+
+def test_names_outside_of_unicode(model: Path) -> None:
+    """A file whose name is not UTF-8 is refused: the manifest could not name it."""
+    Path(os.fsdecode(bytes(model) + b"/\xff")).touch()
+    with pytest.raises(ModelError, match="UTF-8"):
+        read_manifest(model)
 
 
 @pytest.mark.parametrize("suffix", sorted(REFUSED_SUFFIXES))
@@ -89,3 +128,9 @@ def test_not_a_model(model: Path, tmp_path: Path) -> None:
     os.mkfifo(model / "pipe")
     with pytest.raises(ModelError, match="regular"):
         read_manifest(model)
+
+
+def test_every_problem_is_documented() -> None:
+    """docs/models.md has a row for each reason to refuse a model."""
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    assert [problem for problem in ModelProblem if f"| `{problem}` |" not in text] == []
