@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from attestation.disclosure import dump_disclosure
 from attestation.errors import AttestationError
 from client_sdk.audit_cli import read_bundle
 from client_sdk.exits import ExitCode, exit_code
+from client_sdk.options import AsJson
 from client_sdk.present import clean, reasons
 
 _Numbers = list[int] | None
@@ -32,6 +34,7 @@ def disclose(
     exchange: Annotated[
         int, typer.Option("--exchange", min=0, metavar="N", help="Which one of the bundle's, from 0.")
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Show one message of a chat without the rest; `attested audit` verifies what is shown.
 
@@ -55,6 +58,11 @@ def disclose(
         typer.echo(clean(f"cannot write {output}: {exc.strerror}"), err=True)
         raise typer.Exit(ExitCode.UNDECIDED) from exc
     hidden = len(made.messages) - len(messages), len(made.choices) - len(choices)
+    if as_json:
+        shown = {"messages": sorted(messages), "choices": sorted(choices)}
+        hid = {"messages": hidden[0], "choices": hidden[1]}
+        typer.echo(json.dumps({"file": str(output), "shown": shown, "hidden": hid}))
+        return
     typer.echo(
         f"{output}: {len(messages)} message(s) and {len(choices)} choice(s) shown, {hidden[0]} and {hidden[1]} hidden"
     )

@@ -54,6 +54,7 @@ def lock_enclave(  # noqa: PLR0913, PLR0917  # a command's options are its param
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask: for scripts, after somebody has looked.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify an enclave, show what it is, and write a policy that accepts exactly that and nothing older.
 
@@ -78,11 +79,17 @@ def lock_enclave(  # noqa: PLR0913, PLR0917  # a command's options are its param
         expires=now + timedelta(days=days),
         machine=machine,
     )
-    for line in [*proven(verdict), *foreign(accepted), *_shown(old, made)]:
-        typer.echo(clean(line))
+    facts = [*proven(verdict), *foreign(accepted)]
+    if not as_json:
+        for line in [*facts, *_shown(old, made)]:
+            typer.echo(clean(line))
     _confirm(output, yes=yes)
     _write(output, _HEAD.format(made=now, url=clean(url)) + "\n" + dump_policy(made))
-    typer.echo(f"{output}: in force for {days} days")
+    if as_json:
+        changes = list(differences(old, made)) if old is not None else None
+        typer.echo(json.dumps({"file": str(output), "days": days, "facts": facts, "changes": changes}))
+    else:
+        typer.echo(f"{output}: in force for {days} days")
 
 
 def diff(

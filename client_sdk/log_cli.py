@@ -90,6 +90,7 @@ def prove(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A bundle, saved earlier.")],
     url: Url,
     wait: Wait = 0.0,
+    as_json: AsJson = False,
 ) -> None:
     """Put proofs that its receipts are logged into a saved bundle. `attested audit` verifies them, and all else."""
     try:
@@ -101,7 +102,10 @@ def prove(
     except AttestationError as error:
         typer.echo(clean("\n".join(["NOT PROVEN", *reasons(error)])), err=True)
         raise typer.Exit(exit_code(error)) from None
-    typer.echo(f"proven: {len(proven.exchanges)} receipts are in the log", err=True)
+    if as_json:
+        typer.echo(json.dumps({"file": str(file), "proven": len(proven.exchanges)}))
+    else:
+        typer.echo(f"proven: {len(proven.exchanges)} receipts are in the log", err=True)
 
 
 def _key_of(url: str, policy: Path | None) -> VerifierKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,9 @@ import typer
 from attestation.audit import Auditor
 from attestation.errors import AttestationError
 from client_sdk.audit_cli import read_bundle
-from client_sdk.exits import exit_code
+from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import parse_time
-from client_sdk.options import PolicyFile
+from client_sdk.options import AsJson, PolicyFile
 from client_sdk.present import clean
 from client_sdk.report import Report
 from client_sdk.terms import load_policy
@@ -31,6 +32,7 @@ def report(
         typer.Option("--at", parser=parse_time, metavar="TIME", help="In place of the receipt's own time."),
     ] = None,
     content: Annotated[bool, typer.Option("--content", help="Show request and answer in the page.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Audit one exchange of a bundle, and make a page of it that checks its signatures again in any browser.
 
@@ -51,9 +53,14 @@ def report(
             content=content,
             made=datetime.now(UTC),
         )
-        text = page.to_html()
+        output.write_text(page.to_html(), encoding="utf-8")
     except AttestationError as error:
         typer.echo(clean(str(error)), err=True)
         raise typer.Exit(exit_code(error)) from error
-    output.write_text(text)
-    typer.echo(f"{output}: receipt {audited.receipt.id}, checked again by whoever opens it")
+    except OSError as exc:
+        typer.echo(clean(f"cannot write {output}: {exc.strerror}"), err=True)
+        raise typer.Exit(ExitCode.UNDECIDED) from exc
+    if as_json:
+        typer.echo(json.dumps({"file": str(output), "receipt": audited.receipt.id, "content": content}))
+    else:
+        typer.echo(clean(f"{output}: receipt {audited.receipt.id}, checked again by whoever opens it"))

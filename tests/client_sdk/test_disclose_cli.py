@@ -53,6 +53,16 @@ def test_what_is_shown_holds(saved: Path, policy: Path) -> None:
     assert "saved without" not in done.stdout
 
 
+def test_a_disclosure_for_programs(saved: Path) -> None:
+    """--json prints one object: which parts are shown, and how many are not."""
+    done, output = disclosed(saved, "--message", "2", "--choice", "0", "--json")
+    assert json.loads(done.stdout) == {
+        "file": str(output),
+        "shown": {"messages": [2], "choices": [0]},
+        "hidden": {"messages": 2, "choices": 1},
+    }
+
+
 def test_as_json_and_in_a_folder(tmp_path: Path, policy: Path) -> None:
     """Beside bundles; null for what is hidden, and nothing told of a disclosure that does not hold."""
     folder = tmp_path / "folder"

@@ -79,6 +79,15 @@ def test_what_changes_is_shown_before_a_lock_is_replaced(gateway: LiveGateway, p
     assert "mrtd" not in changes
 
 
+def test_a_lock_for_programs(gateway: LiveGateway, policy: Path) -> None:
+    """--json prints one object and nothing else: what was proven, and what changed."""
+    done, out = locked(gateway, policy, "--yes", "--json")
+    said = json.loads(done.stdout)
+    assert (said["file"], said["changes"]) == (str(out), None)
+    assert any(fact.startswith("machine: ") for fact in said["facts"])
+    assert json.loads(locked(gateway, policy, "--yes", "--json", "--machine")[0].stdout)["changes"]
+
+
 def test_an_enclave_that_is_refused_is_not_locked(gateway: LiveGateway, policy: Path) -> None:
     """The vendors' roots alone do not vouch for a simulated enclave: nothing is written, and the check is named."""
     out = policy.with_name("attest.lock")

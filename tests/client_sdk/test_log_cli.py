@@ -230,8 +230,9 @@ def test_a_chat_is_saved_with_its_proof(gateway: LiveGateway, tmp_path: Path) ->
     assert (done.returncode, json.loads(done.stdout)["logged"]) == (0, 0)
     done = attested("audit", str(file), "--policy", policy, "--logged")
     assert (done.returncode, "[log.missing]" in done.stdout) == (3, True)
-    done = attested("log", "prove", str(file), gateway.origin)
+    done = attested("log", "prove", str(file), gateway.origin, "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"file": str(file), "proven": 1}
     assert parse_bundle(file.read_bytes()).exchanges[0].log is not None
     wrong = replace(exchange, log=re.sub(rb"index \d+", b"index 0", exchange.log))
     with pytest.raises(VerificationError) as error:

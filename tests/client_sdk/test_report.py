@@ -172,6 +172,18 @@ def test_digests_alone_have_no_content(tmp_path: Path) -> None:
     assert html == ""
 
 
+def test_a_report_for_programs(tmp_path: Path) -> None:
+    """--json prints one object; a page that cannot be written leaves the question open."""
+    done, _ = page(tmp_path, "--json")
+    assert json.loads(done.stdout) == {
+        "file": str(tmp_path / "report.html"),
+        "receipt": "r-0",
+        "content": False,
+    }
+    done, _ = page(tmp_path, "-o", str(tmp_path))
+    assert done.returncode == ExitCode.UNDECIDED
+
+
 def test_no_such_exchange(tmp_path: Path) -> None:
     """A number beyond the bundle's exchanges is wrong usage."""
     done, _ = page(tmp_path, "--exchange", "7")
