@@ -50,6 +50,13 @@ class Check(StrEnum):
     MEMORY_STATE = "memory.state"
     MEMORY_EPOCH = "memory.epoch"
 
+    # evidence in other providers' formats
+    FOREIGN_FETCH = "foreign.fetch"
+    FOREIGN_FORMAT = "foreign.format"
+    FOREIGN_BINDING = "foreign.binding"
+    FOREIGN_NONCE = "foreign.nonce"
+    FOREIGN_TLS_KEY = "foreign.tls_key"
+
     # the channel to the enclave
     CHANNEL_UNPROTECTED = "channel.unprotected"
     CHANNEL_TLS_KEY = "channel.tls_key"

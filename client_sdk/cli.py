@@ -14,6 +14,7 @@ from client_sdk.disclose_cli import disclose
 from client_sdk.doctor_cli import doctor
 from client_sdk.examples import EXIT_CODES
 from client_sdk.exits import Commands
+from client_sdk.foreign_cli import foreign
 from client_sdk.inspect_cli import inspect
 from client_sdk.lock_cli import diff, lock_enclave
 from client_sdk.proxy_cli import env, proxy
@@ -41,6 +42,7 @@ app.command(rich_help_panel=JUDGE)(replay)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)
 app.add_typer(log_cli.app, name="log", rich_help_panel=JUDGE)
+evidence_cli.app.command()(foreign)
 app.add_typer(evidence_cli.app, name="evidence", rich_help_panel=JUDGE)
 app.command("lock", rich_help_panel=PREPARE)(lock_enclave)
 app.command(rich_help_panel=PREPARE)(diff)

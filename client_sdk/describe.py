@@ -26,6 +26,8 @@ from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.nvidia.devices import GpuDevice, parse_list
 from attestation.nvidia.evidence import parse_evidence as parse_gpu
 from attestation.nvidia.rim import load_rim
+from client_sdk.foreign import TITLES, Foreign, NitroEvidence
+from client_sdk.foreign_formats import recognise
 from client_sdk.present import plain
 
 _JWT = re.compile(rb"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]*")
@@ -94,6 +96,9 @@ def _json(data: bytes) -> Described:
             )
         case {"quote": {"message": _}} | {"tpm_quote": _}:
             return Described("Azure confidential VM's evidence", _azure(data))
+        case {"format": str()} | {"intel_quote": _} | {"gateway_attestation": _} | {"all_attestations": _}:
+            machines = [_foreign(machine) for machine in recognise(data)]
+            return Described("another provider's evidence", {"machines": machines})
         case [["JWT", str(overall)], dict(devices)]:
             tokens = {name: _claims(str(token).encode()) for name, token in devices.items()}
             return Described(
@@ -147,6 +152,23 @@ def _azure(data: bytes) -> dict[str, Any]:
         "user_data": hcl.runtime_data.user_data.hex(),
         "quote": plain(vtpm.parse_quote(evidence.quote)),
         "pcrs": [value.hex() for value in evidence.pcrs],
+    }
+
+
+def _foreign(machine: Foreign) -> dict[str, Any]:
+    match machine.cpu:
+        case TdxEvidence(raw) | SnpEvidence(raw) | NitroEvidence(raw):
+            cpu = _binary(raw)
+        case _:
+            assert_never(machine.cpu)
+    return {
+        "format": TITLES[machine.format],
+        "cpu": {"kind": cpu.kind, **cpu.content},
+        "nonce": plain(machine.nonce),
+        "tls_sha256": plain(machine.tls.sha256 if machine.tls else None),
+        "keys": plain(machine.keys),
+        "gpus": [_device(device) for device in parse_list(machine.gpus)] if machine.gpus else [],
+        "not_covered": list(machine.uncovered),
     }
 
 

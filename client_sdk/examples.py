@@ -11,6 +11,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": (
         "attested verify https://enclave:8443 --policy policy.toml",
         "attested verify https://balancer --policy policy.toml --channel sealed --json",
+        "attested verify https://inference.example --provider tinfoil",
     ),
     "chat": (
         "attested chat https://enclave:8443 --policy policy.toml 'Why is the sky blue?'",
@@ -55,6 +56,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evidence azure": ("attested evidence azure evidence.json --nonce 00ff --collateral pcs.json",),
     "evidence nvidia": ("attested evidence nvidia gpus.json --nonce 00ff --rim rim.xml --ocsp ocsp.der",),
     "evidence nvidia-token": ("attested evidence nvidia-token token.jwt --jwks keys.json --nonce 00ff",),
+    "evidence foreign": (
+        "attested evidence foreign report.json --nonce 00ff",
+        "attested evidence foreign document.json --tls server.pem --collateral kds.json --offline",
+    ),
     "policy explain": ("attested policy explain policy.toml",),
     "policy check": ("attested policy check policy.toml --json",),
     "collateral fetch": (

@@ -34,7 +34,7 @@ def judge_nvidia(
     for device in devices:
         try:
             claims.append(_verify(device, nonce, collateral, terms))
-            seen.append(walk(chains.GPU, None, skipped=_left_out(claims[-1])))
+            seen.append(walk(chains.GPU, None, skipped=left_out(claims[-1])))
         except AttestationError as exc:
             error = exc
             seen.append(walk(chains.GPU, exc, skipped=(chains.MANIFESTS, chains.REVOCATION)))
@@ -88,7 +88,7 @@ def _together(
     return lines
 
 
-def _left_out(claims: GpuClaims) -> tuple[str, ...]:
+def left_out(claims: GpuClaims) -> tuple[str, ...]:
     """The links that were not judged for want of collateral; a policy may or may not accept that."""
     manifests = (chains.MANIFESTS, chains.GOLDEN) if claims.missing_rims else ()
     return manifests + ((chains.REVOCATION,) if claims.unchecked else ())

@@ -1,0 +1,166 @@
+"""Other providers' evidence, asked for where they publish it, and the certificate at the end of the connection.
+
+What comes back is untrusted and proves itself or does not; so TLS is spoken with whoever answers, as for our own evidence.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+import httpx
+
+from attestation.checks import Check
+from attestation.collateral import AmdCollateral, Collateral, IntelCollateral
+from attestation.errors import AttestationError, MalformedError, UnavailableError
+from attestation.evidence import SnpEvidence, TdxEvidence
+from attestation.fetch import Fetcher
+from attestation.nvidia.collateral import NvidiaCollateral
+from client_sdk.foreign import MAX_DOCUMENT_BYTES, Foreign, Seen
+from client_sdk.foreign_formats import NITRIDING_NONCE_BYTES, recognise
+from client_sdk.tls import unpinned_context
+
+OWN_PATH = "/.well-known/attestation"
+OWN_TYPE = "application/cmw+json"
+_TIMEOUT_S = 30.0
+
+
+class Provider(StrEnum):
+    """Whose format to ask for; `auto` asks for each in this order."""
+
+    AUTO = "auto"
+    TINFOIL = "tinfoil"
+    DSTACK = "dstack"
+    NITRIDING = "nitriding"
+    RA_TLS = "ra-tls"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a format is published, how long its nonces are (0: it has none), and what else to ask with."""
+
+    path: str
+    nonce_bytes: int = 0
+    query: tuple[tuple[str, str], ...] = ()
+
+
+#: In the order in which `auto` tries them.
+PLACES = {
+    Provider.TINFOIL: Place(path="/.well-known/tinfoil-attestation", nonce_bytes=32),
+    Provider.DSTACK: Place(
+        path="/v1/attestation/report", nonce_bytes=32, query=(("include_tls_fingerprint", "true"),)
+    ),
+    Provider.NITRIDING: Place(path="/enclave/attestation", nonce_bytes=NITRIDING_NONCE_BYTES),
+    Provider.RA_TLS: Place(path="/"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What was found: every machine's evidence, and what the asker knows."""
+
+    provider: Provider
+    machines: tuple[Foreign, ...]
+    seen: Seen
+
+
+class OurOwn(Exception):  # noqa: N818  # not a failure: the address is one of ours
+    """A gateway of this project answers there."""
+
+
+def ask(url: str, provider: Provider = Provider.AUTO) -> Published:
+    """The evidence that is published at `url`. A path in it stands in place of the format's own."""
+    try:
+        base = httpx.URL(url)
+    except httpx.InvalidURL as exc:
+        raise UnavailableError(Check.FOREIGN_FETCH, f"{url}: {exc}") from exc
+    with httpx.Client(verify=unpinned_context(), timeout=_TIMEOUT_S) as client:
+        if provider is not Provider.AUTO:
+            return _ask_one(client, base, provider)
+        _refuse_our_own(client, base)
+        return _ask_each(client, base)
+
+
+def _ask_each(client: httpx.Client, base: httpx.URL) -> Published:
+    """The first format that is there. Pages that are something else are passed by, and told of when nothing is found."""
+    failures: list[AttestationError] = []
+    for provider in PLACES:
+        try:
+            return _ask_one(client, base, provider)
+        except AttestationError as exc:
+            failures.append(exc)
+    if all(
+        isinstance(exc, UnavailableError) for exc in failures[:-1]
+    ):  # the last one is about the certificate
+        raise failures[0]
+    raise next(exc for exc in failures if isinstance(exc, MalformedError))
+
+
+def _ask_one(client: httpx.Client, base: httpx.URL, provider: Provider) -> Published:
+    place = PLACES[provider]
+    nonce = os.urandom(place.nonce_bytes) if place.nonce_bytes else None
+    named = base.path not in {"", "/"}
+    query = dict(base.params) | dict(place.query) | ({"nonce": nonce.hex()} if nonce else {})
+    where = base.copy_with(path=base.path if named else place.path, query=None, fragment=None)
+    wanted = provider is not Provider.RA_TLS
+    body, certificate = _get(client, where.copy_merge_params(query), wanted=wanted)
+    if not wanted:
+        if certificate is None:
+            raise UnavailableError(Check.FOREIGN_FETCH, f"{base}: not TLS, so there is no certificate")
+        body = certificate
+    return Published(
+        provider=provider, machines=recognise(body), seen=Seen(nonce=nonce, certificate=certificate)
+    )
+
+
+def _get(client: httpx.Client, url: httpx.URL, *, wanted: bool) -> tuple[bytes, bytes | None]:
+    """The answer and the peer's certificate. Of an answer that is not wanted, only the latter."""
+    try:
+        with client.stream("GET", url, headers={"accept-encoding": "identity"}) as response:
+            tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+            certificate = None if tls is None else tls.getpeercert(True)
+            if not wanted:
+                return b"", certificate
+            if response.status_code != httpx.codes.OK:
+                raise UnavailableError(Check.FOREIGN_FETCH, f"{url}: status {response.status_code}")
+            body = bytearray()
+            for part in response.iter_raw():
+                body += part
+                if len(body) > MAX_DOCUMENT_BYTES:
+                    raise MalformedError(
+                        Check.FOREIGN_FORMAT, f"{url}: larger than {MAX_DOCUMENT_BYTES} bytes"
+                    )
+            return bytes(body), certificate
+    except httpx.HTTPError as exc:
+        raise UnavailableError(Check.FOREIGN_FETCH, f"{url}: {type(exc).__name__}: {exc}") from exc
+
+
+def _refuse_our_own(client: httpx.Client, base: httpx.URL) -> None:
+    where = base.copy_with(path=OWN_PATH, query=None, fragment=None)
+    try:
+        with client.stream("GET", where) as response:
+            if response.headers.get("content-type", "").startswith(OWN_TYPE):
+                raise OurOwn
+    except httpx.HTTPError as exc:
+        raise UnavailableError(Check.FOREIGN_FETCH, f"{where}: {type(exc).__name__}: {exc}") from exc
+
+
+def supply(
+    foreign: Foreign,
+    fetcher: Fetcher | None,
+    *,
+    cpu: IntelCollateral | AmdCollateral | None = None,
+    gpus: NvidiaCollateral | None = None,
+) -> Collateral:
+    """Collateral for one document: what was given, what came along, and the rest from the vendors."""
+    intel = cpu if isinstance(cpu, IntelCollateral) else None
+    amd = cpu if isinstance(cpu, AmdCollateral) else foreign.amd
+    if fetcher is not None:
+        if isinstance(foreign.cpu, TdxEvidence) and intel is None:
+            intel = fetcher.intel(foreign.cpu.quote)
+        if isinstance(foreign.cpu, SnpEvidence) and amd is None:
+            amd = fetcher.amd(foreign.cpu.report)
+        if foreign.gpus and gpus is None:
+            gpus = fetcher.nvidia(foreign.gpus)
+    return Collateral(intel=intel, amd=amd, nvidia=gpus)
