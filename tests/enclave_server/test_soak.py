@@ -1,0 +1,254 @@
+"""Everything at once, for long: clients that vanish, half requests, huge ones, wrong bytes, slow bodies, sealed and pinned ones.
+
+Nothing crashes, memory stays flat after a warm-up, no connection is left, and every answer that was received has a right
+receipt. `SOAK_SECONDS` says how long the slow form takes (600); the short one runs with all other tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import socket
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from attestation._b64 import b64url_encode
+from attestation.receipt import Outcome
+from client_sdk import Channel, OpenAI
+from tests.caller import Caller, untrusting
+from tests.processes import until
+from tests.served import VLLM_SECONDS, Served, model_settings, served, vllm_settings
+from tests.servers import MODEL, FakeEngine
+
+LONG = float(os.environ.get("SOAK_SECONDS", "600"))
+CLIENTS = 12
+BODY_SECONDS = 1.0
+MEGABYTES = 10
+SETTINGS: dict[str, Any] = {
+    "drain_seconds": 2,
+    "body_seconds": BODY_SECONDS,
+    "max_in_flight": 8,
+    "evidence_per_second": 100,
+    "evidence_burst": 100,  # every SDK client here verifies anew
+}
+
+
+class Soak:
+    """Clients of every kind against one gateway, and what they saw."""
+
+    def __init__(self, gateway: Served, folder: Path, model: str, tidy: Callable[[], None]) -> None:
+        self.gateway, self.model, self.tidy = gateway, model, tidy
+        self.policy = folder / "policy.toml"
+        self.policy.write_text(gateway.run("policy"))
+        self.seen: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.over = threading.Event()
+
+    def run(self, seconds: float) -> list[tuple[int, int]]:
+        """Memory (KiB) and open files of the worker, once a second."""
+        clients = [threading.Thread(target=self._client, args=(number,)) for number in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        samples, end = [], time.monotonic() + seconds
+        while time.monotonic() < end and not self.wrong:
+            time.sleep(min(1, seconds / 20))
+            samples.append(usage(self.worker()))
+            self.tidy()
+        self.over.set()
+        for client in clients:
+            client.join(60)
+        return samples
+
+    def worker(self) -> int:
+        """The one that serves: the last child that the parent made."""
+        parent = self.gateway.process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return int(children[-1])
+
+    def _client(self, number: int) -> None:
+        dice = random.Random(number)
+        try:
+            with Caller(self.gateway.origin, self.policy.read_text()) as caller:
+                ways: list[Callable[[Caller], str]] = [
+                    *(self.plain, self.plain, self.streamed, self.streamed),
+                    *(
+                        self.vanishing,
+                        self.half,
+                        self.huge,
+                        self.not_utf8,
+                        self.slow_body,
+                        self.sealed,
+                        self.pinned,
+                    ),
+                ]
+                while not self.over.is_set():
+                    way = dice.choice(ways)
+                    self.seen[f"{way.__name__}: {way(caller)}"] += 1
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the test fails with it
+            self.wrong.append(f"{type(exc).__name__}: {exc}")
+            self.over.set()
+
+    def plain(self, caller: Caller) -> str:
+        return outcome(caller.chat("hello there", max_tokens=8))
+
+    def streamed(self, caller: Caller) -> str:
+        return outcome(caller.chat("hello there", max_tokens=8, stream=True))
+
+    def huge(self, caller: Caller) -> str:
+        return outcome(caller.chat("x" * (MEGABYTES << 20), max_tokens=1))
+
+    def not_utf8(self, caller: Caller) -> str:
+        answer = caller.post("/v1/chat/completions", b'{"model":"\xff","messages":[]}')
+        assert answer.status in {400, 503}
+        return outcome(answer)
+
+    def vanishing(self, caller: Caller) -> str:
+        body = {"model": self.model, "prompt": "a b c", "max_tokens": 64, "stream": True}
+        pieces = caller.stream("/v1/completions", body)
+        next(pieces, b"")
+        pieces.close()
+        return "gone"
+
+    def half(self, _: Caller) -> str:
+        """A head that promises more than comes; then nobody is there."""
+        to = urlsplit(self.gateway.origin)
+        with (
+            socket.create_connection((str(to.hostname), to.port or 0), timeout=10) as plain,
+            untrusting().wrap_socket(plain) as connection,
+        ):
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        return "gone"
+
+    def slow_body(self, caller: Caller) -> str:
+        """A body that takes longer than it may; the refusal's receipt covers what was read."""
+        nonce, whole = (
+            secrets.token_bytes(32),
+            json.dumps({"model": self.model, "prompt": "x", "max_tokens": 4}).encode(),
+        )
+
+        def drip() -> Iterator[bytes]:
+            yield whole[:9]
+            time.sleep(2 * BODY_SECONDS)
+            yield whole[9:]
+
+        headers = {"Attested-Nonce": b64url_encode(nonce)}
+        try:
+            response = caller.http.post("/v1/completions", content=drip(), headers=headers)
+        except httpx.TransportError:
+            return "cut"  # the refusal came while it was still sending
+        answer = caller.check(response, nonce, whole)
+        assert answer.status in {200, 408, 503}  # 200: it had waited for its place meanwhile
+        return outcome(answer)
+
+    def sealed(self, _: Caller) -> str:
+        return self._with_sdk(Channel.SEALED)
+
+    def pinned(self, _: Caller) -> str:
+        return self._with_sdk(Channel.PINNED)
+
+    def _with_sdk(self, channel: Channel) -> str:
+        message: Any = {"role": "user", "content": "hello"}
+        with OpenAI(
+            base_url=f"{self.gateway.origin}/v1",
+            policy=self.policy,
+            api_key="x",
+            channel=channel,
+            max_retries=2,
+        ) as client:
+            stream = client.chat.completions.create(
+                model=self.model, messages=[message], stream=True, max_tokens=8
+            )
+            return f"{len(list(stream)) > 1}"
+
+
+def outcome(answer: Any) -> str:
+    return f"{answer.status} {answer.outcome}"
+
+
+def usage(pid: int) -> tuple[int, int]:
+    status = Path(f"/proc/{pid}/status").read_text()
+    memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(memory.split()[1]), len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def connections(port: int) -> int:
+    """To the gateway's port, open ones only."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[1].split(":")[1], 16) == port and row[3] == "01" for row in rows)
+
+
+def soak(
+    gateway: Served,
+    folder: Path,
+    model: str,
+    seconds: float,
+    growth: float,
+    tidy: Callable[[], None] = lambda: None,
+) -> None:
+    work = Soak(gateway, folder, model, tidy)
+    worker, (_, files) = work.worker(), usage(work.worker())
+    samples = work.run(seconds)
+    assert not work.wrong, work.wrong
+    assert work.worker() == worker, "a worker ended"
+    assert gateway.ready()
+    port = urlsplit(gateway.origin).port or 0
+    until(lambda: connections(port) == 0, 20)
+    kept = int(SETTINGS["max_in_flight"])  # connections to the engine, until the engine ends them
+    until(lambda: usage(worker)[1] <= files + kept, 20)
+    if os.environ.get("SOAK_TRACE"):
+        print(usage(worker))
+        os.kill(worker, 12)
+        time.sleep(40)
+        os.kill(worker, 12)
+        time.sleep(1)
+        print(usage(worker))
+    memory = [kilobytes for kilobytes, _ in samples]
+    first, last = (
+        statistics.median(memory[len(memory) * part // 4 :][: len(memory) // 4]) for part in (1, 3)
+    )
+    print(f"\n{seconds:.0f} s: {first:.0f} KiB, then {last:.0f} KiB; {dict(sorted(work.seen.items()))}")  # noqa: T201
+    assert last <= first * growth, f"{first} KiB became {last} KiB"
+    assert any(Outcome.COMPLETE in what for what in work.seen)
+    assert '"exchange failed"' not in gateway.log
+
+
+def on_mock(engine: FakeEngine, folder: Path, seconds: float, growth: float) -> None:
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    settings = {**SETTINGS, **model_settings(model, MODEL), "engine": f"http+unix://{engine.socket}"}
+    with served(folder, **settings) as gateway:
+        soak(gateway, folder, MODEL, seconds, growth, engine.requests.clear)  # it keeps every body
+
+
+@pytest.mark.timeout(180)
+def test_short(engine: FakeEngine, tmp_path: Path) -> None:
+    """Twenty seconds: enough to see a crash, a connection that stays, a wrong receipt; of memory this sees the warm-up alone."""
+    on_mock(engine, tmp_path, 20, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LONG + 300)
+def test_long(engine: FakeEngine, tmp_path: Path) -> None:
+    """Memory is flat within 5 % between the second and the last quarter."""
+    on_mock(engine, tmp_path, LONG, 1.05)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(3 * VLLM_SECONDS)
+def test_vllm(tmp_path: Path) -> None:
+    """A tenth of the time with real vLLM behind."""
+    with served(tmp_path, seconds=VLLM_SECONDS, **SETTINGS, **vllm_settings()) as gateway:
+        soak(gateway, tmp_path, "tiny", max(20, LONG / 10), 1.1)
