@@ -142,9 +142,10 @@ def sampling_of(fields: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> 
         raise ApiError(
             400, "invalid_type", "A field of the request has the wrong type.", param=known
         ) from None
-    values = ((name, getattr(request, name)) for name in SAMPLING)
+    values = [(name, getattr(request, name)) for name in SAMPLING if name in fields]
     sampling = {**defaults, **{name: value for name, value in values if value is not None}}
-    if sampling and len(json.dumps(sampling)) > MAX_SAMPLING_BYTES:
+    long = any(type(value) in {str, list, dict} for _, value in values)  # numbers alone cannot fill it
+    if long and len(json.dumps(sampling)) > MAX_SAMPLING_BYTES:
         raise ApiError(
             400,
             "sampling_too_large",
