@@ -206,13 +206,6 @@ def soak(
     until(lambda: connections(port) == 0, 20)
     kept = int(SETTINGS["max_in_flight"])  # connections to the engine, until the engine ends them
     until(lambda: usage(worker)[1] <= files + kept, 20)
-    if os.environ.get("SOAK_TRACE"):
-        print(usage(worker))
-        os.kill(worker, 12)
-        time.sleep(40)
-        os.kill(worker, 12)
-        time.sleep(1)
-        print(usage(worker))
     memory = [kilobytes for kilobytes, _ in samples]
     first, last = (
         statistics.median(memory[len(memory) * part // 4 :][: len(memory) // 4]) for part in (1, 3)
