@@ -37,6 +37,7 @@ _HEAD = (
     Link("a published format", ("evidence.", "policy.format", "foreign.fetch", "foreign.format")),
     Link("the vendors' collateral is at hand", ("collateral.", "tdx.collateral_format")),
 )
+_GPUS = tuple(replace(link, title=f"GPUs: {link.title}") for link in chains.GPU[1:])
 _RTMR3 = 4  # as a register of a log
 _CPU = {TdxEvidence: chains.TDX, SnpEvidence: chains.SNP, NitroEvidence: chains.NITRO}
 
@@ -60,7 +61,7 @@ def links(foreign: Foreign | None) -> Sequence[Link]:
         Link(BOUND, ("foreign.binding",)),
         Link(FRESH, ("foreign.nonce",)),
         Link(BOOT, ("eventlog.",)),
-        *(replace(link, title=f"GPUs: {link.title}") for link in chains.GPU[1:]),
+        *(_GPUS if foreign.gpus else (Link("GPUs", ()),)),
         Link(CHANNEL, ("foreign.tls_key",)),
     )
 
@@ -245,8 +246,8 @@ def _skipped(foreign: Foreign, seen: Seen, found: _Found) -> set[str]:
         skipped.add(FRESH)
     if foreign.events is None:
         skipped.add(BOOT)
-    gone = [link.title for link in chains.GPU] if not foreign.gpus else []
-    gone += [title for gpu in found.gpus for title in left_out(gpu)]
+    if not foreign.gpus:
+        skipped.add("GPUs")
     if foreign.tls is None or seen.certificate is None:
         skipped.add(CHANNEL)
-    return skipped | {f"GPUs: {title}" for title in gone}
+    return skipped | {f"GPUs: {title}" for gpu in found.gpus for title in left_out(gpu)}

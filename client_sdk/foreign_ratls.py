@@ -1,6 +1,7 @@
 """RA-TLS: a certificate with a TDX quote in an extension, whose report data commits to the certificate's public key.
 
 1.2.840.113741.1337.6     the quote itself; report data = SHA-256(SPKI) ‖ 0³²                        (Intel, Gramine)
+0.6.9.42.840.113741.1337.6  the same, as Gramine writes it: with the tag and length of an OID before the OID
 2.23.133.5.4.9            60000([quote, claims]); report data = SHA-256(claims) ‖ 0³²; the claims name the key's
                           digest: {"pubkey-hash": << [algorithm, digest] >>}            (TCG DICE, interoperable RA-TLS)
 1.3.6.1.4.1.62397.1.1     the quote in an OCTET STRING; report data = SHA-512("ratls-cert:" ‖ SPKI)           (dstack)
@@ -24,6 +25,7 @@ from attestation.tdx.quote import parse_quote
 from client_sdk.foreign import Foreign, Format, TlsKey, malformed
 
 INTEL = "1.2.840.113741.1337.6"
+GRAMINE = "0.6.9.42.840.113741.1337.6"
 TCG = "2.23.133.5.4.9"
 DSTACK_QUOTE = "1.3.6.1.4.1.62397.1.1"
 DSTACK_EVENTS = "1.3.6.1.4.1.62397.1.2"
@@ -48,8 +50,8 @@ def parse_ratls(data: bytes) -> Foreign:
         quote, committed = _octets(found[DSTACK_QUOTE]), (sha512(b"ratls-cert:" + spki).digest(),)
     elif TCG in found:
         quote, committed = _tagged(found[TCG], spki)
-    elif INTEL in found:
-        quote, committed = found[INTEL], (sha256(spki).digest() + bytes(32),)
+    elif (raw := found.get(INTEL, found.get(GRAMINE))) is not None:
+        quote, committed = raw, (sha256(spki).digest() + bytes(32),)
     elif DSTACK_VERSIONED in found:
         raise malformed(f"dstack's versioned attestation ({DSTACK_VERSIONED}) is not judged here")
     else:

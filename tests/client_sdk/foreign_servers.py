@@ -201,13 +201,12 @@ def nitriding(nonce: bytes | None, signer: pki.Signer = SERVER) -> bytes:
 
 
 def ratls(kind: str, committed: ec.EllipticCurvePrivateKey | None = None) -> pki.Signer:
-    """A certificate of one of three kinds; `committed` is the key that its quote is about."""
+    """A certificate of one of four kinds; `committed` is the key that its quote is about."""
     key = pki.p256_key()
     der = (committed or key).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if kind == "intel":
-        return identity(
-            [_extension("1.2.840.113741.1337.6", intel().quote(sha256(der).digest() + bytes(32)))], key
-        )
+    if kind in {"intel", "gramine"}:
+        oid = "1.2.840.113741.1337.6" if kind == "intel" else "0.6.9.42.840.113741.1337.6"
+        return identity([_extension(oid, intel().quote(sha256(der).digest() + bytes(32)))], key)
     if kind == "dstack":
         quote = intel().quote(sha512(b"ratls-cert:" + der).digest())
         octets = b"\x04\x82" + len(quote).to_bytes(2) + quote

@@ -32,6 +32,7 @@ from attestation.errors import (
     VerificationError,
 )
 from attestation.nitro import parse_document
+from attestation.nvidia.policy import GpuPolicy
 from attestation.roots import VENDOR, Roots
 from attestation.tdx.quote import parse_quote
 from client_sdk.amd_file import dump_amd
@@ -155,11 +156,11 @@ def test_a_served_document_is_found_and_accepted(
     assert judged.claims["not_covered"] == list(machine.uncovered)
 
 
-@pytest.mark.parametrize("kind", ["intel", "tcg", "dstack"])
+@pytest.mark.parametrize("kind", ["intel", "gramine", "tcg", "dstack"])
 def test_a_certificate_with_a_quote_is_accepted_at_the_end_of_its_own_connection(
     tmp_path: Path, kind: str
 ) -> None:
-    """All three places of a quote, and the key of the handshake is the one that it is about."""
+    """All places of a quote, and the key of the handshake is the one that it is about."""
     with serving(tmp_path, {}, ratls(kind)) as server:
         published = ask(server.url)
     assert published.provider is Provider.RA_TLS
@@ -304,7 +305,7 @@ def test_report_data_of_zeros_commits_to_nothing() -> None:
     refused(judge(one(wrap_v2(amd().report(bytes(64)), tdx=False))), Check.FOREIGN_BINDING)
 
 
-@pytest.mark.parametrize("kind", ["intel", "tcg", "dstack"])
+@pytest.mark.parametrize("kind", ["intel", "gramine", "tcg", "dstack"])
 def test_a_quote_about_another_key_is_refused(kind: str) -> None:
     """A certificate that somebody made around a quote that is not about its key."""
     signer = ratls(kind, committed=identity().key)  # type: ignore[arg-type]  # `identity` makes P-256 keys
@@ -419,7 +420,7 @@ def test_a_document_without_gpus_says_so_and_a_policy_that_wants_them_refuses() 
     """No GPU link has passed, and the default policy wants at least one GPU."""
     machine = one(tinfoil_v2())
     judged = accepted(judge(machine))
-    assert {line.state for line in judged.lines if line.title.startswith("GPUs: ")} == {State.NOT_REACHED}
+    assert [line.state for line in judged.lines if line.title.startswith("GPUs")] == [State.NOT_REACHED]
     assert judged.claims["keys"] == {"hpke_x25519": HPKE}
     assert any(line.startswith("GPUs:") for line in machine.uncovered)
     error = judge(machine, terms=terms(snp=RAW.snp)).error
@@ -497,6 +498,34 @@ def test_a_real_snp_report_in_a_tinfoil_document_is_judged_and_not_taken_for_thi
     refused(judged, Check.FOREIGN_TLS_KEY)
     assert state(judged, BOUND) is State.PASSED
     assert state(judged, "nothing in the chain is revoked") is State.NOT_REACHED
+
+
+@needs_vectors
+def test_real_gpus_in_a_dstack_report_are_judged_by_our_own_verifier() -> None:
+    """Four real H100s that answered for one nonce; NVIDIA's chains, signatures and nonce hold, for another nonce they do not."""
+    listed = json.loads(read("nvidia/lists/sdk-multi-gpu-hopper-x4.json"))
+    nonce = bytes.fromhex(listed[0]["nonce"])
+    items = [{name: item[name] for name in ("evidence", "certificate")} for item in listed]
+
+    def put(report: dict[str, Any]) -> None:
+        report["nvidia_payload"] = json.dumps({"arch": "HOPPER", "evidence_list": items})
+
+    trusted = replace(roots(), nvidia_device=VENDOR.nvidia_device)
+    lenient = GpuPolicy(
+        allow_protected_pcie=True,
+        allow_missing_rim=True,
+        allow_unknown_revocation=True,
+        allow_unreported_state=True,
+    )
+    when = terms(trusted=trusted, gpu=lenient)
+    given = replace(given_collateral(), nvidia=None)
+    judged = judge(one(dstack(nonce, change=put)), nonce, terms=when, collateral=given)
+    assert isinstance(judged.error, PolicyError)  # four of eight GPUs came along, and no switch
+    assert {violation.check for violation in judged.error.violations} == {Check.GPU_SWITCH}
+    assert state(judged, "GPUs: made for this nonce") is State.PASSED
+    assert state(judged, "GPUs: NVIDIA's reference manifests") is State.NOT_REACHED
+    assert len(judged.claims["gpus"]) == 4
+    refused(judge(one(dstack(NONCE, change=put)), NONCE, terms=when, collateral=given), Check.GPU_NONCE)
 
 
 @needs_vectors
