@@ -28,7 +28,9 @@ from enclave_server.engine_external import ExternalEngine, find_external
 from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
-from enclave_server.model import ModelError, check_model, read_manifest
+from enclave_server.model import ModelError, check_model
+from enclave_server.model_cli import cli as model_cli
+from enclave_server.model_signature import check_publisher, parse_public_key
 from enclave_server.policy import policy_text
 from enclave_server.prefork import Family, SharedStatus
 from enclave_server.receipt_log import ReceiptLog
@@ -39,7 +41,6 @@ from enclave_server.tee import open_tee
 from enclave_server.upstream import Upstream
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-model_cli = typer.Typer(no_args_is_help=True, help="The model's files.")
 cli.add_typer(model_cli, name="model")
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(engine_cli, name="engine")
@@ -73,6 +74,8 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     access.prepare()
     log.info("model check starts", model=settings.model_name)
     manifest = check_model(settings.model_dir, settings.model_digest)
+    if settings.model_signing_key is not None:
+        check_publisher(settings.model_dir, manifest, parse_public_key(settings.model_signing_key))
     log.info("model checked", model_digest=settings.model_digest, files=len(manifest.files))
     external = None if settings.engine is None else parse_address(settings.engine)
     installed = _find_engine(settings, external)
@@ -153,18 +156,6 @@ def show_config(config: Config = None, workers: Workers = None) -> None:
     typer.echo(f"# digest: {settings.digest().hex()}")
     if config is not None:
         typer.echo(f"# for the kernel's command line: {MARK}{sha256(config.read_bytes()).hexdigest()}")
-
-
-@model_cli.command(name="digest")
-def model_digest(
-    directory: Path, files: Annotated[bool, typer.Option(help="Print the manifest too.")] = False
-) -> None:
-    """Print the model digest of a directory, for `model_digest` in the settings."""
-    manifest = read_manifest(directory)
-    if files:
-        for file in manifest.files:
-            typer.echo(f"{file.sha256}  {file.size:>12}  {file.path}")
-    typer.echo(manifest.digest().hex())
 
 
 def _load(config: Path | bytes | None, workers: int | None) -> Settings:

@@ -37,6 +37,7 @@ REFUSED_SUFFIXES = frozenset(
     }
 )
 MAX_FILES = 10_000
+SIGNATURE = "model.sig"  # at the top: it is over the other files, and no part of the model
 _CHUNK = 1024 * 1024  # hashlib lets other threads run while it works on so much
 
 
@@ -47,6 +48,11 @@ class ModelProblem(StrEnum):
     FILE = "model.file"
     CHANGED = "model.changed"
     DIGEST = "model.digest"
+    KEY = "model.key"
+    SIGNATURE = "model.signature"
+    SIGNATURE_FORMAT = "model.signature_format"
+    SIGNED_FILES = "model.signed_files"
+    NOTHING_EXPECTED = "model.nothing_expected"
 
 
 class ModelError(Exception):
@@ -83,7 +89,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path, *, threads: int | None = None) -> Manifest:
-    """Hash every file below `directory` on all cores. A file that changes meanwhile is refused."""
+    """Hash every file below `directory` but its signature on all cores. A file that changes meanwhile is refused."""
     paths = _files(directory)
     with ThreadPoolExecutor(
         threads or len(os.sched_getaffinity(0))
@@ -120,6 +126,7 @@ def _files(directory: Path) -> list[PurePosixPath]:
         for path in (Path(folder, name) for name in files):
             _check_kind(path)
             found.append(PurePosixPath(path.relative_to(directory)))
+    found = [path for path in found if str(path) != SIGNATURE]
     if not 0 < len(found) <= MAX_FILES:
         raise ModelError(
             ModelProblem.DIRECTORY,

@@ -22,6 +22,8 @@ from attestation.errors import MalformedError
 from attestation.tlog import parse_verifier_key
 from enclave_server.engine_address import parse_address
 from enclave_server.engine_flags import check_environment, check_extra_flags
+from enclave_server.model import ModelError
+from enclave_server.model_signature import parse_public_key
 
 PREFIX = "ENCLAVE_"
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -80,6 +82,7 @@ class Settings(BaseSettings):
     model_dir: Path
     model_name: str = Field(min_length=1, max_length=256)
     model_digest: Sha256Hex
+    model_signing_key: str | None = None  # its publisher's public key in PEM; then model.sig must be by it
 
     # who the enclave is
     tee: TeeKind
@@ -198,6 +201,16 @@ class Settings(BaseSettings):
         variables, values = EnvSettingsSource(cls)(), _in_file(file)
         places = dict.fromkeys(values, "file") | dict.fromkeys(variables, "environment")
         return {name: places.get(name, "default") for name in cls.model_fields}
+
+    @field_validator("model_signing_key")
+    @classmethod
+    def _signing_key(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                parse_public_key(value)
+        except ModelError as exc:
+            raise ValueError(str(exc)) from exc
+        return value
 
     @field_validator("engine_flags")
     @classmethod
