@@ -18,6 +18,7 @@ from enclave_server.access.cli import cli as keys_cli
 from enclave_server.access.gate import Access
 from enclave_server.access.store import StoreError
 from enclave_server.app import create_app
+from enclave_server.as_user import give_up_capabilities
 from enclave_server.attest import make_attester
 from enclave_server.config_identity import MARK, configured
 from enclave_server.doctor_cli import collect, doctor
@@ -25,6 +26,7 @@ from enclave_server.engine import Engine, EngineError, Installed, find_engine, k
 from enclave_server.engine_address import Address, parse_address
 from enclave_server.engine_cli import cli as engine_cli
 from enclave_server.engine_external import ExternalEngine, find_external
+from enclave_server.health import health
 from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
@@ -46,6 +48,7 @@ cli.add_typer(keys_cli, name="keys")
 cli.add_typer(engine_cli, name="engine")
 cli.command()(doctor)
 cli.command()(collect)
+cli.command()(health)
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")]
 Workers = Annotated[
@@ -97,6 +100,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     )
 
     def work(listener: socket.socket) -> int:
+        give_up_capabilities()  # what reads requests could become nobody else
         app = create_app(
             settings,
             identities=identities,

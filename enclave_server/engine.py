@@ -26,6 +26,7 @@ from typing import Protocol
 from enclave_server import engine_child
 from enclave_server.engine_flags import command, environment
 from enclave_server.engine_log import EngineLog
+from enclave_server.engine_user import open_to
 from enclave_server.log import log
 from enclave_server.settings import Settings
 from enclave_server.upstream import Upstream, UpstreamError
@@ -89,6 +90,7 @@ class Engine:
         else:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._private = base.resolve() / "engine"
+        self._user = None if settings.engine_user is None else open_to(settings.engine_user, self._private)
         if len(str(self._private)) > _MAX_SOCKET_PATH:
             raise EngineError(
                 f"runtime_dir: {self._private} is too long for sockets; at most {_MAX_SOCKET_PATH} characters"
@@ -194,13 +196,17 @@ class Engine:
         """The engine's process, from its start to the last of its descendants."""
         settings, private = self._settings, self._private
         shutil.rmtree(private, ignore_errors=True)  # a stale socket would block the start
-        private.mkdir(mode=0o700)
+        private.mkdir(mode=0o700, exist_ok=self._user is not None)
+        if self._user is not None:  # the engine makes its socket there, for its own group
+            os.chown(private, -1, self._user[1])
+            private.chmod(0o770)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
             "-S",
             engine_child.__file__,
             settings.engine_isolation,
+            "-" if self._user is None else "{}:{}".format(*self._user),
             str(private),
             *command(settings, f"--uds={self.socket}"),
             env=environment(settings, private),
@@ -221,7 +227,7 @@ class Engine:
             if (
                 group and process.returncode != 0
             ):  # engine_child may have been killed before it could kill the rest
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, PermissionError):  # another user's: its namespace ends it
                     os.killpg(group, signal.SIGKILL)
             if reader is not None:
                 with suppress(TimeoutError):

@@ -1,12 +1,13 @@
 """Runs the engine and dies with the gateway. A script of its own: standard library only, imports nothing of ours.
 
-    python -I -S engine_child.py ISOLATION PRIVATE_DIR COMMAND…
+    python -I -S engine_child.py ISOLATION USER PRIVATE_DIR COMMAND…
 
 It sits between the gateway and the engine so that no `kill -9` of either leaves anything behind:
 - standard input is the gateway's lifeline: its end means the gateway is gone, and the engine is killed;
 - the engine gets a process group of its own and, where the kernel allows, its own process, network and mount
   namespaces: when its first process dies, the kernel kills every other; it has no network but its own loopback;
-- at the end PRIVATE_DIR, the engine's sockets and temporary files with it, is removed.
+- at the end PRIVATE_DIR, the engine's sockets and temporary files with it, is removed;
+- with a USER, `UID:GID` (`-` for none), it becomes that user before anything else, and keeps no right of the gateway's.
 
 One byte `T` on standard input asks the engine to end (SIGTERM). The first line written is `PID NAMESPACES`.
 """
@@ -26,7 +27,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 NEWNS, NEWUSER, NEWPID, NEWNET = 0x00020000, 0x10000000, 0x20000000, 0x40000000  # clone(2)
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38  # prctl(2)
+PR_CAP_AMBIENT, AMBIENT_CLEAR_ALL = 47, 4
+CAPABILITY_VERSION = 0x20080522  # capset(2)
 NOSUID, NODEV, NOEXEC = 2, 4, 8  # mount(2)
 PRIVATE_TREE = 0x44000  # MS_PRIVATE | MS_REC
 SIOCSIFFLAGS, IFF_UP_RUNNING = 0x8914, 0x41  # netdevice(7)
@@ -40,7 +43,16 @@ _WAYS = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(isolation: str, private: str, command: Sequence[str]) -> int:
+def main(isolation: str, user: str, private: str, command: Sequence[str]) -> int:
+    if user != "-":
+        try:
+            _become(*map(int, user.split(":")))
+        except OSError as exc:
+            _say(
+                f"engine_user: cannot become {user} ({exc.strerror}); it takes the capabilities SETUID and SETGID"
+            )
+            return REFUSED
+        _empty(private)
     flags = 0 if isolation == "none" else next((way for way in _WAYS if _works(way)), 0)
     if isolation == "required" and not flags:
         _say("namespaces of its own are required for the engine, and the kernel does not allow them")
@@ -59,6 +71,28 @@ def main(isolation: str, private: str, command: Sequence[str]) -> int:
         return _attend(engine)
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _become(uid: int, gid: int) -> None:
+    """That user, in that group alone, without a capability. What it makes, its group may read and remove."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    _libc.prctl(PR_CAP_AMBIENT, AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _call(_libc.capset, struct.pack("=Ii", CAPABILITY_VERSION, 0), bytes(24))
+    _libc.prctl(
+        PR_SET_DUMPABLE, 1, 0, 0, 0
+    )  # a change of user hides /proc/self, which user namespaces are made by
+    os.umask(0o007)
+
+
+def _empty(folder: str) -> None:
+    """Of what an earlier engine left there; only its user could make all of it go."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)  # noqa: PTH108 - no pathlib under -S
 
 
 def _attend(engine: int) -> int:
@@ -160,4 +194,4 @@ def _signal(send: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]))

@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     engine_flags: tuple[str, ...] = ()
     engine_environment: dict[str, str] = {}
     engine_isolation: Isolation = Isolation.AUTO
+    engine_user: str | None = (
+        None  # it runs as; of a group that the gateway's user is in; see docs/operate.md
+    )
     engine_start_seconds: Seconds = 900
     engine_restarts: int = Field(
         default=5, ge=0

@@ -25,7 +25,7 @@ time.sleep(600)
 
 
 def can_isolate() -> bool:
-    probe = [sys.executable, engine_child.__file__, "required", "/nonexistent", "/bin/true"]
+    probe = [sys.executable, engine_child.__file__, "required", "-", "/nonexistent", "/bin/true"]
     done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)
     return done.returncode != engine_child.REFUSED
 
@@ -56,6 +56,7 @@ class Child:
                 "-S",
                 engine_child.__file__,
                 isolation,
+                "-",
                 str(self.private),
                 sys.executable,
                 "-c",
@@ -139,7 +140,7 @@ def test_no_network(tmp_path: Path) -> None:
         "s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())\n"
         "print(os.getpid(), names == ['lo'] or names, list(pathlib.Path('/dev/shm').iterdir()))\n"
     )
-    command = [sys.executable, "-I", "-S", engine_child.__file__, "required", str(tmp_path / "x")]
+    command = [sys.executable, "-I", "-S", engine_child.__file__, "required", "-", str(tmp_path / "x")]
     with subprocess.Popen(
         [*command, sys.executable, "-c", look], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -150,7 +151,7 @@ def test_no_network(tmp_path: Path) -> None:
 
 def test_command_that_does_not_exist(tmp_path: Path) -> None:
     """An engine that cannot be executed is an error with its reason, not a silence."""
-    command = [sys.executable, engine_child.__file__, "none", str(tmp_path / "x"), "/nonexistent/python"]
+    command = [sys.executable, engine_child.__file__, "none", "-", str(tmp_path / "x"), "/nonexistent/python"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         words = process.stdout.read().decode()

@@ -1,0 +1,42 @@
+"""`enclave-server health`, against real gateways."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from enclave_server.health import health
+from tests.enclave_server.fake_vllm import fake_python
+from tests.served import model_settings, served
+
+
+def test_alive_and_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is quiet success while the gateway lives, and status 1 once it is gone."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "gateway").mkdir()
+    values: dict[str, Any] = model_settings(tmp_path / "model", "fake-model")
+    python = fake_python(tmp_path / "python")
+    with served(tmp_path / "gateway", engine_python=str(python), host="0.0.0.0", **values) as gateway:  # noqa: S104 - what a container says
+        health(gateway.config)
+        health(gateway.config, ready=True)
+        assert gateway.terminate() == 0
+        with pytest.raises(typer.Exit):
+            health(gateway.config)
+    assert "no answer from 127.0.0.1" in capsys.readouterr().err
+
+
+def test_what_speaks_no_tls_is_not_healthy(tmp_path: Path) -> None:
+    """Something else on the port is no gateway."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        config = tmp_path / "enclave.toml"
+        config.write_text(
+            f'port = {other.getsockname()[1]}\ntee = "simulated-tdx"\nmodel_dir = "x"\nmodel_name = "x"\n'
+            f'model_digest = "{"00" * 32}"\nengine = "http://127.0.0.1:1"\n'
+        )
+        with pytest.raises(typer.Exit):
+            health(config)
