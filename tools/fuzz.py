@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from gzip import compress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +45,7 @@ TARGETS = (
     "attestation.sealed:parse_message",
     "client_sdk.describe:describe",
     "client_sdk.files:decode",
+    "client_sdk.foreign_formats:recognise",
 )
 CORPUS = Path(".cache/fuzz")
 MAX_BYTES = 32 * 1024
@@ -82,6 +85,9 @@ def seeds() -> Iterator[bytes]:
     yield from (device.report, gpus.evidence(bytes(32)), stapled.ocsp[0], stapled.rims[0])
     yield from (make_quote(bytes(32), (bytes(32),) * 24), make_hcl_report(bytes(1184), b'{"keys": []}'))
     yield b'[{"imr": 3, "event_type": 134217729, "digest": "", "event": "app-id", "event_payload": "00"}]'
+    yield b'{"signing_address": "%s", "intel_quote": "%s"}' % (b"00" * 20, quote.hex().encode())
+    body = b64encode(compress(quote))
+    yield b'{"format": "https://tinfoil.sh/predicate/tdx-guest/v2", "body": "%s"}' % body
 
 
 def with_atheris(target: str, seconds: int) -> None:
