@@ -17,8 +17,8 @@ from client_sdk.exits import Commands
 from client_sdk.foreign_cli import foreign
 from client_sdk.inspect_cli import inspect
 from client_sdk.lock_cli import diff, lock_enclave
-from client_sdk.proxy_cli import env, proxy
-from client_sdk.replay_cli import replay
+from client_sdk.proxy.cli import env, proxy
+from client_sdk.replay.cli import replay
 from client_sdk.report_cli import report
 from client_sdk.verify_cli import verify
 

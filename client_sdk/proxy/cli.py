@@ -23,12 +23,12 @@ from client_sdk.exits import ExitCode, exit_code
 from client_sdk.options import AsJson, ChannelOption, PolicyFile
 from client_sdk.outcome import foreign, probe_path
 from client_sdk.present import clean
-from client_sdk.proxy import Proxy
-from client_sdk.proxy_errors import NoAnswerError, api_error
-from client_sdk.proxy_guard import Guard
-from client_sdk.proxy_http import Answer, Head, Server
-from client_sdk.proxy_page import Pages
-from client_sdk.proxy_upstream import Upstream
+from client_sdk.proxy.errors import NoAnswerError, api_error
+from client_sdk.proxy.guard import Guard
+from client_sdk.proxy.http import Answer, Head, Server
+from client_sdk.proxy.page import Pages
+from client_sdk.proxy.passing import Proxy
+from client_sdk.proxy.upstream import Upstream
 from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
 from client_sdk.terms import load_policy

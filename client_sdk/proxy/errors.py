@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from attestation.errors import AttestationError, PolicyError, UnavailableError
-from client_sdk.proxy_http import Answer, Headers
+from client_sdk.proxy.http import Answer, Headers
 
 JSON = (b"content-type", b"application/json")
 #: OpenAI's clients obey it: an enclave that was refused is not asked again and again.

@@ -10,8 +10,8 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from client_sdk.proxy_errors import api_error
-from client_sdk.proxy_http import Answer, Head, Headers
+from client_sdk.proxy.errors import api_error
+from client_sdk.proxy.http import Answer, Head, Headers
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
 

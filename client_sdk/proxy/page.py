@@ -17,9 +17,9 @@ from typing import Any
 from attestation.errors import AttestationError
 from client_sdk.outcome import lines_of, proven
 from client_sdk.present import plain
-from client_sdk.proxy import STREAMS, Proxy
-from client_sdk.proxy_http import Answer, date_header
-from client_sdk.proxy_upstream import Upstream
+from client_sdk.proxy.http import Answer, date_header
+from client_sdk.proxy.passing import STREAMS, Proxy
+from client_sdk.proxy.upstream import Upstream
 from client_sdk.sealing import Channel
 from client_sdk.session import Refused, Verified
 from client_sdk.transport import Trust

@@ -19,10 +19,10 @@ import anyio.to_thread
 
 from attestation.bundle import dump_bundle
 from client_sdk._worlds import Clock
-from client_sdk.proxy_errors import NoAnswerError, api_error
-from client_sdk.proxy_guard import Guard
-from client_sdk.proxy_http import Answer, BrokenStreamError, Head, Headers, date_header
-from client_sdk.proxy_upstream import Reply, Upstream
+from client_sdk.proxy.errors import NoAnswerError, api_error
+from client_sdk.proxy.guard import Guard
+from client_sdk.proxy.http import Answer, BrokenStreamError, Head, Headers, date_header
+from client_sdk.proxy.upstream import Reply, Upstream
 from client_sdk.receipts import Attestation, StreamCheck, Verify
 
 #: RFC 9110 §7.6.1; and what a stranger's page or another server left with a browser, which is no enclave's business.
@@ -63,7 +63,7 @@ class Noted:
 
 
 class Proxy:
-    """Answers what `proxy_http.Server` read."""
+    """Answers what `http.Server` read."""
 
     def __init__(
         self,

@@ -17,8 +17,8 @@ import httpx
 
 from attestation.errors import AttestationError
 from client_sdk._worlds import Clock, broken
-from client_sdk.proxy_errors import NoAnswerError
-from client_sdk.proxy_http import Headers
+from client_sdk.proxy.errors import NoAnswerError
+from client_sdk.proxy.http import Headers
 from client_sdk.receipts import Attestation
 
 MakeTransport = Callable[[], httpx.AsyncBaseTransport]

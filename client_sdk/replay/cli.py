@@ -19,10 +19,10 @@ from client_sdk.audit_cli import read_bundle
 from client_sdk.exits import exit_code
 from client_sdk.options import AsJson, ChannelOption, PolicyFile
 from client_sdk.present import clean, reasons, working
-from client_sdk.replay import DivergedError, Method, Recorded, Replayed, read_recorded
-from client_sdk.replay import replay as compare
-from client_sdk.replay_engine import AttestedEngine, UnattestedEngine
-from client_sdk.replay_terms import Terms, terms_of
+from client_sdk.replay.comparing import DivergedError, Method, Recorded, Replayed, read_recorded
+from client_sdk.replay.comparing import replay as compare
+from client_sdk.replay.engine import AttestedEngine, UnattestedEngine
+from client_sdk.replay.terms import Terms, terms_of
 from client_sdk.sealing import Channel
 from client_sdk.terms import load_policy
 from client_sdk.transport import DEFAULT_CHANNEL

@@ -3,7 +3,7 @@
 Two ways, on the terms of docs/replay.md. `rerun` sends the request again and compares token by token. `prefill` has the
 engine read prompt and answer once, and compares what it thinks of each token; it costs one token instead of all.
 Everything raises: VerificationError (a `DivergedError` with both candidates) where the answers differ, UnavailableError
-where they cannot be compared. Nothing here opens a connection; `replay_engine` does.
+where they cannot be compared. Nothing here opens a connection; `engine` does.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from attestation.bundle import MAX_BUNDLE_BYTES, SavedExchange
 from attestation.checks import Check
 from attestation.errors import UnavailableError, VerificationError
 from attestation.receipt import Outcome, Receipt
-from client_sdk.replay_answer import Choice, Ranked, digest_of, read_choices, read_prefill
-from client_sdk.replay_terms import Terms, greedy, media_in, plain_logits
+from client_sdk.replay.answer import Choice, Ranked, digest_of, read_choices, read_prefill
+from client_sdk.replay.terms import Terms, greedy, media_in, plain_logits
 
 COMPLETIONS = "/v1/completions"
 ROUTES = frozenset({"/v1/chat/completions", COMPLETIONS})

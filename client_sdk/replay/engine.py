@@ -15,8 +15,8 @@ from attestation.errors import MalformedError, UnavailableError
 from attestation.policy import Policy
 from attestation.tokens import REPLAY_HEADER
 from attestation.verdict import Verdict
-from client_sdk.replay import check_same
-from client_sdk.replay_answer import MAX_ANSWER_BYTES
+from client_sdk.replay.answer import MAX_ANSWER_BYTES
+from client_sdk.replay.comparing import check_same
 from client_sdk.sealing import Channel
 from client_sdk.transport import attested_transport
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from client_sdk.proxy_cli import Plan, Running
-from client_sdk.proxy_guard import Guard
+from client_sdk.proxy.cli import Plan, Running
+from client_sdk.proxy.guard import Guard
 from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
 from tests.servers import MODEL, _Thread

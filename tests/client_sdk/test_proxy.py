@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from client_sdk.proxy_guard import Guard
+from client_sdk.proxy.guard import Guard
 from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
 from tests.client_sdk.conftest import Recorded

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk import proxy_http
+from client_sdk.proxy import http as proxy_http
 from tests.client_sdk.live_proxy import ASKED, CHAT, STREAMED, LiveProxy, live_proxy, rest
 from tests.processes import until
 from tests.servers import FakeEngine, LiveGateway, live_gateway

@@ -17,7 +17,8 @@ from attestation.bundle import SavedExchange
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
 from attestation.receipt import Outcome
-from client_sdk.replay import (
+from client_sdk.replay.answer import Choice, Ranked, digest_of, read_choices, read_prefill
+from client_sdk.replay.comparing import (
     COMPLETIONS,
     DivergedError,
     Method,
@@ -28,8 +29,7 @@ from client_sdk.replay import (
     replay,
     rerun,
 )
-from client_sdk.replay_answer import Choice, Ranked, digest_of, read_choices, read_prefill
-from client_sdk.replay_terms import EXACT, HALF, Terms, greedy, media_in, plain_logits, terms_of
+from client_sdk.replay.terms import EXACT, HALF, Terms, greedy, media_in, plain_logits, terms_of
 from tests.attestation.test_receipt import NONCE, RECEIPT
 
 CHAT = "/v1/chat/completions"

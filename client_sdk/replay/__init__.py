@@ -1,0 +1,1 @@
+"""Asking again, and comparing token by token: `comparing` decides, `engine` asks; `docs/replay.md` has the terms."""
