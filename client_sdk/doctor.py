@@ -31,8 +31,8 @@ from client_sdk.kept import Fetched, fetch_evidence
 from client_sdk.outcome import ask
 from client_sdk.sealing import Channel
 from client_sdk.session import make_nonce
-from client_sdk.tls import spki_digest, unpinned_context
 from client_sdk.terms import load_policy
+from client_sdk.tls import spki_digest, unpinned_context
 
 if TYPE_CHECKING:
     from attestation.policy import Policy
