@@ -90,11 +90,15 @@ def _ask_each(client: httpx.Client, base: httpx.URL) -> Published:
             return _ask_one(client, base, provider)
         except AttestationError as exc:
             failures.append(exc)
-    if all(
-        isinstance(exc, UnavailableError) for exc in failures[:-1]
-    ):  # the last one is about the certificate
-        raise failures[0]
-    raise next(exc for exc in failures if isinstance(exc, MalformedError))
+    for failure in failures[:-1]:  # the last one is about the certificate, which every server has
+        if isinstance(failure, MalformedError):
+            raise failure
+    raise UnavailableError(
+        Check.FOREIGN_FETCH,
+        f"{base}: no evidence at {', '.join(place.path for place in PLACES.values() if place.nonce_bytes)}, "
+        "and none in the certificate",
+        advice="Name the format with --provider, and the whole address where it is published",
+    )
 
 
 def _ask_one(client: httpx.Client, base: httpx.URL, provider: Provider) -> Published:

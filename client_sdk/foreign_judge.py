@@ -37,7 +37,10 @@ _HEAD = (
     Link("a published format", ("evidence.", "policy.format", "foreign.fetch", "foreign.format")),
     Link("the vendors' collateral is at hand", ("collateral.", "tdx.collateral_format")),
 )
-_GPUS = tuple(replace(link, title=f"GPUs: {link.title}") for link in chains.GPU[1:])
+_GPUS = (
+    Link("GPUs: evidence that can be read", ("gpu.format",)),
+    *(replace(link, title=f"GPUs: {link.title}") for link in chains.GPU[1:]),
+)
 _RTMR3 = 4  # as a register of a log
 _CPU = {TdxEvidence: chains.TDX, SnpEvidence: chains.SNP, NitroEvidence: chains.NITRO}
 

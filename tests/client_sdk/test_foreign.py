@@ -31,6 +31,7 @@ from attestation.errors import (
     UnavailableError,
     VerificationError,
 )
+from attestation.evidence import TdxEvidence
 from attestation.nitro import parse_document
 from attestation.nvidia.policy import GpuPolicy
 from attestation.roots import VENDOR, Roots
@@ -42,6 +43,7 @@ from client_sdk.foreign import Foreign, Format, Seen
 from client_sdk.foreign_fetch import Provider, ask
 from client_sdk.foreign_formats import MAX_REPORT_BYTES, recognise
 from client_sdk.foreign_judge import BOOT, BOUND, CHANNEL, FRESH, judge_foreign
+from client_sdk.foreign_tinfoil import TDX_QUOTE
 from client_sdk.judge import Judged, Terms
 from client_sdk.policy_toml import dump_policy
 from client_sdk.present import State
@@ -190,7 +192,7 @@ def test_a_path_in_the_address_stands_in_place_of_the_formats_own(tmp_path: Path
 
 def test_where_nothing_is_published_the_outcome_is_left_open(tmp_path: Path) -> None:
     """404 everywhere and a certificate without a quote; and an address where nobody answers."""
-    with serving(tmp_path, {}) as server, pytest.raises(UnavailableError) as caught:
+    with serving(tmp_path, {}) as server, pytest.raises(UnavailableError, match="none in the cert") as caught:
         ask(server.url)
     assert caught.value.check is Check.FOREIGN_FETCH
     with pytest.raises(UnavailableError) as caught:
@@ -291,6 +293,20 @@ def test_an_altered_report_is_refused(change: dict[str, Any]) -> None:
     assert isinstance(error, VerificationError)
 
 
+def test_gpu_evidence_that_cannot_be_read_is_refused_after_the_cpu_has_passed() -> None:
+    """The report is known, what stands in for a GPU's report is not."""
+
+    def junk(report: dict[str, Any]) -> None:
+        report["nvidia_payload"] = {
+            "arch": "HOPPER",
+            "evidence_list": [{"evidence": "AA==", "certificate": ""}],
+        }
+
+    judged = judge(one(dstack(NONCE, change=junk)))
+    refused(judged, Check.GPU_FORMAT)
+    assert state(judged, BOUND) is State.PASSED
+
+
 def test_an_event_log_that_leads_elsewhere_is_refused() -> None:
     """One event left out: RTMR3 is another."""
 
@@ -298,6 +314,20 @@ def test_an_event_log_that_leads_elsewhere_is_refused() -> None:
         report["event_log"] = json.loads(report["event_log"])[:-1]
 
     refused(judge(one(dstack(NONCE, change=shorten))), Check.EVENTLOG_REPLAY)
+
+
+def test_a_version_3_document_with_a_tdx_quote_is_judged_alike() -> None:
+    """The same sections, another CPU."""
+
+    def change(document: dict[str, Any]) -> None:
+        quote = intel().quote(bytes.fromhex(document["challenge"]["report_data"]))
+        evidence = {"format": TDX_QUOTE, "report_base64": b64encode(quote).decode()}
+        document["cpu_evidence"].update(evidence)
+
+    machine = one(tinfoil_v3(NONCE, change=change))
+    assert isinstance(machine.cpu, TdxEvidence)
+    assert state(accepted(judge(machine, NONCE, SERVER.der)), CHANNEL) is State.PASSED
+    refused(judge(machine, NONCE, identity().der), Check.FOREIGN_TLS_KEY)
 
 
 def test_report_data_of_zeros_commits_to_nothing() -> None:
