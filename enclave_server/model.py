@@ -52,6 +52,8 @@ class ModelProblem(StrEnum):
     SIGNATURE = "model.signature"
     SIGNATURE_FORMAT = "model.signature_format"
     SIGNED_FILES = "model.signed_files"
+    ID = "model.id"
+    IMAGE = "model.image"
     NOTHING_EXPECTED = "model.nothing_expected"
 
 

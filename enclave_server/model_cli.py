@@ -1,4 +1,4 @@
-"""`enclave-server model …`: the digest of a model, and its publisher's signature."""
+"""`enclave-server model …`: the digest of a model, its publisher's signature, and its image."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from enclave_server.model import SIGNATURE, Manifest, ModelError, ModelProblem, check_model, read_manifest
+from enclave_server.model_image import make_image, salt_of, verify_image
 from enclave_server.model_signature import (
     check_publisher,
     parse_private_key,
@@ -37,33 +38,70 @@ def sign(
     name: Annotated[str | None, typer.Option("--id", help="What it is, such as repo@revision.")] = None,
 ) -> None:
     """Sign a model's files as their publisher: writes model.sig into the directory, and prints the model digest."""
-    private = parse_private_key(key.read_bytes())
-    manifest = read_manifest(directory)
-    _refuse_links(directory, manifest)
-    signature = sign_manifest(manifest, private, name=name or directory.resolve().name)
-    (directory / SIGNATURE).write_bytes(signature)
-    typer.echo(manifest.digest().hex())
+    typer.echo(_sign(directory, key, name or directory.resolve().name).digest().hex())
+
+
+@cli.command()
+def pack(
+    directory: Path,
+    name: Annotated[str, typer.Option("--id", help="What it is: repo@revision.")],
+    key: Annotated[Path | None, typer.Option("--key", help="Sign it with this private key in PEM.")] = None,
+    erofs: Annotated[Path | None, typer.Option("--erofs", help="Write it as a verity image here.")] = None,
+) -> None:
+    """Make a model ready to be served: hash it, sign it, make a read-only image of it. Prints what settings need."""
+    salt_of(name)
+    manifest = read_manifest(directory) if key is None else _sign(directory, key, name)
+    typer.echo(f'model_digest = "{manifest.digest().hex()}"')
+    if erofs is not None:
+        image = make_image(directory, erofs, name)
+        typer.echo(
+            f"# {erofs} is {name}, root hash {image.root_hash.hex()}; to open it:\n# {image.command(erofs)}"
+        )
 
 
 @cli.command()
 def verify(
-    directory: Path,
+    model: Annotated[Path, typer.Argument(help="A directory, or an image.")],
     key: Annotated[Path | None, typer.Option("--key", help="The publisher's public key in PEM.")] = None,
     expected: Annotated[str | None, typer.Option("--digest", help="The model digest it must have.")] = None,
+    root_hash: Annotated[str | None, typer.Option("--root-hash", help="The root hash of an image.")] = None,
+    name: Annotated[str | None, typer.Option("--id", help="The id of an image: repo@revision.")] = None,
 ) -> None:
-    """Hold a model's files against its publisher's signature, a model digest, or both."""
-    if key is None and expected is None:
+    """Hold a model's files against its publisher's signature, a model digest, or both; an image against its root hash."""
+    if root_hash is not None and name is not None and key is None and expected is None:
+        verify_image(model, _hash(root_hash), name)
+        typer.echo(f"{model} is {name}, root hash {root_hash.lower()}")
+        return
+    if (key is None and expected is None) or root_hash is not None or name is not None:
         raise ModelError(
             ModelProblem.NOTHING_EXPECTED,
             "there is nothing to verify the model by",
-            advice="Give the publisher's key (--key), the model digest (--digest), or both",
+            advice="For a directory give the publisher's key (--key), the model digest (--digest), or both; "
+            "for an image --root-hash and --id, and verify its files where it is mounted",
         )
     public = None if key is None else parse_public_key(key.read_text(errors="replace"))
-    manifest = read_manifest(directory) if expected is None else check_model(directory, expected.lower())
+    manifest = read_manifest(model) if expected is None else check_model(model, expected.lower())
     if public is not None:
-        signed = check_publisher(directory, manifest, public)
+        signed = check_publisher(model, manifest, public)
         typer.echo(f"signed by the key, as {signed.name!r}")
     typer.echo(manifest.digest().hex())
+
+
+def _sign(directory: Path, key: Path, name: str) -> Manifest:
+    private = parse_private_key(key.read_bytes())
+    manifest = read_manifest(directory)
+    _refuse_links(directory, manifest)
+    (directory / SIGNATURE).write_bytes(sign_manifest(manifest, private, name=name))
+    return manifest
+
+
+def _hash(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ModelError(
+            ModelProblem.IMAGE, f"{text!r} is no root hash", advice="Give what `model pack` printed"
+        ) from None
 
 
 def _refuse_links(directory: Path, manifest: Manifest) -> None:
