@@ -14,7 +14,7 @@ from client_sdk.disclose_cli import disclose
 from client_sdk.doctor_cli import doctor
 from client_sdk.examples import EXIT_CODES
 from client_sdk.exits import Commands
-from client_sdk.foreign_cli import foreign
+from client_sdk.foreign.cli import foreign
 from client_sdk.inspect_cli import inspect
 from client_sdk.lock_cli import diff, lock_enclave
 from client_sdk.proxy.cli import env, proxy

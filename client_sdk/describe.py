@@ -26,8 +26,8 @@ from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.nvidia.devices import GpuDevice, parse_list
 from attestation.nvidia.evidence import parse_evidence as parse_gpu
 from attestation.nvidia.rim import load_rim
-from client_sdk.foreign import TITLES, Foreign, NitroEvidence
-from client_sdk.foreign_formats import recognise
+from client_sdk.foreign.document import TITLES, Foreign, NitroEvidence
+from client_sdk.foreign.formats import recognise
 from client_sdk.present import plain
 
 _JWT = re.compile(rb"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]*")

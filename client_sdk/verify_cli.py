@@ -11,8 +11,8 @@ from rich.console import Console
 
 from attestation.errors import AttestationError
 from client_sdk.exits import exit_code
-from client_sdk.foreign_cli import CollateralFile, verify_foreign
-from client_sdk.foreign_fetch import Provider
+from client_sdk.foreign.cli import CollateralFile, verify_foreign
+from client_sdk.foreign.fetch import Provider
 from client_sdk.options import AsJson, ChannelOption, Url
 from client_sdk.outcome import ask, foreign, lines_of, proven
 from client_sdk.present import result, show, working

@@ -45,7 +45,7 @@ TARGETS = (
     "attestation.sealed:parse_message",
     "client_sdk.describe:describe",
     "client_sdk.files:decode",
-    "client_sdk.foreign_formats:recognise",
+    "client_sdk.foreign.formats:recognise",
 )
 CORPUS = Path(".cache/fuzz")
 MAX_BYTES = 32 * 1024

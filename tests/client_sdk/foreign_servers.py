@@ -26,7 +26,7 @@ from attestation.measure.dstack import EV_DSTACK, encode_event
 from attestation.nvidia.devices import parse_list
 from attestation.simulator import pki
 from attestation.simulator.tdx_quote import DEFAULT_TD
-from client_sdk.foreign_tinfoil import (
+from client_sdk.foreign.tinfoil import (
     AMD_CRL,
     AMD_VCEK,
     CRYPTO_MATERIAL,

@@ -39,11 +39,11 @@ from attestation.tdx.quote import parse_quote
 from client_sdk.amd_file import dump_amd
 from client_sdk.cli import app
 from client_sdk.evidence_policy import RAW
-from client_sdk.foreign import Foreign, Format, Seen
-from client_sdk.foreign_fetch import Provider, ask
-from client_sdk.foreign_formats import MAX_REPORT_BYTES, recognise
-from client_sdk.foreign_judge import BOOT, BOUND, CHANNEL, FRESH, judge_foreign
-from client_sdk.foreign_tinfoil import TDX_QUOTE
+from client_sdk.foreign.document import Foreign, Format, Seen
+from client_sdk.foreign.fetch import Provider, ask
+from client_sdk.foreign.formats import MAX_REPORT_BYTES, recognise
+from client_sdk.foreign.judge import BOOT, BOUND, CHANNEL, FRESH, judge_foreign
+from client_sdk.foreign.tinfoil import TDX_QUOTE
 from client_sdk.judge import Judged, Terms
 from client_sdk.policy_toml import dump_policy
 from client_sdk.present import State

@@ -23,7 +23,7 @@ from attestation.nvidia.verify import GpuClaims
 from attestation.snp import SnpClaims
 from attestation.tdx import TdxClaims
 from client_sdk import chains
-from client_sdk.foreign import Foreign, NitroEvidence, Seen
+from client_sdk.foreign.document import Foreign, NitroEvidence, Seen
 from client_sdk.judge import Judged, Terms, accept
 from client_sdk.judge_gpu import left_out
 from client_sdk.present import Link, walk

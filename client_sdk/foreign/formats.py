@@ -18,7 +18,7 @@ from attestation.nitro import Missing, parse_document
 from attestation.snp.report import parse_report
 from attestation.tdx.quote import parse_quote
 from client_sdk.files import decode
-from client_sdk.foreign import (
+from client_sdk.foreign.document import (
     MAX_DOCUMENT_BYTES,
     ONE_MACHINE,
     Foreign,
@@ -30,8 +30,8 @@ from client_sdk.foreign import (
     read_hex,
     read_object,
 )
-from client_sdk.foreign_ratls import parse_ratls
-from client_sdk.foreign_tinfoil import V3_FORMAT, parse_v3
+from client_sdk.foreign.ratls import parse_ratls
+from client_sdk.foreign.tinfoil import V3_FORMAT, parse_v3
 
 MAX_REPORT_BYTES = 64 * 1024
 MAX_MACHINES = 16

@@ -22,7 +22,7 @@ from attestation._x509 import parse_certificate
 from attestation.checks import Check
 from attestation.evidence import TdxEvidence
 from attestation.tdx.quote import parse_quote
-from client_sdk.foreign import Foreign, Format, TlsKey, malformed
+from client_sdk.foreign.document import Foreign, Format, TlsKey, malformed
 
 INTEL = "1.2.840.113741.1337.6"
 GRAMINE = "0.6.9.42.840.113741.1337.6"

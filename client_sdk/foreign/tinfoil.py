@@ -18,7 +18,7 @@ from attestation.collateral import AmdCollateral
 from attestation.evidence import SnpEvidence, TdxEvidence
 from attestation.snp.report import parse_report
 from attestation.tdx.quote import parse_quote
-from client_sdk.foreign import (
+from client_sdk.foreign.document import (
     MAX_DOCUMENT_BYTES,
     ONE_MACHINE,
     Foreign,

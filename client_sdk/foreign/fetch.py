@@ -17,8 +17,8 @@ from attestation.errors import AttestationError, MalformedError, UnavailableErro
 from attestation.evidence import SnpEvidence, TdxEvidence
 from attestation.fetch import Fetcher
 from attestation.nvidia.collateral import NvidiaCollateral
-from client_sdk.foreign import MAX_DOCUMENT_BYTES, Foreign, Seen
-from client_sdk.foreign_formats import NITRIDING_NONCE_BYTES, recognise
+from client_sdk.foreign.document import MAX_DOCUMENT_BYTES, Foreign, Seen
+from client_sdk.foreign.formats import NITRIDING_NONCE_BYTES, recognise
 from client_sdk.tls import unpinned_context
 
 OWN_PATH = "/.well-known/attestation"
