@@ -95,6 +95,17 @@ wheels: $(DEV)
 		$(PY) -m pip download $(PIP_FLAGS) --no-deps --only-binary :all: --require-hashes -d build/wheels -r $$lock; done
 	@$(PY) -m pip wheel $(PIP_FLAGS) --no-deps --no-build-isolation -w build/wheels .
 
+## container     the image of Dockerfile.enclave with buildah, on a Debian made here; BASE=image@digest for another; about 6 min
+## container-repro the same twice from nothing: the image ids must be equal (TARGET=gateway: without the engine, about 3 min)
+.PHONY: container container-repro
+container: $(PROJECT)
+	@ls build/wheels/*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheels
+	@$(PY) -m tools.container build --target $(or $(TARGET),cpu) || [ $$? -eq 77 ]
+
+container-repro: $(PROJECT)
+	@ls build/wheels/*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheels
+	@$(PY) -m tools.container repro --target $(or $(TARGET),cpu) || [ $$? -eq 77 ]
+
 # ------------------------------------------------------------------------------------------------------------ checks
 
 ## fix           format the code and mend what ruff can mend
