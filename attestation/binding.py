@@ -98,6 +98,7 @@ class Statement:
     config: bytes = field(metadata={"size": 32})  # digest of the gateway's whole effective configuration
     image: Image
     config_file: bytes | None = field(default=None, metadata={"size": 32})  # where its digest was measured
+    secrets: bytes | None = field(default=None, metadata={"size": 32})  # salted digest of what the owner gave
     log_origin: str | None = (
         None  # of a log that somebody else runs; a gateway's own has its key in its origin
     )

@@ -76,6 +76,16 @@ class Check(StrEnum):
     SEALED_ORDER = "sealed.order"
     SEALED_TRUNCATED = "sealed.truncated"
 
+    # secrets from the enclave's owner
+    SECRET_FORMAT = "secret.format"
+    SECRET_SIGNATURE = "secret.signature"
+    SECRET_STATEMENT = "secret.statement"
+    SECRET_TIME = "secret.time"
+    SECRET_NAME = "secret.name"
+    SECRET_VALUE = "secret.value"
+    SECRET_AGAIN = "secret.again"
+    SECRET_SHOWN = "secret.shown"
+
     # receipts
     RECEIPT_MISSING = "receipt.missing"
     RECEIPT_FORMAT = "receipt.format"

@@ -335,7 +335,8 @@ _DO_NOT_USE = "The answer was altered on the way, or belongs to another request;
 
 
 @lru_cache(maxsize=64)  # reading an ML-KEM key takes a third of the time of sealing to it
-def _x_wing(key: bytes) -> hpke.MLKEM768X25519PublicKey:
+def x_wing_key(key: bytes) -> hpke.MLKEM768X25519PublicKey:
+    """A statement's X-Wing key, to encrypt to. ValueError for what is none."""
     mlkem, x25519 = key[:-_KEY], key[-_KEY:]
     return hpke.MLKEM768X25519PublicKey(
         MLKEM768PublicKey.from_public_bytes(mlkem), X25519PublicKey.from_public_bytes(x25519)
@@ -345,7 +346,7 @@ def _x_wing(key: bytes) -> hpke.MLKEM768X25519PublicKey:
 def _encrypt(suite: Suite, keys: Keys, content: bytes, info: bytes) -> bytes:
     try:
         if suite is X_WING:
-            return suite.scheme.encrypt(content, _x_wing(keys.sealing_x_wing), info)
+            return suite.scheme.encrypt(content, x_wing_key(keys.sealing_x_wing), info)
         return suite.scheme.encrypt(content, X25519PublicKey.from_public_bytes(keys.sealing_x25519), info)
     except ValueError as exc:
         raise MalformedError(

@@ -17,6 +17,7 @@ from client_sdk.exits import Commands
 from client_sdk.foreign.cli import foreign
 from client_sdk.inspect_cli import inspect
 from client_sdk.lock_cli import diff, lock_enclave
+from client_sdk.provision_cli import provision
 from client_sdk.proxy.cli import env, proxy
 from client_sdk.replay.cli import replay
 from client_sdk.report_cli import report
@@ -36,6 +37,7 @@ app.command(rich_help_panel=TALK)(chat)
 app.command(rich_help_panel=TALK)(proxy)
 app.command(rich_help_panel=TALK)(env)
 app.command(rich_help_panel=TALK)(doctor)
+app.command(rich_help_panel=TALK)(provision)
 app.command(rich_help_panel=JUDGE)(audit)
 app.command(rich_help_panel=JUDGE)(disclose)
 app.command(rich_help_panel=JUDGE)(replay)

@@ -26,6 +26,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "attested doctor https://enclave:8443 --policy policy.toml",
         "attested doctor https://enclave:8443 --vendors --json",
     ),
+    "provision": (
+        "attested provision https://enclave:8443 --policy policy.toml --key owner.pem --secret key_pepper=pepper",
+        "attested provision https://enclave:8443 --policy policy.toml --key owner.pem --secret database_url=url --json",
+    ),
     "audit": (
         "attested audit answer.json --policy policy.toml",
         "attested audit saved/ --policy policy.toml --json",

@@ -80,7 +80,7 @@ def is_sealed(status: int, content_type: str | None) -> bool:
 
 def not_sealed(status: int, body: bytes) -> AttestationError:
     """What an answer without a seal means. Anybody may have written it: it is never handed out as an answer."""
-    code = _code(body)
+    code = error_code(body)
     if check := _BY_CODE.get(code):
         return VerificationError(
             check,
@@ -99,7 +99,7 @@ def not_sealed(status: int, body: bytes) -> AttestationError:
     )
 
 
-def _code(body: bytes) -> str:
+def error_code(body: bytes) -> str:
     """The `code` of an error in OpenAI's shape, when it looks like one."""
     try:
         value: Any = json.loads(body)

@@ -35,6 +35,7 @@ from enclave_server.model_cli import cli as model_cli
 from enclave_server.model_signature import check_publisher, parse_public_key
 from enclave_server.policy import policy_text
 from enclave_server.prefork import Family, SharedStatus
+from enclave_server.provisioning import Secrets
 from enclave_server.receipt_log import ReceiptLog
 from enclave_server.replays import Replays
 from enclave_server.server import listen, make_server
@@ -73,7 +74,8 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     logs.configure()
     keep_memory_private()
     listeners = listen(settings)
-    access = Access(settings)
+    secrets = Secrets(settings)  # one for all workers
+    access = Access(settings, secrets)
     access.prepare()
     log.info("model check starts", model=settings.model_name)
     manifest = check_model(settings.model_dir, settings.model_digest)
@@ -89,6 +91,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     identities, succession = Succession.of(  # without a name of its own, so that its keys go when it ends
         settings,
         make_identity(settings, engine_version=installed.version, log_key=log_key, config_file=config_file),
+        secrets=secrets,
     )
     tee.begin_serving()
     status = SharedStatus()

@@ -30,6 +30,7 @@ from enclave_server.receipt_log import ReceiptLog
 from enclave_server.replays import Replays
 from enclave_server.sealed import RAW_PATH as SEALED
 from enclave_server.sealed import Sealed
+from enclave_server.secrets_route import add_secrets_route
 from enclave_server.settings import Settings
 from enclave_server.upstream import Upstream
 
@@ -100,6 +101,8 @@ def create_app(
 
     control = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     _add_control_routes(control, attester, unready)
+    if settings.secrets:
+        add_secrets_route(control, settings, identities, access.secrets)
     if receipt_log is not None:
         add_log_routes(control, settings, receipt_log.key)
 

@@ -104,6 +104,15 @@ def log_unavailable() -> ApiError:
     )
 
 
+def secrets_missing() -> ApiError:
+    return ApiError(
+        503,
+        "secrets_missing",
+        "This gateway waits for its owner, who has not given it all that it needs.",
+        retry_after=5,
+    )
+
+
 def stopping() -> ApiError:
     return ApiError(503, "stopping", "This gateway is stopping.", retry_after=30)
 

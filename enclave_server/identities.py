@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 
 from enclave_server.identity import SKEW, Identity
 from enclave_server.log import failure, log
+from enclave_server.provisioning import Secrets
 from enclave_server.settings import Settings
 
 STATE = "statement"  # where a request's ASGI state has the digest of the statement that it is to be answered under
@@ -155,20 +156,27 @@ class Succession:
     """The parent's part: makes successors in time, and hands them to its workers."""
 
     def __init__(
-        self, identities: Identities, *, life: timedelta, overlap: float, clock: _Clock = time.time
+        self,
+        identities: Identities,
+        secrets: Secrets,
+        *,
+        life: timedelta,
+        overlap: float,
+        clock: _Clock = time.time,
     ) -> None:
-        self._identities, self._clock = identities, clock
+        self._identities, self._secrets, self._clock = identities, secrets, clock
         self._life, self._overlap = life, overlap
         self._outboxes: dict[int, socket.socket] = {}  # by worker
 
     @classmethod
     def of(
-        cls, settings: Settings, first: Identity, clock: _Clock = time.time
+        cls, settings: Settings, first: Identity, clock: _Clock = time.time, secrets: Secrets | None = None
     ) -> tuple[Identities, Succession]:
-        """Both parts, for the workers of the settings."""
+        """Both parts, for the workers of the settings, and for the secrets that these may be given."""
+        secrets = secrets or Secrets(settings)
         life, overlap = timedelta(hours=settings.identity_hours), settings.identity_overlap_minutes * 60
         identities = Identities(first, workers=settings.workers, overlap=overlap, clock=clock)
-        return identities, cls(identities, life=life, overlap=overlap, clock=clock)
+        return identities, cls(identities, secrets, life=life, overlap=overlap, clock=clock)
 
     def begin_worker(self, worker: int) -> socket.socket:
         """Before the fork of a worker, also of one that replaces another. Its end, which it gives to `enter`."""
@@ -190,6 +198,7 @@ class Succession:
     def leave(self) -> None:
         """In a child that is no worker, after the fork."""
         self._identities.drop()
+        self._secrets.drop()
 
     def end_worker(self, worker: int) -> None:
         """It has died."""
@@ -204,8 +213,9 @@ class Succession:
         current = identities.current
         left = current.seconds_left(now)
         if identities.newest is current or identities.newest.seconds_left(now) <= 0:
-            if left > self._overlap:
-                return min(left - self._overlap, _LONGEST_SECONDS)
+            if left > self._overlap and current.statement.secrets == self._secrets.digest:
+                longest = _POLL_SECONDS if self._secrets.missing else _LONGEST_SECONDS
+                return min(left - self._overlap, longest)
             try:
                 self._make(now)
             except Exception as exc:  # noqa: BLE001 - the current identity stays, and the next attempt is near
@@ -218,7 +228,8 @@ class Succession:
 
     def _make(self, now: float) -> None:
         identities = self._identities
-        packed = identities.add(identities.current.successor(self._life, datetime.fromtimestamp(now, UTC)))
+        moment = datetime.fromtimestamp(now, UTC)
+        packed = identities.add(identities.current.successor(self._life, moment, self._secrets.digest))
         log.info("identity made", statement=identities.newest.statement_digest.hex())
         for outbox in self._outboxes.values():
             with suppress(OSError):  # it has died, and its replacement is forked with this identity

@@ -108,23 +108,25 @@ class Identity:
         """For how long it may still answer; the statement ends a moment later."""
         return self.statement.not_after - _LAST_SECOND - now
 
-    def successor(self, life: timedelta, now: datetime) -> Identity:
-        """New keys, and a statement that says the same of everything else, from now on for `life`."""
-        return self._succeeded(PrivateKeys.generate(), *_span(now, life))
+    def successor(self, life: timedelta, now: datetime, secrets: bytes | None = None) -> Identity:
+        """New keys, and a statement from now on for `life` that says the same of everything but the owner's secrets."""
+        return self._succeeded(PrivateKeys.generate(), secrets or b"", *_span(now, life))
 
     def pack(self) -> bytes:
-        """The keys and the span of the statement; `unpacked` of any predecessor makes it whole."""
+        """Keys, span and secrets' digest of the statement; `unpacked` of any predecessor makes it whole."""
         span = self.statement.not_before, self.statement.not_after
-        return b"".join(time.to_bytes(8, "big") for time in span) + self.keys.pack()
+        times = b"".join(time.to_bytes(8, "big") for time in span)
+        return times + self.keys.pack() + (self.statement.secrets or b"")
 
     def unpacked(self, data: bytes) -> Identity:
         """The successor that was packed elsewhere."""
         start, end = (int.from_bytes(data[at : at + 8], "big") for at in (0, 8))
-        return self._succeeded(PrivateKeys.unpack(data[16:]), start, end)
+        return self._succeeded(PrivateKeys.unpack(data[16:]), data[16 + sum(_SIZES) :], start, end)
 
-    def _succeeded(self, keys: PrivateKeys, start: int, end: int) -> Identity:
+    def _succeeded(self, keys: PrivateKeys, secrets: bytes, start: int, end: int) -> Identity:
         public = replace(self.statement.keys, **keys.public())
-        return _identity(keys, replace(self.statement, keys=public, not_before=start, not_after=end))
+        changes = {"keys": public, "secrets": secrets or None, "not_before": start, "not_after": end}
+        return _identity(keys, replace(self.statement, **changes))  # type: ignore[arg-type]
 
 
 class ReceiptNumbers:

@@ -1,7 +1,8 @@
 """Everything an operator can choose, in one frozen object from a TOML file and `ENCLAVE_*` variables.
 
 Unknown names are refused. The digest of the effective settings stands in the statement as `config`, so a client's
-policy can name exactly one configuration. There are no secrets here: keys are made at boot.
+policy can name exactly one configuration. There are no secrets here: keys are made at boot, and what only the owner may
+know comes when the enclave runs (`provisioning.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import rfc8785
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
@@ -62,6 +66,13 @@ class AccessMode(StrEnum):
 
     KEYS = "keys"
     OPEN = "open"
+
+
+class SecretName(StrEnum):
+    """What an owner can give to a running gateway."""
+
+    DATABASE_URL = "database_url"
+    KEY_PEPPER = "key_pepper"
 
 
 class Settings(BaseSettings):
@@ -147,6 +158,8 @@ class Settings(BaseSettings):
     access_database: str = (
         "sqlite:///access.db"  # or postgresql://user@host/name; its password never stands here
     )
+    owner_key: str | None = None  # Ed25519, PEM: whose secrets it takes; see docs/secrets.md
+    secrets: tuple[SecretName, ...] = ()  # which it waits for before it answers
     access_refresh_seconds: float = Field(default=2, ge=0.1, le=60)  # so soon a revocation acts
     access_stale_seconds: Seconds = 60  # how long keys work when the database does not answer
     usage_flush_seconds: Seconds = 10
@@ -248,6 +261,23 @@ class Settings(BaseSettings):
             )
         return self
 
+    @field_validator("owner_key")
+    @classmethod
+    def _owner(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_owner_key(value)
+        return value
+
+    @model_validator(mode="after")
+    def _secrets(self) -> Self:
+        if bool(self.secrets) != (self.owner_key is not None):
+            raise ValueError("secrets and owner_key belong together: set both or neither")
+        if len(set(self.secrets)) != len(self.secrets):
+            raise ValueError("secrets: each name once")
+        if self.secrets and self.access is not AccessMode.KEYS:
+            raise ValueError('secrets are for access = "keys", which alone needs any')
+        return self
+
     @model_validator(mode="after")
     def _overlap(self) -> Self:
         if self.identity_overlap_minutes > self.identity_hours * 30:
@@ -281,6 +311,17 @@ class Settings(BaseSettings):
     def digest(self) -> bytes:
         """SHA-256 of the RFC 8785 canonical JSON of every setting."""
         return sha256(rfc8785.dumps(self.effective())).digest()
+
+
+def read_owner_key(text: str) -> Ed25519PublicKey:
+    """The public key in a PEM. ValueError for anything else."""
+    try:
+        key = load_pem_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if isinstance(key, Ed25519PublicKey):
+        return key
+    raise ValueError("must be a PEM that holds one Ed25519 public key")
 
 
 def _in_file(file: Path | bytes | None) -> dict[str, Any]:

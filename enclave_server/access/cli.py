@@ -15,7 +15,8 @@ import typer
 
 from enclave_server.access.keys import Key
 from enclave_server.access.store import Store, Use
-from enclave_server.settings import Settings
+from enclave_server.provisioning import check_pepper
+from enclave_server.settings import SecretName, Settings
 
 cli = typer.Typer(no_args_is_help=True, help="API keys: who may use the gateway, and how much.")
 
@@ -24,6 +25,9 @@ KeyId = Annotated[str, typer.Argument(help="The key's id, as `list` shows it; ne
 Requests = Annotated[int | None, typer.Option(min=0, help="0: what the settings say.")]
 Tokens = Annotated[int | None, typer.Option(min=0, help="Prompt and completion; 0: what the settings say.")]
 AtOnce = Annotated[int | None, typer.Option(min=0, help="Requests at once; 0: what the settings say.")]
+Pepper = Annotated[
+    Path | None, typer.Option(help="The file that the owner gives to the gateway as `key_pepper`.")
+]
 When = Annotated[str, typer.Option(help="Such as 90d, 12h, 2027-01-31 (UTC), or never.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
@@ -36,20 +40,24 @@ def create(
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
     concurrency: AtOnce = None,
+    pepper: Pepper = None,
     config: Config = None,
 ) -> None:
     """Make a key. It is printed now, and never again."""
     expires_at = _moment(expires)
+    if (SecretName.KEY_PEPPER in Settings.load(config).secrets) != (pepper is not None):
+        raise ValueError("--pepper is for gateways whose `secrets` list key_pepper, and a must for these")
     with _open(config) as store:
         key, secret = store.create(
             name,
+            pepper=None if pepper is None else check_pepper(pepper.read_bytes()),
             tenant=tenant,
             expires_at=expires_at,
             requests_per_minute=requests_per_minute or None,
             tokens_per_minute=tokens_per_minute or None,
             concurrency=concurrency or None,
         )
-    typer.echo(f"{key.id}: keep this key now, only its SHA-256 is stored", err=True)
+    typer.echo(f"{key.id}: keep this key now, only a digest of it is stored", err=True)
     typer.echo(secret)
 
 

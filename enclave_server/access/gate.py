@@ -20,8 +20,10 @@ from enclave_server.access.keyring import KeyRing
 from enclave_server.access.keys import presented
 from enclave_server.access.limiter import Limiter
 from enclave_server.access.store import StoreError
+from enclave_server.errors import secrets_missing
 from enclave_server.exchange import Exchange
 from enclave_server.log import log
+from enclave_server.provisioning import Secrets
 from enclave_server.settings import AccessMode, Settings
 
 
@@ -41,11 +43,12 @@ class Visit:
 class Access:
     """Made once, before workers are forked; entered in each of them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, given: Secrets | None = None) -> None:
+        self.secrets = given or Secrets(settings)
         self.admission = Admission(
             in_flight=settings.max_in_flight, queued=settings.max_queued, seconds=settings.queue_seconds
         )
-        self._ring = KeyRing(settings) if settings.access is AccessMode.KEYS else None
+        self._ring = KeyRing(settings, self.secrets) if settings.access is AccessMode.KEYS else None
         self._limiter = Limiter(settings)
         self._salt_secret = secrets.token_bytes(32)  # of this boot: salts cannot be guessed, nor kept
         self._salts: dict[str, bytes] = {}
@@ -54,6 +57,8 @@ class Access:
         """Look at the database before anything slow is started."""
         if self._ring is None:
             log.warning("access is open: whoever reaches this gateway may use it")
+        elif self.secrets.missing:
+            log.warning("nobody is answered until the owner has given the secrets: see `attested provision`")
         elif not (count := self._ring.prepare()):
             log.warning("there is no usable API key yet: see `enclave-server keys create`")
         else:
@@ -62,7 +67,8 @@ class Access:
     async def __aenter__(self) -> Self:
         if self._ring is not None:
             try:
-                await asyncio.to_thread(self._ring.prepare)
+                if not self.secrets.missing:
+                    await asyncio.to_thread(self._ring.prepare)
             except StoreError as exc:  # a worker that is started again outlives a database that is away
                 log.error("key store failed", reason=str(exc))
             self._task = asyncio.create_task(self._ring.run())
@@ -77,11 +83,15 @@ class Access:
 
     @property
     def unready(self) -> str | None:
+        if self.secrets.missing:
+            return "secrets_missing"
         return "access_unavailable" if self._ring is not None and self._ring.stale else None
 
     @asynccontextmanager
     async def admit(self, headers: Iterable[tuple[bytes, bytes]], exchange: Exchange) -> AsyncIterator[Visit]:
         """Let a request in for the block, or refuse it: 401, 429 or 503. Afterwards its use is counted."""
+        if self.secrets.missing:
+            raise secrets_missing()
         if self._ring is None:
             async with self.admission.place():
                 yield Visit(None)

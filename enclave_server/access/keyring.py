@@ -14,19 +14,29 @@ from enclave_server.access.keys import Key, digest_of, unauthorized
 from enclave_server.access.store import Store, StoreError, Use
 from enclave_server.errors import ApiError
 from enclave_server.log import log
-from enclave_server.settings import Settings
+from enclave_server.provisioning import Secrets
+from enclave_server.settings import SecretName, Settings
 
 
 class KeyRing:
     """Keys by the digest of their secret."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._store = Store(settings.access_database)
+    def __init__(self, settings: Settings, secrets: Secrets) -> None:
+        self._settings, self._secrets = settings, secrets
+        self._opened: Store | None = None
+        if SecretName.DATABASE_URL not in settings.secrets:
+            self._opened = Store(settings.access_database)
         self._keys: dict[bytes, Key] = {}
         self._changes: int | None = None
         self._fresh_at = float("-inf")
         self._use: dict[tuple[str, int], Use] = {}  # by key and day since 1970
+
+    @property
+    def _store(self) -> Store:
+        """Once it is known where it is."""
+        if self._opened is None:
+            self._opened = Store(self._secrets.database_url)
+        return self._opened
 
     def prepare(self) -> int:
         """Make or migrate the tables, and count the usable keys. Leaves no connection open."""
@@ -54,7 +64,7 @@ class KeyRing:
         """The key with this secret, if it may be used now."""
         if self.stale:
             raise ApiError(503, "access_unavailable", "API keys cannot be checked now.", retry_after=5)
-        key = self._keys.get(digest_of(secret))
+        key = self._keys.get(digest_of(secret, self._secrets.key_pepper))
         if key is None or not key.usable(time.time()):
             raise unauthorized("An unknown, expired or revoked API key")
         return key
@@ -71,7 +81,13 @@ class KeyRing:
             use.completion_tokens += usage.completion_tokens
 
     async def run(self) -> None:
-        """Refresh and flush for as long as the gateway runs."""
+        """Refresh and flush for as long as the gateway runs, from when it has what it needs."""
+        if self._secrets.missing:
+            await self._secrets.arrival()
+            try:
+                await asyncio.to_thread(self.prepare)
+            except StoreError as exc:
+                log.error("key store failed", reason=str(exc))
         flush_at = time.monotonic() + self._settings.usage_flush_seconds
         while True:
             await asyncio.sleep(self._settings.access_refresh_seconds)
@@ -97,4 +113,5 @@ class KeyRing:
 
     async def close(self) -> None:
         await self.flush()
-        await asyncio.to_thread(self._store.close)
+        if self._opened is not None:
+            await asyncio.to_thread(self._opened.close)

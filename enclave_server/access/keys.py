@@ -3,10 +3,13 @@
 A key is looked up by its digest. There is no comparison to do in constant time: how long a look-up takes tells at most
 something about a digest, and whoever could steer digests towards a stored one would have broken SHA-256; the key itself,
 256 random bits, cannot be approached byte by byte. For the same reason no slow password hash is needed.
+
+With a pepper, a secret that is in no database, it is an HMAC instead: then nobody makes a key by writing to the database.
 """
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,8 +45,9 @@ def new_secret() -> str:
     return PREFIX + secrets.token_urlsafe(SECRET_BYTES)
 
 
-def digest_of(secret: bytes) -> bytes:
-    return sha256(secret).digest()
+def digest_of(secret: bytes, pepper: bytes | None = None) -> bytes:
+    """SHA-256; HMAC-SHA-256 under the pepper where there is one."""
+    return sha256(secret).digest() if pepper is None else hmac.digest(pepper, secret, "sha256")
 
 
 def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

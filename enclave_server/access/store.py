@@ -126,12 +126,12 @@ class Store:
             rows = connection.execute(sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id))
             return [Key(**row) for row in rows.mappings()]
 
-    def create(self, name: str, **values: Any) -> tuple[Key, str]:
+    def create(self, name: str, *, pepper: bytes | None = None, **values: Any) -> tuple[Key, str]:
         """A new key and its secret, which nobody can learn again."""
         secret, key_id = new_secret(), f"key_{secrets.token_hex(8)}"
         key = Key(
             id=key_id,
-            digest=digest_of(secret.encode()),
+            digest=digest_of(secret.encode(), pepper),
             name=name,
             created_at=int(time.time()),
             **{**values, "tenant": values.get("tenant") or key_id},

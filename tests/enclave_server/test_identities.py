@@ -13,6 +13,8 @@ import pytest
 
 from enclave_server.identities import Identities, Succession
 from enclave_server.identity import Identity, make_identity
+from enclave_server.provisioning import Secrets
+from enclave_server.settings import Settings
 from tests.servers import gateway_settings
 
 LIFE, OVERLAP = 1000.0, 100.0
@@ -34,8 +36,9 @@ class Parent:
     def __init__(self, first: Identity, clock: Clock, workers: int = 2) -> None:
         self.first, self.clock = first, clock
         self.identities = Identities(first, workers=workers, overlap=OVERLAP, clock=clock)
+        none = Secrets(Settings.model_construct())
         self.succession = Succession(
-            self.identities, life=timedelta(seconds=LIFE), overlap=OVERLAP, clock=clock
+            self.identities, none, life=timedelta(seconds=LIFE), overlap=OVERLAP, clock=clock
         )
         self.workers: dict[int, tuple[int, socket.socket]] = {}  # process, and the line to it
         for number in range(workers):
