@@ -64,11 +64,13 @@ def proven(verdict: Verdict) -> list[str]:
         machine = f"AMD SEV-SNP on {cpu.product_name}"
     machine += ", under Azure's paravisor" if verdict.vtpm else ""
     gpus = ", ".join(f"{g.model} (driver {g.driver})" for g in verdict.gpus if not g.switch) or "none"
+    secrets = statement.secrets
     return [
         f"machine: {machine}, vouched for by {cpu.root.name!r}",
         f"GPUs: {gpus}",
         f"model: {', '.join(statement.model.names)}, digest {statement.model.digest.hex()[:16]}…",
         f"engine: {statement.engine.name} {statement.engine.version}",
+        *([] if secrets is None else [f"the owner's secrets: digest {secrets.hex()}"]),
         f"evidence and collateral: good until {verdict.valid_until:%Y-%m-%dT%H:%M:%SZ}",
     ]
 

@@ -87,7 +87,7 @@ def provision(  # a command's options are its parameters
     elif error is not None:
         typer.echo(clean("\n".join([f"NOT PROVISIONED  {url}", *reasons(error)])), err=True)
     else:
-        lines = [f"PROVISIONED  {url}", *notes, f"secrets: {', '.join(values)}, digest {digest.hex()}"]
+        lines = [f"PROVISIONED  {url}", *notes, f"given: {', '.join(values)}"]
         typer.echo(clean("\n  ".join(lines)))
     raise typer.Exit(exit_code(error))
 

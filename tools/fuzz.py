@@ -43,6 +43,7 @@ TARGETS = (
     "attestation.tlog.tiles:parse_entries",
     "attestation.sealed:parse_envelope",
     "attestation.sealed:parse_message",
+    "attestation.provisioning:parse_sealed_secrets",
     "client_sdk.describe:describe",
     "client_sdk.files:decode",
     "client_sdk.foreign.formats:recognise",
