@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import which
 
@@ -114,14 +115,17 @@ def nginx(engine: Engine, folder: Path) -> Iterator[Contender]:
 
 
 @contextmanager
-def ours(engine: Engine, folder: Path, *, workers: int = 1, pinned: bool = True) -> Iterator[Contender]:
+def ours(
+    engine: Engine, folder: Path, *, workers: int = 1, pinned: bool = True, checkpoints: bool = True
+) -> Iterator[Contender]:
     """The gateway with receipts and access control; not pinned, its workers use whatever cores there are."""
-    folder = folder / f"ours-{workers}"
+    name = "ours" if workers == 1 else f"ours, {workers} workers"
+    name = name if checkpoints else f"{name} without checkpoints"
+    folder = folder / name.replace(", ", "-").replace(" ", "-")
     folder.mkdir(exist_ok=True)
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.ours", str(port), str(engine.socket), str(folder)]
-    command.append(str(workers))
-    name = "ours" if workers == 1 else f"ours, {workers} workers"
+    command += [str(workers), *([] if checkpoints else ["no-checkpoints"])]
     with _process("ours", command, port, CONTENDER_CPU if pinned else None, ready="/readyz") as pid:
         headers = (f"Authorization: Bearer {(folder / 'key').read_text()}",)
         yield Contender(name, f"127.0.0.1:{port}", pid, headers)
@@ -161,6 +165,7 @@ CONTENDERS: Mapping[str, Callable[[Engine, Path], AbstractContextManager[Contend
     "direct": direct,
     "nginx": nginx,
     "ours": ours,
+    "ours without checkpoints": partial(ours, checkpoints=False),
     "vllm-router": vllm_router,
     "LiteLLM proxy": litellm,
 }

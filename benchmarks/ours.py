@@ -1,6 +1,6 @@
 """The gateway in front of the mock engine: all of its own work, but no TLS (the load generator speaks none) and no vLLM.
 
-    python -m benchmarks.ours PORT ENGINE_SOCKET FOLDER WORKERS
+    python -m benchmarks.ours PORT ENGINE_SOCKET FOLDER WORKERS [no-checkpoints]
 
 The API key that it demands is written to FOLDER/key.
 """
@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from enclave_server import log as logs
 from enclave_server.access.gate import Access
@@ -27,7 +28,7 @@ from enclave_server.tee import open_tee
 from enclave_server.upstream import Upstream
 
 
-def settings_for(port: int, folder: Path, workers: int) -> Settings:
+def settings_for(port: int, folder: Path, workers: int, **others: Any) -> Settings:
     """The gateway's own defaults, but for what has to be said, and more requests at once than a key has by default."""
     model = folder / "model"
     model.mkdir(exist_ok=True)
@@ -43,12 +44,14 @@ def settings_for(port: int, folder: Path, workers: int) -> Settings:
         engine_python=Path("/nonexistent"),
         access_database=f"sqlite:///{folder}/access.db",
         key_concurrency=256,
+        **others,
     )
 
 
-def main(port: int, engine_socket: Path, folder: Path, workers: int) -> int:
+def main(port: int, engine_socket: Path, folder: Path, workers: int, *, checkpoints: bool) -> int:
     logs.configure()
-    settings = settings_for(port, folder, workers)
+    rare = {} if checkpoints else {"checkpoint_events": 10**6, "checkpoint_seconds": 3600}
+    settings = settings_for(port, folder, workers, **rare)
     access = Access(settings)
     access.prepare()
     store = Store(settings.access_database)
@@ -88,4 +91,6 @@ def main(port: int, engine_socket: Path, folder: Path, workers: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
+    port, socket_path, directory, count, *rest = sys.argv[1:]
+    checkpoints = rest != ["no-checkpoints"]
+    sys.exit(main(int(port), Path(socket_path), Path(directory), int(count), checkpoints=checkpoints))

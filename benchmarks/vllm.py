@@ -62,7 +62,11 @@ def engine(model: Path, folder: Path) -> Iterator[Engine]:
     socket = folder / "vllm.sock"
     with (CACHE / "vllm.log").open("wb") as log:
         process = subprocess.Popen(
-            command(settings, socket), env=environment(settings, folder), cwd=folder, stdout=log, stderr=log
+            command(settings, f"--uds={socket}"),
+            env=environment(settings, folder),
+            cwd=folder,
+            stdout=log,
+            stderr=log,
         )
     try:
         deadline = time.monotonic() + START_SECONDS
