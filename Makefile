@@ -97,13 +97,16 @@ wheels: $(DEV)
 
 ## container     the image of Dockerfile.enclave with buildah, on a Debian made here; BASE=image@digest for another; about 6 min
 ## container-repro the same twice from nothing: the image ids must be equal (TARGET=gateway: without the engine, about 3 min)
-.PHONY: container container-repro
-container: $(PROJECT)
-	@ls build/wheels/*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheels
+.PHONY: container container-repro container-wheels
+container-wheels: $(PROJECT)
+	@ls build/wheels/vllm*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheels
+	@rm -f build/wheels/attested_inference-*.whl  # the code as it is now
+	@$(PY) -m pip wheel $(PIP_FLAGS) --no-deps --no-build-isolation -w build/wheels .
+
+container: container-wheels
 	@$(PY) -m tools.container build --target $(or $(TARGET),cpu) || [ $$? -eq 77 ]
 
-container-repro: $(PROJECT)
-	@ls build/wheels/*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheels
+container-repro: container-wheels
 	@$(PY) -m tools.container repro --target $(or $(TARGET),cpu) || [ $$? -eq 77 ]
 
 # ------------------------------------------------------------------------------------------------------------ checks

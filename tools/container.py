@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--bind", type=Path, action="append", default=[], help="seen inside under the same name"
     )
-    parser.add_argument("command", nargs="*", help="in place of `serve --config /etc/enclave/enclave.toml`")
-    return parser.parse_args()
+    given = [*sys.argv[1:], "--"]
+    end = given.index("--")
+    arguments = parser.parse_args(given[:end])
+    arguments.command = given[end + 1 : -1]  # in place of `serve --config /etc/enclave/enclave.toml`
+    return arguments
 
 
 def _buildah(*arguments: str | Path) -> str:
@@ -144,6 +148,8 @@ def _run(image: str, arguments: argparse.Namespace) -> int:
             child = os.fork()
             if child == 0:
                 _become_container(root, binds, command, config["Env"])
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
         _buildah("rm", container)
