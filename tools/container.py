@@ -117,7 +117,7 @@ def _build(target: str, base: str) -> str:
     """The image's id. Nothing is taken from an earlier build."""
     shape = (
         "--format",
-        "docker",
+        "oci",
         "--isolation",
         "chroot",
         "--timestamp",
