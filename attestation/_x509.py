@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Generic, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 
@@ -182,7 +182,7 @@ def _signed_by(cert_key: ById[x509.Certificate], issuer_key: ById[x509.Certifica
         return f"it has a critical extension that is not understood ({unknown})"
     try:
         cert.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError) as exc:
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as exc:
         return f"its signature or issuer name does not match ({str(exc) or 'bad signature'})"
     return ""
 
@@ -227,7 +227,7 @@ def _crl_signed_by(list_key: ById[x509.CertificateRevocationList], issuer_key: B
         return f"it has a critical extension that is not understood ({unknown})"
     try:
         valid = crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # RSA and EC only, as parsed
-    except (TypeError, ValueError) as exc:
+    except (TypeError, UnsupportedAlgorithm, ValueError) as exc:
         return str(exc)
     return "" if valid else "the signature does not verify"
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -126,7 +126,11 @@ def _verify_chain(vek_der: bytes, chain_pem: bytes) -> _Chain:
 
 def _check_algorithm(cert: x509.Certificate) -> None:
     pss = cert.signature_algorithm_oid == x509.SignatureAlgorithmOID.RSASSA_PSS
-    if not pss or not isinstance(cert.signature_hash_algorithm, SHA384):
+    try:
+        sha384 = isinstance(cert.signature_hash_algorithm, SHA384)
+    except UnsupportedAlgorithm:
+        sha384 = False
+    if not pss or not sha384:
         name = _x509.common_name(cert.subject)
         raise VerificationError(Check.SNP_CHAIN, f"{name!r} must be signed with RSA-PSS and SHA-384")
 

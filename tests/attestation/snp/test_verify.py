@@ -261,6 +261,19 @@ def test_any_change_of_the_collateral_is_refused_with_a_name(data: st.DataObject
     assert claims == replace(snp.verify(report, collateral, [machine().root], NOW), root=machine().root)
 
 
+@pytest.mark.parametrize("part", ["vek", "crl"])
+def test_algorithms_that_nobody_knows(part: str) -> None:
+    """An identifier of a signature or hash algorithm that is none is a refusal of ours, wherever it stands."""
+    report, collateral = _good()
+    known, found = bytes.fromhex("0609608648016503040202"), 0  # SHA-384
+    whole = getattr(collateral, part)
+    while (found := whole.find(known, found + 1)) > 0:
+        edited = bytearray(whole)
+        edited[found + 2] = 0
+        with pytest.raises(AttestationError):
+            snp.verify(report, replace(collateral, **{part: bytes(edited)}), [machine().root], NOW)
+
+
 @pytest.mark.parametrize(
     "bit", [0, 1, 511, 8 * 0x50, 8 * 0x180, 8 * SIGNED_BYTES - 1, 8 * SIGNED_BYTES, 8 * 1184 - 1]
 )
