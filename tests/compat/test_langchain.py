@@ -71,3 +71,9 @@ class TestChatOpenAI(ChatModelIntegrationTests):  # type: ignore[misc]  # it is 
     )
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
+
+    @pytest.mark.xfail(
+        reason="in JSON mode without a schema, a model of 135M parameters comes to no end within its tokens"
+    )
+    def test_json_mode(self, model: BaseChatModel) -> None:
+        super().test_json_mode(model)
