@@ -187,7 +187,7 @@ def test_metrics_of_each(tmp_path: Path, values: dict[str, Any]) -> None:
 
     from tests.servers import free_port
 
-    port = free_port()
+    port = free_port(2)
     with served(tmp_path / "gateway", **values, metrics_port=port):
         for number in range(2):
             text = httpx.get(f"http://127.0.0.1:{port + number}/metrics", trust_env=False).text
