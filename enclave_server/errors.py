@@ -119,3 +119,7 @@ def stopping() -> ApiError:
 
 def internal() -> ApiError:
     return ApiError(500, "internal_error", "The gateway failed; its log names the kind of failure.")
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(413, "request_too_large", f"A request's body may have {limit} bytes.")

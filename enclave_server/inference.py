@@ -21,6 +21,7 @@ from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Pace, Receive, Scope, Send, unsigned
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import ReceiptNumbers
+from enclave_server.incoming import ClientGoneError, read_body
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
 from enclave_server.parts import parts_for
@@ -47,10 +48,6 @@ class EngineStatus(Protocol):
     def restarts(self) -> int:
         """How often it was started again."""
         ...
-
-
-class ClientGoneError(Exception):
-    """Nobody is left to answer."""
 
 
 class Inference:
@@ -127,7 +124,12 @@ class Inference:
             in_time(left, self._settings.request_seconds),
             self._access.admit(scope["headers"], exchange) as visit,
         ):
-            body = await self._body(exchange, receive)
+            body = await read_body(
+                receive,
+                seconds=self._settings.body_seconds,
+                limit=self._settings.max_request_bytes,
+                seen=exchange.request.update,
+            )
             exchange.sampling, content_type = read_request(route, scope["headers"], body)
             exchange.parts = parts_for(scope["headers"], route, exchange.nonce, body)
             exchange.tokens = tokens_for(scope["headers"], route)
@@ -157,30 +159,12 @@ class Inference:
             )
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > self._settings.max_request_bytes:
-                raise self._too_large()
+                raise errors.too_large(self._settings.max_request_bytes)
             if name == b"content-encoding" and value.lower() != b"identity":
                 raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
         if reason := self._engine.unready:
             raise errors.engine_unavailable(reason)
         return route
-
-    async def _body(self, exchange: Exchange, receive: Receive) -> bytes:
-        parts = []
-        try:
-            async with asyncio.timeout(self._settings.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGoneError
-                    part: bytes = message.get("body", b"")
-                    exchange.request.update(part)
-                    if exchange.request.length > self._settings.max_request_bytes:
-                        raise self._too_large()
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
-        except TimeoutError:
-            raise ApiError(408, "body_timeout", "The request's body did not arrive in time.") from None
 
     async def _relay(self, exchange: Exchange, answer: EngineAnswer, route: Route) -> None:
         content_type = answer.content_type
@@ -215,10 +199,6 @@ class Inference:
             await exchange.end(Outcome.COMPLETE, events.usage())
         else:
             raise UpstreamError("the stream ended before its last event")
-
-    def _too_large(self) -> ApiError:
-        limit = self._settings.max_request_bytes
-        return ApiError(413, "request_too_large", f"A request's body may have {limit} bytes.")
 
 
 async def exchange_or_error(exchange: Exchange, work: Awaitable[None]) -> None:

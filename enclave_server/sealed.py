@@ -6,7 +6,6 @@ receipts. Only /v1 is behind it. Before a request is opened, errors are plain an
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -16,9 +15,10 @@ from attestation import sealed
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
-from enclave_server.errors import ApiError
+from enclave_server.errors import ApiError, too_large
 from enclave_server.exchange import Receive, Scope, Send, unsigned
 from enclave_server.identities import STATE, Identities
+from enclave_server.incoming import ClientGoneError, read_body
 from enclave_server.replays import Replays
 from enclave_server.settings import Settings
 
@@ -65,12 +65,17 @@ class Sealed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._admit(scope)
-            data = await self._body(receive)
-            if data is None:
-                return
+            data = await read_body(
+                receive,
+                seconds=self._settings.body_seconds,
+                limit=self._settings.max_request_bytes,
+                seal=self._limit - self._settings.max_request_bytes,
+            )
             now = self._now()
             envelope = sealed.parse_envelope(data)
             opened = self._open(envelope, now)
+        except ClientGoneError:
+            return
         except ApiError as error:
             await unsigned(send, error)
         except AttestationError as error:
@@ -92,24 +97,7 @@ class Sealed:
         if headers.get(b"content-type") != _TYPE:
             raise ApiError(415, "unsupported_media_type", f"Content-Type must be {sealed.REQUEST_TYPE}.")
         if int(headers.get(b"content-length", 0)) > self._limit:
-            raise self._too_large()
-
-    async def _body(self, receive: Receive) -> bytes | None:
-        """All of it; None when the client went away."""
-        data = bytearray()
-        try:
-            async with asyncio.timeout(self._settings.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    data += message.get("body", b"")
-                    if len(data) > self._limit:
-                        raise self._too_large()
-                    if not message.get("more_body", False):
-                        return bytes(data)
-        except TimeoutError:
-            raise ApiError(408, "body_timeout", "The request's body did not arrive in time.") from None
+            raise too_large(self._settings.max_request_bytes)
 
     def _open(self, envelope: sealed.Envelope, now: float) -> sealed.Opened:
         """In the order of cost: what is not for us, or not new, is not decrypted."""
@@ -147,10 +135,6 @@ class Sealed:
             await self._inner.refuse(inside, send, error)
             return
         await self._inner(inside, _with_body(message.body, receive), send)
-
-    def _too_large(self) -> ApiError:
-        limit = self._settings.max_request_bytes
-        return ApiError(413, "request_too_large", f"A request's body may have {limit} bytes.")
 
 
 class _Sealing:
