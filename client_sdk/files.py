@@ -6,8 +6,10 @@ alphabet alone is base64, and everything else is what it looks like (JSON, PEM, 
 
 from __future__ import annotations
 
+import os
 import re
 from base64 import b64decode, b64encode
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -85,6 +87,21 @@ def _spelling(detail: str) -> MalformedError:
     return MalformedError(
         Check.EVIDENCE_FORMAT, f"the file is neither raw bytes nor plain hex or base64: {detail}"
     )
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """`data` in the place of what was there: all of it or nothing, also when the power goes. Raises OSError."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):  # where it could not even be made, there is none
+            new.unlink(missing_ok=True)
+        raise
 
 
 def read_root(path: Path) -> Root:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from rich.console import Console
 from attestation.errors import AttestationError
 from attestation.policy import Policy
 from client_sdk.exits import ExitCode, exit_code
+from client_sdk.files import replace_file
 from client_sdk.lock import FIRST_SIGHT, lock
 from client_sdk.options import AsJson, ChannelOption, Url
 from client_sdk.outcome import ask, foreign, lines_of, proven
@@ -136,11 +136,8 @@ def _confirm(output: Path, *, yes: bool) -> None:
 
 
 def _write(output: Path, text: str) -> None:
-    new = output.with_name(f".{output.name}.{os.getpid()}.new")
     try:
-        new.write_text(text, encoding="utf-8")
-        new.replace(output)
+        replace_file(output, text.encode())
     except OSError as exc:
-        new.unlink(missing_ok=True)
         typer.echo(f"{output}: {exc.strerror}", err=True)
         raise typer.Exit(ExitCode.UNDECIDED) from exc

@@ -20,6 +20,7 @@ from attestation.evidence import parse_evidence
 from attestation.tlog import VerifierKey, log_key, parse_verifier_key
 from client_sdk.audit_cli import read_bundle
 from client_sdk.exits import exit_code
+from client_sdk.files import replace_file
 from client_sdk.kept import fetch_evidence
 from client_sdk.log_client import LogClient, Visit, prove_bundle, visit
 from client_sdk.options import AsJson, Url
@@ -177,10 +178,8 @@ def _write_state(file: Path, state: dict[str, str]) -> None:
 
 def _replace(file: Path, data: bytes) -> None:
     """Never half of it."""
-    draft = file.with_name(f".{file.name}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
-        draft.replace(file)
+        replace_file(file, data)
     except OSError as exc:
         raise UnavailableError(Check.LOG_FORMAT, f"{file}: {exc.strerror}") from exc

@@ -20,6 +20,7 @@ from attestation.errors import AttestationError, MalformedError, UnavailableErro
 from attestation.policy import Policy
 from attestation.tdx import TdxClaims
 from attestation.verdict import Verdict
+from client_sdk.files import replace_file
 
 try:
     import fcntl
@@ -112,15 +113,9 @@ class Memory:
 
     def _write(self, names: dict[str, Seen]) -> None:
         document = {"v": 1, "names": {name: asdict(seen) for name, seen in sorted(names.items())}}
-        new = self.path.with_suffix(f".{os.getpid()}.new")
         try:
-            with new.open("w") as file:
-                json.dump(document, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
+            replace_file(self.path, json.dumps(document, indent=1).encode())
         except OSError as exc:
-            new.unlink(missing_ok=True)
             raise self._unusable(exc) from exc
 
     @contextmanager
