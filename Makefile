@@ -12,7 +12,7 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-input --progress-bar off
 PY := .venv/bin/python
 ENGINE := .venv-engine/bin/python
 FAST := $(PY) -m pytest -m "not vllm and not slow and not hardware" --numprocesses auto --dist worksteal
-CODE := attestation enclave_server client_sdk tests tools examples benchmarks
+CODE := attestation enclave_server client_sdk image tests tools examples benchmarks
 
 # An environment's stamp carries the digest of its lock, so a changed lock makes the environment anew.
 digest = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
