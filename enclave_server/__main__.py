@@ -51,6 +51,8 @@ cli.command()(doctor)
 cli.command()(collect)
 cli.command()(health)
 
+_AS_GIVEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", help="Processes that serve: the setting of this name.")
@@ -135,6 +137,23 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     exit_status = family.run()
     log.info("gateway stopped")
     raise SystemExit(exit_status)
+
+
+@cli.command(name="image", context_settings=_AS_GIVEN, add_help_option=False)
+def image_commands(context: typer.Context) -> None:
+    """Build, measure and boot the VM's image: `enclave-server image --help`."""
+    _of_image("image", context.args)
+
+
+def _of_image(name: str, arguments: list[str]) -> None:
+    """A command of the package `image`, which the gateway's own container can do without."""
+    try:
+        from image.cli import main as image_main  # noqa: PLC0415 - see above
+    except ModuleNotFoundError as exc:
+        raise ValueError(
+            f"`enclave-server {name}` needs the module {exc.name}: pip install 'attested-inference[server,image]'"
+        ) from None
+    image_main(name, arguments)
 
 
 def _find_engine(settings: Settings, external: Address | None) -> Installed:

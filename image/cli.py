@@ -1,0 +1,45 @@
+"""`enclave-server image …`: the VM's image, from its build to the numbers it must show. docs/rebuild.md leads through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from image.build import Target, build_image
+from image.errors import ImageError
+from image.repro import repeat
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="The image of the confidential VM.")
+
+APPS = {"image": cli}  # each is a command of `enclave-server`
+
+Out = Annotated[Path, typer.Argument(help="A folder made by `enclave-server image build`.")]
+
+
+def main(name: str, arguments: list[str]) -> None:
+    """Run the command `name` of `enclave-server`. What an operator can mend is one line on standard error."""
+    try:
+        APPS[name](arguments, prog_name=f"enclave-server {name}", standalone_mode=True)
+    except ImageError as exc:
+        typer.echo(f"enclave-server: {exc}", err=True)
+        raise SystemExit(exc.status) from None
+
+
+@cli.command()
+def build(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write; replaced where it exists.")],
+    config: Annotated[Path, typer.Option("--config", help="The configuration, measured byte for byte.")],
+    target: Annotated[Target, typer.Option(help="Stage of Dockerfile.enclave.")] = Target.CPU,
+    disk: Annotated[bool, typer.Option("--disk", help="Write disk.raw too, for clouds.")] = False,
+) -> None:
+    """Build the image: kernel, initrd, root file system with its dm-verity tree, command line, UKI, image.json."""
+    built = build_image(out, config=config.read_bytes(), target=target, disk=disk)
+    typer.echo(f"{out}: build {built.id}")
+
+
+@cli.command()
+def repro(out: Out) -> None:
+    """Build again from nothing, elsewhere, and compare: names the first file that differs, and ends with 1."""
+    typer.echo(repeat(out))
