@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import typer
 
-from client_sdk import collateral_cli, evidence_cli, log_cli, policy_cli
-from client_sdk.audit_cli import audit
-from client_sdk.chat_cli import chat
-from client_sdk.disclose_cli import disclose
-from client_sdk.doctor_cli import doctor
-from client_sdk.examples import EXIT_CODES
-from client_sdk.exits import Commands
-from client_sdk.foreign.cli import foreign
-from client_sdk.inspect_cli import inspect
-from client_sdk.lock_cli import diff, lock_enclave
-from client_sdk.provision_cli import provision
-from client_sdk.proxy.cli import env, proxy
-from client_sdk.replay.cli import replay
-from client_sdk.report_cli import report
-from client_sdk.verify_cli import verify
+from client_sdk.commands import collateral, evidence, log, policy
+from client_sdk.commands.audit import audit
+from client_sdk.commands.chat import chat
+from client_sdk.commands.disclose import disclose
+from client_sdk.commands.doctor import doctor
+from client_sdk.commands.examples import EXIT_CODES
+from client_sdk.commands.foreign import foreign
+from client_sdk.commands.inspect import inspect
+from client_sdk.commands.lock import diff, lock_enclave
+from client_sdk.commands.provision import provision
+from client_sdk.commands.proxy import env, proxy
+from client_sdk.commands.replay import replay
+from client_sdk.commands.report import report
+from client_sdk.commands.root import Commands
+from client_sdk.commands.verify import verify
 
 TALK, JUDGE, PREPARE = "Talk to an enclave", "Judge what others collected", "Prepare"
 
@@ -43,13 +43,13 @@ app.command(rich_help_panel=JUDGE)(disclose)
 app.command(rich_help_panel=JUDGE)(replay)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)
-app.add_typer(log_cli.app, name="log", rich_help_panel=JUDGE)
-evidence_cli.app.command()(foreign)
-app.add_typer(evidence_cli.app, name="evidence", rich_help_panel=JUDGE)
+app.add_typer(log.app, name="log", rich_help_panel=JUDGE)
+evidence.app.command()(foreign)
+app.add_typer(evidence.app, name="evidence", rich_help_panel=JUDGE)
 app.command("lock", rich_help_panel=PREPARE)(lock_enclave)
 app.command(rich_help_panel=PREPARE)(diff)
-app.add_typer(policy_cli.app, name="policy", rich_help_panel=PREPARE)
-app.add_typer(collateral_cli.app, name="collateral", rich_help_panel=PREPARE)
+app.add_typer(policy.app, name="policy", rich_help_panel=PREPARE)
+app.add_typer(collateral.app, name="collateral", rich_help_panel=PREPARE)
 
 
 def main() -> None:

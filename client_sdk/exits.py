@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
-
-import typer
-from typer.core import TyperGroup
 
 from attestation.errors import AttestationError, MalformedError, PolicyError, VerificationError
-from client_sdk.examples import epilog
-
-_UsageError: Any = typer.BadParameter.__base__  # typer exports no name for it
 
 
 class ExitCode(IntEnum):
@@ -37,36 +30,3 @@ def exit_code(error: AttestationError | None) -> ExitCode:
         case PolicyError():
             return ExitCode.POLICY
     return ExitCode.UNDECIDED
-
-
-class Commands(TyperGroup):
-    """The root of the command line: every command's help ends with examples and exit codes, and a usage error
-    anywhere below it leaves with `ExitCode.USAGE`.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name, command in self.commands.items():
-            _complete(name, command)
-            for inner, below in getattr(command, "commands", {}).items():
-                _complete(f"{name} {inner}", below)
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_usage_code(super().make_context, *args, **kwargs)
-
-    def invoke(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_usage_code(super().invoke, *args, **kwargs)
-
-
-def _complete(name: str, command: Any) -> None:
-    """Help that fills its lines, with examples at its end."""
-    command.help = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
-    command.epilog = epilog(name)
-
-
-def _with_usage_code(call: Any, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return call(*args, **kwargs)
-    except _UsageError as exc:
-        exc.exit_code = int(ExitCode.USAGE)
-        raise

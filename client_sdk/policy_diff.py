@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from attestation.policy import Policy
-from client_sdk.policy_cli import sentence, table_of, words_of
+from client_sdk.policy_sentences import sentence, table_of, words_of
 from client_sdk.policy_words import TABLES, Words
 
 

@@ -28,6 +28,7 @@ RELEASE: Words = {
     "epoch": ("this is epoch {} of that name", "this is the first epoch of that name"),
     "expires": ("this policy ends at {}", "this policy never ends"),
     "revoked": ("refused, whatever else accepts it: {}", "no release is refused by name"),
+    "confined": ("on no machine but those it names: {}", "no release is bound to machines"),
 }
 
 REFERENCES: Words = {
@@ -259,6 +260,7 @@ NITRO: Words = {
 AZURE: Words = {
     "snp": ("on SEV-SNP the hardware is judged by [azure.snp]", "SEV-SNP is refused"),
     "tdx": ("on TDX the hardware is judged by [azure.tdx]", "TDX is refused"),
+    "measurements": ("the PCRs must together be {}", "no set of PCRs is listed"),
     "pcrs": ("PCRs must have these values: {}", "no PCR is listed"),
     "event_log": ("the event log is judged by [azure.event_log]", "the event log is not judged"),
     "any_pcrs": ("any PCRs are accepted", "PCRs or an event log must be named"),

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from client_sdk.proxy.cli import Plan, Running
+import httpx
+
 from client_sdk.proxy.guard import Guard
+from client_sdk.proxy.running import Plan, Running
 from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
 from tests.servers import MODEL, _Thread
@@ -73,7 +75,7 @@ def live_proxy(
     file = folder / "proxy-policy.toml"
     file.write_text(policy)
     plan = Plan(
-        urls=origins,
+        urls=[httpx.URL(origin) for origin in origins],
         policy=file,
         channel=channel,
         verify=verify,

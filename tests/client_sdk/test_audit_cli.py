@@ -11,9 +11,9 @@ import pytest
 
 from attestation.bundle import Bundle, SavedExchange, dump_bundle
 from attestation.policy import parse_policy
-from client_sdk import audit_cli
-from client_sdk.audit_cli import gravest
 from client_sdk.audit_work import Refused
+from client_sdk.commands import audit as audit_command
+from client_sdk.commands.audit import gravest
 from client_sdk.exits import ExitCode
 from tests.client_sdk.pretend import ANSWER, NOW, POLICY, PretendEnclave
 from tests.client_sdk.test_cli import Done, attested
@@ -45,7 +45,9 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A policy that accepts the pretended enclave; its simulator's root is known to this process alone."""
     file = tmp_path / "policy.toml"
     file.write_text("")
-    monkeypatch.setattr(audit_cli, "load_policy", lambda path: POLICY if path == file else parse_policy("x"))
+    monkeypatch.setattr(
+        audit_command, "load_policy", lambda path: POLICY if path == file else parse_policy("x")
+    )
     return file
 
 
@@ -105,7 +107,7 @@ def test_at_another_time_and_today(tmp_path: Path, policy: Path, monkeypatch: py
         times = iter([NOW, later])
         now = staticmethod(lambda _: next(Clock.times))
 
-    monkeypatch.setattr(audit_cli, "datetime", Clock)
+    monkeypatch.setattr(audit_command, "datetime", Clock)
     for remark in (False, True):
         done = audited(tmp_path / "b.json", policy)
         assert done.returncode == 0

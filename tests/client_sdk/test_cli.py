@@ -17,7 +17,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from client_sdk.cli import app
-from client_sdk.examples import EXAMPLES
+from client_sdk.commands.examples import EXAMPLES
 from tests.client_sdk.conftest import Relay
 from tests.servers import FakeEngine, LiveGateway, free_port, live_gateway
 

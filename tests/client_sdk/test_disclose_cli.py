@@ -11,7 +11,7 @@ import pytest
 from attestation.bundle import dump_bundle
 from attestation.disclosure import dump_disclosure
 from attestation.policy import parse_policy
-from client_sdk import audit_cli
+from client_sdk.commands import audit as audit_command
 from client_sdk.exits import ExitCode
 from tests.attestation.test_disclosure import BUNDLE, GOOD, MESSAGES, TEXTS, message
 from tests.client_sdk.pretend import POLICY
@@ -22,7 +22,9 @@ from tests.client_sdk.test_cli import Done, attested
 def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A policy that accepts the pretended enclave; its simulator's root is known to this process alone."""
     file = tmp_path / "policy.toml"
-    monkeypatch.setattr(audit_cli, "load_policy", lambda path: POLICY if path == file else parse_policy("x"))
+    monkeypatch.setattr(
+        audit_command, "load_policy", lambda path: POLICY if path == file else parse_policy("x")
+    )
     return file
 
 

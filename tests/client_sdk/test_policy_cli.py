@@ -15,7 +15,7 @@ from attestation._table import load_table
 from attestation.policy import Policy, parse_policy
 from client_sdk.cli import app
 from client_sdk.evidence_policy import RAW, EvidencePolicy
-from client_sdk.policy_cli import describe_policy
+from client_sdk.policy_sentences import describe_policy
 from client_sdk.policy_words import TABLES
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "policy.md").read_text()
@@ -106,6 +106,8 @@ def test_the_documentation_has_every_nested_table() -> None:
         "PcrPolicy": "[[azure.pcrs]]",
         "Reviewer": "[[references.reviewers]]",
         "Revoked": "[[release.revoked]]",
+        "Confined": "[[release.confined]]",
+        "VtpmMeasurement": "[[azure.measurements]]",
     }
     assert set(nested) == set(headings)
     for name, heading in headings.items():

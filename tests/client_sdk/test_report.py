@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from attestation.bundle import SavedExchange, dump_bundle
-from client_sdk import report_cli
+from client_sdk.commands import report as report_command
 from client_sdk.exits import ExitCode
 from tests.client_sdk.browser import Browser, opened
 from tests.client_sdk.pretend import ANSWER, NOW, POLICY
@@ -23,7 +23,7 @@ from tests.client_sdk.test_cli import Done, attested
 @pytest.fixture(autouse=True)
 def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A policy that accepts the pretended enclave; its simulator's root is known to this process alone."""
-    monkeypatch.setattr(report_cli, "load_policy", lambda _: POLICY)
+    monkeypatch.setattr(report_command, "load_policy", lambda _: POLICY)
     return tmp_path / "policy.toml"
 
 

@@ -20,8 +20,8 @@ from attestation.errors import AttestationError, UnavailableError, VerificationE
 from attestation.policy import Policy
 from attestation.provisioning import MAX_SECRETS_BYTES, MEDIA_TYPE, PATH, seal_secrets
 from attestation.verdict import Verdict
+from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, Url
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.options import AsJson, ChannelOption, PolicyFile, Url
 from client_sdk.outcome import ask, foreign, proven
 from client_sdk.present import clean, reasons, working
 from client_sdk.sealing import Channel, error_code

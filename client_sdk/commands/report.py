@@ -11,10 +11,10 @@ import typer
 
 from attestation.audit import Auditor
 from attestation.errors import AttestationError
-from client_sdk.audit_cli import read_bundle
+from client_sdk.commands.audit import read_bundle
+from client_sdk.commands.options import AsJson, PolicyFile
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import parse_time
-from client_sdk.options import AsJson, PolicyFile
 from client_sdk.present import clean
 from client_sdk.report import Report
 from client_sdk.terms import load_policy

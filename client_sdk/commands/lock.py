@@ -14,10 +14,10 @@ from rich.console import Console
 
 from attestation.errors import AttestationError
 from attestation.policy import Policy
+from client_sdk.commands.options import AsJson, ChannelOption, Url
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import replace_file
 from client_sdk.lock import FIRST_SIGHT, lock
-from client_sdk.options import AsJson, ChannelOption, Url
 from client_sdk.outcome import ask, foreign, lines_of, proven
 from client_sdk.policy_diff import differences
 from client_sdk.policy_toml import dump_policy

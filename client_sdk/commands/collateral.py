@@ -16,9 +16,9 @@ from attestation.fetch import Fetcher, Sources
 from attestation.snp.report import REPORT_BYTES
 from attestation.vtpm import AzureEvidence
 from client_sdk.amd_file import dump_amd
+from client_sdk.commands.options import AsJson
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import read_file
-from client_sdk.options import AsJson
 from client_sdk.present import clean, working
 
 app = typer.Typer(no_args_is_help=True, help="Get what vendors publish beside evidence.")

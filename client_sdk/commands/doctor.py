@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from attestation.errors import UnavailableError
+from client_sdk.commands.options import AsJson, ChannelOption
 from client_sdk.doctor import Doctor, Finding, Health
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.options import AsJson, ChannelOption
 from client_sdk.present import clean, working
 from client_sdk.transport import DEFAULT_CHANNEL
 

@@ -15,8 +15,8 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
 from attestation.parts import DISCLOSURE_HEADER
 from attestation.tokens import REPLAY_HEADER
+from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, Url
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.options import AsJson, ChannelOption, PolicyFile, Url
 from client_sdk.present import clean, reasons, result
 from client_sdk.transport import DEFAULT_CHANNEL
 

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from attestation.errors import AttestationError
+from client_sdk.commands.foreign import CollateralFile, verify_foreign
+from client_sdk.commands.options import AsJson, ChannelOption, Url
 from client_sdk.exits import exit_code
-from client_sdk.foreign.cli import CollateralFile, verify_foreign
 from client_sdk.foreign.fetch import Provider
-from client_sdk.options import AsJson, ChannelOption, Url
 from client_sdk.outcome import ask, foreign, lines_of, proven
 from client_sdk.present import result, show, working
 from client_sdk.terms import load_policy

@@ -11,9 +11,9 @@ import typer
 from attestation.disclosure import disclose as make_disclosure
 from attestation.disclosure import dump_disclosure
 from attestation.errors import AttestationError
-from client_sdk.audit_cli import read_bundle
+from client_sdk.commands.audit import read_bundle
+from client_sdk.commands.options import AsJson
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.options import AsJson
 from client_sdk.present import clean, reasons
 
 _Numbers = list[int] | None

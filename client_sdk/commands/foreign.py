@@ -22,7 +22,8 @@ from attestation.fetch import Fetcher
 from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.roots import is_vendor
 from client_sdk.amd_file import parse_amd
-from client_sdk.evidence_cli import At, PolicyFile, RootFiles
+from client_sdk.commands.evidence import At, PolicyFile, RootFiles
+from client_sdk.commands.options import AsJson
 from client_sdk.exits import exit_code
 from client_sdk.files import parse_hex, read_file, read_raw
 from client_sdk.foreign.document import TITLES, Foreign, Seen
@@ -30,7 +31,6 @@ from client_sdk.foreign.fetch import OurOwn, Provider, ask, supply
 from client_sdk.foreign.formats import recognise
 from client_sdk.foreign.judge import judge_foreign, links
 from client_sdk.judge import Judged, Terms, load_terms
-from client_sdk.options import AsJson
 from client_sdk.present import clean, result, show, walk, working
 
 CollateralFile = Annotated[

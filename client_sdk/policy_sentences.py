@@ -1,54 +1,19 @@
-"""`attested policy …`: what a policy file accepts, in words; and whether it is one."""
+"""A policy in sentences: what it accepts and refuses, its defaults included."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from attestation.errors import AttestationError
 from attestation.policy import Policy
 from attestation.roots import Root, is_vendor
-from client_sdk.evidence_policy import EvidencePolicy, read_policy
-from client_sdk.exits import exit_code
-from client_sdk.options import AsJson
+from client_sdk.evidence_policy import EvidencePolicy
 from client_sdk.policy_toml import default_of
 from client_sdk.policy_words import ABSENT, TABLES, Words
-from client_sdk.present import clean
-
-app = typer.Typer(no_args_is_help=True, help="Read policy files.")
 
 _LONG = 200
-
-
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A policy (TOML); see docs/policy.md.")]
-
-
-@app.command()
-def explain(file: File, as_json: AsJson = False) -> None:
-    """Say in words what a policy accepts and refuses, its defaults included."""
-    policy = _read(file, as_json=as_json)
-    if as_json:
-        typer.echo(json.dumps({"policy": True, "tables": list(_tables(policy))}))
-        return
-    for line in describe_policy(policy):
-        typer.echo(clean(line))
-
-
-@app.command()
-def check(file: File, as_json: AsJson = False) -> None:
-    """Say whether the file is a policy. Judges no evidence."""
-    policy = _read(file, as_json=as_json)
-    named = [name for name, *_ in TABLES if table_of(policy, name) is not None]
-    if as_json:
-        typer.echo(json.dumps({"policy": True, "tables": named}))
-        return
-    typer.echo(f"{file}: a policy, with {', '.join(named)}")
 
 
 def describe_policy(policy: EvidencePolicy) -> Iterator[str]:
@@ -67,7 +32,7 @@ def describe_policy(policy: EvidencePolicy) -> Iterator[str]:
                 yield f"  {'*' if is_set else ' '} {said}  ({name_of_field})"
 
 
-def _tables(policy: EvidencePolicy) -> Iterator[dict[str, Any]]:
+def tables_of(policy: EvidencePolicy) -> Iterator[dict[str, Any]]:
     """The same for programs: one object a table, one a field."""
     for name, _, title, words in TABLES:
         table = table_of(policy, name)
@@ -130,14 +95,3 @@ def words_of(value: Any) -> str:
 
 def _floors(value: tuple[Any, ...]) -> bool:
     return bool(value) and hasattr(value[0], "tcb")
-
-
-def _read(file: Path, *, as_json: bool) -> EvidencePolicy:
-    try:
-        return read_policy(file)
-    except AttestationError as exc:
-        if as_json:
-            typer.echo(json.dumps({"policy": False, "check": str(exc.check), "detail": exc.detail}))
-        else:
-            typer.echo(clean(str(exc)), err=True)
-        raise typer.Exit(exit_code(exc)) from exc

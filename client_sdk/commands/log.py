@@ -18,12 +18,12 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError
 from attestation.evidence import parse_evidence
 from attestation.tlog import VerifierKey, log_key, parse_verifier_key
-from client_sdk.audit_cli import read_bundle
+from client_sdk.commands.audit import read_bundle
+from client_sdk.commands.options import AsJson, Url
 from client_sdk.exits import exit_code
 from client_sdk.files import replace_file
 from client_sdk.kept import fetch_evidence
 from client_sdk.log_client import LogClient, Visit, prove_bundle, visit
-from client_sdk.options import AsJson, Url
 from client_sdk.present import clean, reasons
 from client_sdk.session import Session
 from client_sdk.terms import load_policy
