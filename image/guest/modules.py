@@ -1,0 +1,66 @@
+"""Kernel modules: a list that the build wrote, in its order, and then none any more."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from image.guest.linux import Refused, finit_module, say
+
+LIST = Path("/usr/lib/enclave/modules.list")  # one absolute path a line, each after those that it needs
+DISABLED = Path("/proc/sys/kernel/modules_disabled")
+# What the list has to lead to; the build adds what these depend on, and leaves out what the kernel has built in.
+NEEDED = (
+    "configfs",
+    "virtio_blk",
+    "virtio_scsi",
+    "nvme",
+    "sd_mod",
+    "hv_vmbus",
+    "hv_storvsc",
+    "dm_verity",
+    "erofs",
+    "sha256_ssse3",
+    "tsm",
+    "tdx_guest",
+    "sev_guest",
+    "virtio_net",
+    "hv_netvsc",
+    "gve",
+    "vmw_vsock_virtio_transport",
+    "nf_tables",
+    "nft_ct",
+)
+_NOT_HERE = {
+    errno.ENODEV,
+    errno.ENOENT,
+    errno.EOPNOTSUPP,
+}  # a driver of hardware that this machine does not have
+
+
+def parse_list(text: str) -> list[Path]:
+    """The paths of a list. Refused: anything but absolute paths of modules, each once."""
+    paths = [Path(line) for line in text.splitlines()]
+    for path in paths:
+        if not path.is_absolute() or ".." in path.parts or not path.name.endswith((".ko", ".ko.xz")):
+            raise Refused("module", expected="an absolute path of a module", found=path)
+    if len(set(paths)) != len(paths):
+        raise Refused("module", expected="each once", found=len(paths))
+    return paths
+
+
+def load(file: Path = LIST) -> None:
+    """Load what the list names. A driver without its hardware is passed over; anything else stops the start."""
+    for path in parse_list(file.read_text()):
+        try:
+            finit_module(path)
+        except OSError as exc:
+            if exc.errno in _NOT_HERE:
+                say(f"no hardware for {path.name}")
+            elif exc.errno != errno.EEXIST:
+                raise Refused("module", expected=f"{path} to load", found=exc.strerror) from exc
+
+
+def close() -> None:
+    """No module is loaded after this, until the machine is started again."""
+    DISABLED.write_text("1")
