@@ -20,7 +20,8 @@ from attestation.measure import EventLogClaims, EventLogPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
-from attestation.references import ReferencesPolicy, Revoked
+from attestation.references import ReferencesPolicy
+from attestation.release import Confined, Revoked
 from attestation.roots import VENDOR, Roots
 from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims
@@ -86,9 +87,13 @@ class ReleasePolicy:
     epoch: int = 0
     expires: datetime | None = None
     revoked: tuple[Revoked, ...] = ()  # refused, whatever else accepts them
+    confined: tuple[Confined, ...] = ()  # accepted on the machines that they name alone
 
-    def check(self, cpu: TdxClaims | SnpClaims, now: datetime) -> list[Violation]:
-        violations = [violation for revoked in self.revoked for violation in revoked.check(cpu)]
+    def check(
+        self, cpu: TdxClaims | SnpClaims, now: datetime, vtpm: VtpmClaims | None = None
+    ) -> list[Violation]:
+        violations = [violation for revoked in self.revoked for violation in revoked.check(cpu, vtpm)]
+        violations += [violation for bound in self.confined for violation in bound.check(cpu, vtpm)]
         if self.expires is not None and now >= self.expires:
             ended = f"one that ended at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
             violations.append(Violation(Check.POLICY_EXPIRED, "a policy that is in force", ended))
@@ -125,7 +130,7 @@ class Policy:
     ) -> None:
         """Raise one PolicyError with every violation, or return."""
         violations = [
-            *self.release.check(cpu, now),
+            *self.release.check(cpu, now, vtpm),
             *self._check_references(),
             *self._check_cpu(vtpm or cpu, now),
             *self.gpu.check(gpus, now, token),

@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from attestation._json import parse_json_object
 from attestation._table import load_table
 from attestation.checks import Check
-from attestation.errors import MalformedError, VerificationError, Violation
-from attestation.snp.verify import SnpClaims
-from attestation.tdx.policy import TdxMeasurement
-from attestation.tdx.verify import TdxClaims
+from attestation.errors import MalformedError, VerificationError
+from attestation.release import Release, Revoked, confined
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -41,38 +39,6 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "tag:attested-inference,2026:references#1"
 MAX_REFERENCES_BYTES = 4 * 1024 * 1024
 MAX_SIGNATURES = 64
-
-_48, _32 = {"size": 48}, {"size": 32}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """One release that is accepted: what it measures on each kind of machine, and what it may serve."""
-
-    id: str
-    tdx: tuple[TdxMeasurement, ...] = ()
-    snp: frozenset[bytes] = field(default=frozenset(), metadata=_48)
-    models: frozenset[bytes] = field(default=frozenset(), metadata=_32)
-    configs: frozenset[bytes] = field(default=frozenset(), metadata=_32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revoked:
-    """One release that is refused, whatever else accepts it, and why."""
-
-    id: str
-    reason: str
-    tdx: tuple[TdxMeasurement, ...] = ()
-    snp: frozenset[bytes] = field(default=frozenset(), metadata=_48)
-
-    def check(self, cpu: TdxClaims | SnpClaims) -> list[Violation]:
-        hit = (
-            any(m.matches(cpu.td) for m in self.tdx)
-            if isinstance(cpu, TdxClaims)
-            else cpu.measurement in self.snp
-        )
-        found = f"release {self.id!r}, revoked: {self.reason}"
-        return [Violation(Check.POLICY_REVOKED, "a release that is not revoked", found)] if hit else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +123,9 @@ def merge(policy: Policy, references: References) -> Policy:
     snp = policy.snp and replace(
         policy.snp, measurements=policy.snp.measurements.union(*(r.snp for r in releases))
     )
+    azure = policy.azure and replace(
+        policy.azure, measurements=(*policy.azure.measurements, *(m for r in releases for m in r.vtpm))
+    )
     old = policy.release
     expires = datetime.fromtimestamp(references.expires, UTC)
     release = replace(
@@ -165,8 +134,22 @@ def merge(policy: Policy, references: References) -> Policy:
         epoch=max(old.epoch, references.epoch),
         expires=expires if old.expires is None else min(expires, old.expires),
         revoked=(*old.revoked, *references.revoked),
+        confined=(*old.confined, *(c for r in releases for c in confined(r))),
     )
-    return replace(policy, statement=statement, tdx=tdx, snp=snp, release=release, references=None)
+    return replace(
+        policy, statement=statement, tdx=tdx, snp=snp, azure=azure, release=release, references=None
+    )
+
+
+def parse_references(data: bytes) -> References:
+    """References that nobody has signed yet: the predicate alone, as `image measure` writes it."""
+    raw = parse_json_object(data, Check.REFERENCES_FORMAT, "references", limit=MAX_REFERENCES_BYTES)
+    return load_table(References, raw, "references", Check.REFERENCES_FORMAT)
+
+
+def dump_references(references: References) -> bytes:
+    """The file that `parse_references` reads."""
+    return json.dumps(_plain(references), indent=1).encode() + b"\n"
 
 
 def parse_envelope(data: bytes) -> tuple[bytes, list[bytes]]:
@@ -236,26 +219,18 @@ def _parse_statement(payload: bytes) -> References:
     return load_table(References, raw.get("predicate"), "references", Check.REFERENCES_FORMAT)
 
 
-def _plain(references: References) -> dict[str, Any]:
-    """The predicate: what `load_table` reads, without what is empty."""
-
-    def plain(value: Any) -> Any:
-        match value:
-            case bytes():
-                return value.hex()
-            case frozenset():
-                return sorted(v.hex() for v in value)
-            case tuple():
-                return [plain(v) for v in value]
-            case str() | int():
-                return value
-        found = {
-            name: plain(getattr(value, name)) for name in value.__slots__ if getattr(value, name) is not None
-        }
-        return {name: v for name, v in found.items() if v != [] or name == "releases"}
-
-    table: dict[str, Any] = plain(references)
-    return table
+def _plain(value: Any) -> Any:
+    match value:
+        case bytes():
+            return value.hex()
+        case frozenset():
+            return sorted(v.hex() for v in value)
+        case tuple():
+            return [_plain(v) for v in value]
+        case str() | int():
+            return value
+    found = ((spec, getattr(value, spec.name)) for spec in fields(value))
+    return {spec.name: _plain(item) for spec, item in found if item != spec.default}
 
 
 def _public_key(reviewer: Reviewer) -> Ed25519PublicKey | EllipticCurvePublicKey:

@@ -2,7 +2,7 @@
 
 from attestation.vtpm.evidence import AzureEvidence, dump_evidence, parse_evidence
 from attestation.vtpm.hcl import HclReport, ReportType, VmConfiguration, parse_hcl_report
-from attestation.vtpm.policy import PcrPolicy, VtpmPolicy
+from attestation.vtpm.policy import PcrPolicy, VtpmMeasurement, VtpmPolicy
 from attestation.vtpm.quote import TpmQuote, parse_quote
 from attestation.vtpm.verify import VtpmClaims, verify
 
@@ -14,6 +14,7 @@ __all__ = [
     "TpmQuote",
     "VmConfiguration",
     "VtpmClaims",
+    "VtpmMeasurement",
     "VtpmPolicy",
     "dump_evidence",
     "parse_evidence",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 from attestation.checks import Check
@@ -13,24 +13,56 @@ from attestation.snp import SnpClaims, SnpPolicy
 from attestation.tdx import TdxPolicy
 from attestation.vtpm.verify import VtpmClaims
 
+_32 = {"size": 32}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PcrPolicy:
     """The values that one PCR (SHA-256) may have."""
 
     index: int
-    values: frozenset[bytes] = field(metadata={"size": 32})
+    values: frozenset[bytes] = field(metadata=_32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VtpmMeasurement:
+    """One accepted image: the PCRs (SHA-256) that it has together. At least one must be named."""
+
+    pcr4: bytes | None = field(default=None, metadata=_32)  # what firmware started: kernel or UKI
+    pcr5: bytes | None = field(default=None, metadata=_32)  # the disk's partition table
+    pcr7: bytes | None = field(default=None, metadata=_32)  # Secure Boot
+    pcr9: bytes | None = field(default=None, metadata=_32)  # initrd and command line, as the kernel got them
+    pcr11: bytes | None = field(default=None, metadata=_32)  # the sections of a UKI
+    pcr12: bytes | None = field(
+        default=None, metadata=_32
+    )  # command lines and credentials from outside a UKI
+    pcr13: bytes | None = field(default=None, metadata=_32)  # system extensions
+    pcr15: bytes | None = field(default=None, metadata=_32)
+
+    def matches(self, pcrs: Mapping[int, bytes]) -> bool:
+        named = dict(self._named())
+        return bool(named) and all(pcrs.get(index) == value for index, value in named.items())
+
+    def _named(self) -> Iterator[tuple[int, bytes]]:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if value is not None:
+                yield int(spec.name.removeprefix("pcr")), value
+
+    def __str__(self) -> str:
+        return " ".join(f"pcr{index}={value.hex()}" for index, value in self._named()) or "no PCR"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VtpmPolicy:
     """The hardware, by its own table, and the vTPM. Hardware without a table is refused.
 
-    The image is in the PCRs: name PCR values, or an event log to judge, or say `any_pcrs`.
+    The image is in the PCRs: name measurements, PCR values, or an event log to judge, or say `any_pcrs`.
     """
 
     snp: SnpPolicy | None = None
     tdx: TdxPolicy | None = None
+    measurements: tuple[VtpmMeasurement, ...] = ()
     pcrs: tuple[PcrPolicy, ...] = ()
     event_log: EventLogPolicy | None = None
     any_pcrs: bool = False
@@ -63,8 +95,12 @@ class VtpmPolicy:
         ]
 
     def _check_pcrs(self, claims: VtpmClaims) -> Iterator[Violation]:
-        if not self.pcrs and self.event_log is None and not self.any_pcrs:
+        named = self.measurements or self.pcrs or self.event_log is not None
+        if not named and not self.any_pcrs:
             yield Violation(Check.VTPM_PCR, "nothing: the policy names no PCR", f"PCRs {list(claims.pcrs)}")
+        if self.measurements and not any(m.matches(claims.pcrs) for m in self.measurements):
+            shown = " ".join(f"pcr{index}={value.hex()}" for index, value in sorted(claims.pcrs.items()))
+            yield Violation(Check.VTPM_PCR, " or ".join(map(str, self.measurements)), shown)
         for pcr in self.pcrs:
             found = claims.pcrs.get(pcr.index)
             if found not in pcr.values:

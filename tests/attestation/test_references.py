@@ -23,15 +23,14 @@ from attestation.policy import Policy, ReleasePolicy, StatementPolicy, parse_pol
 from attestation.references import (
     References,
     ReferencesPolicy,
-    Release,
     Reviewer,
-    Revoked,
     dump_envelope,
     dump_statement,
     merge,
     parse_envelope,
     sign,
 )
+from attestation.release import Release, Revoked
 from attestation.simulator.tdx import DEFAULT_TD
 from attestation.snp.policy import SnpPolicy
 from attestation.tdx.policy import TdxMeasurement, TdxPolicy

@@ -1,0 +1,189 @@
+"""What a release says beyond its measurements: PCRs, machines, its build, and the events that a boot makes."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestation.checks import Check
+from attestation.errors import MalformedError
+from attestation.policy import Policy, ReleasePolicy
+from attestation.references import References, dump_references, dump_statement, merge, parse_references
+from attestation.release import (
+    Artifact,
+    Build,
+    Confined,
+    Expected,
+    ExpectedEvent,
+    LeftOut,
+    Machines,
+    Release,
+    Revoked,
+)
+from attestation.simulator.snp import SimulatedSnp
+from attestation.simulator.vtpm import PCRS, SimulatedVtpm
+from attestation.snp import SnpClaims, SnpPolicy
+from attestation.snp import verify as verify_snp
+from attestation.snp.report import SigningKey
+from attestation.tdx.policy import TdxMeasurement, TdxPolicy
+from attestation.tdx.verify import TdxClaims
+from attestation.verify import verify_cpu
+from attestation.vtpm import VtpmClaims, VtpmMeasurement, VtpmPolicy
+from tests.client_sdk.pretend import NOW, POLICY, PretendEnclave
+
+VM = SimulatedVtpm()
+MEASURED = VtpmMeasurement(pcr4=PCRS[4], pcr11=PCRS[11])
+OTHER = VtpmMeasurement(pcr4=PCRS[4], pcr11=b"\x11" * 32)
+EVENT = ExpectedEvent(register="RTMR1", what="the kernel", source="vmlinuz", sha384=b"\x03" * 48)
+RELEASE = Release(
+    id="1.4.0",
+    tdx=(TdxMeasurement(mrtd=b"\x01" * 48),),
+    snp=frozenset({b"\x02" * 48}),
+    vtpm=(MEASURED,),
+    machines=Machines(chip_ids=frozenset({bytes(64), b"\x01" * 8}), ppids=frozenset({b"\x04" * 16})),
+    build=Build(
+        id=b"\x05" * 32,
+        source="abc",
+        source_date_epoch=1,
+        target="gateway",
+        versions=("kernel 6.12",),
+        files=(Artifact(name="vmlinuz", sha256=b"\x06" * 32),),
+        firmware=(Artifact(name="OVMF.fd", sha256=b"\x07" * 32, version="2026.08"),),
+    ),
+    expected=(
+        Expected(
+            platform="tdx",
+            profile="qemu10-edk2-2026.08",
+            shape="h200x8",
+            boot="direct",
+            events=(EVENT, replace(EVENT, sha384=None, sha256=b"\x08" * 32)),
+            left_out=(LeftOut(register="RTMR0", reason="the TD HOB is not known"),),
+        ),
+    ),
+)
+REFERENCES = References(name="acme", epoch=1, issued=0, expires=2**31, releases=(RELEASE,))
+
+
+def claims_of(vm: SimulatedVtpm = VM) -> VtpmClaims:
+    now = datetime.now(UTC)
+    found = verify_cpu(vm.evidence(bytes(32)), vm.collateral(now), vm.roots, now)
+    assert isinstance(found, VtpmClaims)
+    return found
+
+
+def snp_claims(signer: SigningKey = SigningKey.VCEK) -> SnpClaims:
+    now, machine = datetime.now(UTC), SimulatedSnp(signer=signer)
+    report = machine.report(bytes(64))
+    return verify_snp(report, machine.collateral(now), (machine.root,), now)
+
+
+def tdx_claims() -> TdxClaims:
+    evidence = PretendEnclave().evidence(bytes(32))
+    found = verify_cpu(evidence.cpu, evidence.collateral, POLICY.roots, NOW)
+    assert isinstance(found, TdxClaims)
+    return found
+
+
+def test_the_round_trip_keeps_everything() -> None:
+    """Unsigned, as `image measure` writes it, and in the statement that reviewers sign."""
+    assert parse_references(dump_references(REFERENCES)) == REFERENCES
+    bare = replace(REFERENCES, releases=(Release(id="bare"),))
+    assert parse_references(dump_references(bare)) == bare
+    assert b'"register":"RTMR1"' in dump_statement(REFERENCES)
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=80).map(lambda b: dump_references(REFERENCES)[:-3] + b))
+def test_any_bytes_give_references_or_malformed(data: bytes) -> None:
+    """Whatever the file holds, only MalformedError comes of parsing it."""
+    with suppress(MalformedError):
+        parse_references(data)
+
+
+def test_pcrs_are_accepted_together() -> None:
+    """The kernel of one release with the sections of another is no release."""
+    claims = claims_of()
+    policy = Policy(azure=VtpmPolicy(snp=SnpPolicy(any_measurement=True)))
+    accepted = merge(policy, REFERENCES).azure
+    assert accepted is not None
+    assert accepted.measurements == (MEASURED,)
+    assert accepted.check(claims, datetime.now(UTC)) == []
+    refused = merge(policy, replace(REFERENCES, releases=(replace(RELEASE, vtpm=(OTHER,)),))).azure
+    assert refused is not None
+    (violation,) = refused.check(claims, datetime.now(UTC))
+    assert violation.check is Check.VTPM_PCR
+    assert violation.expected == f"pcr4={PCRS[4].hex()} pcr11={'11' * 32}"
+
+
+def test_what_names_no_pcr_matches_none() -> None:
+    """An empty measurement is not one that everything has; a PCR that the quote lacks is not there."""
+    assert not VtpmMeasurement().matches(dict(enumerate(PCRS)))
+    assert str(VtpmMeasurement()) == "no PCR"
+    assert MEASURED.matches(dict(enumerate(PCRS)))
+    assert not MEASURED.matches({4: PCRS[4]})
+
+
+def test_a_vtpms_release_is_revoked() -> None:
+    """By its PCRs, though the CPU itself measured nothing but the paravisor."""
+    claims = claims_of()
+    for revoked, hit in ((MEASURED, True), (OTHER, False)):
+        policy = ReleasePolicy(revoked=(Revoked(id="1.3", reason="CVE-2026-0001", vtpm=(revoked,)),))
+        found = policy.check(claims.hardware, datetime.now(UTC), claims)
+        assert [v.check for v in found] == [Check.POLICY_REVOKED] * hit
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_release_on_amds_machines(listed: bool) -> None:
+    """A release that names machines is accepted on those alone, another release anywhere."""
+    claims = snp_claims()
+    assert claims.chip_id
+    release = replace(
+        RELEASE,
+        snp=frozenset({claims.measurement}),
+        machines=Machines(chip_ids=frozenset({claims.chip_id if listed else bytes(64)})),
+    )
+    policy = merge(Policy(snp=SnpPolicy()), replace(REFERENCES, releases=(release,))).release
+    assert [v.check for v in policy.check(claims, NOW)] == ([] if listed else [Check.POLICY_MACHINE])
+    elsewhere = replace(release, snp=frozenset({bytes(48)}), machines=Machines())
+    policy = merge(Policy(snp=SnpPolicy()), replace(REFERENCES, releases=(elsewhere,))).release
+    assert policy.check(claims, NOW) == []
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_release_on_intels_machines(listed: bool) -> None:
+    """By their PPID. A list that names AMD's chips only has none of Intel's."""
+    claims = tdx_claims()
+    ppids = frozenset({claims.platform.ppid}) if listed else frozenset[bytes]()
+    release = replace(RELEASE, tdx=(TdxMeasurement(mrtd=claims.td.mrtd),), machines=Machines(ppids=ppids))
+    policy = merge(Policy(tdx=TdxPolicy()), replace(REFERENCES, releases=(release,))).release
+    assert [v.check for v in policy.check(claims, NOW)] == ([] if listed else [Check.POLICY_MACHINE])
+
+
+def test_a_vlek_names_no_machine() -> None:
+    """A cloud's key signs for every machine of the cloud: a release bound to machines cannot be seen to run on one."""
+    claims = snp_claims(SigningKey.VLEK)
+    assert claims.chip_id is None
+    bound = Confined(id="1", chip_ids=frozenset({bytes(64)}), snp=frozenset({claims.measurement}))
+    (violation,) = bound.check(claims)
+    assert violation.check is Check.POLICY_MACHINE
+    assert "VLEK" in violation.found
+
+
+def test_a_vtpms_release_on_machines() -> None:
+    """The machine under the vTPM counts, its image by the PCRs."""
+    claims = claims_of()
+    bound = Confined(id="1", chip_ids=frozenset({bytes(8)}), vtpm=(MEASURED,))
+    assert [v.check for v in bound.check(claims.hardware, claims)] == [Check.POLICY_MACHINE]
+    assert list(bound.check(claims.hardware)) == []
+
+
+def test_unknown_members_are_refused() -> None:
+    """A misspelt member is not passed over."""
+    text = dump_references(REFERENCES).replace(b'"left_out"', b'"leftout"')
+    with pytest.raises(MalformedError) as error:
+        parse_references(text)
+    assert error.value.check is Check.REFERENCES_FORMAT
