@@ -46,6 +46,7 @@ class Check(StrEnum):
     REFERENCES_FORMAT = "references.format"
     REFERENCES_MISSING = "references.missing"
     REFERENCES_SIGNATURE = "references.signature"
+    REFERENCES_KEYLESS = "references.keyless"
     REFERENCES_NAME = "references.name"
     REFERENCES_EPOCH = "references.epoch"
     MEMORY_STATE = "memory.state"

@@ -20,8 +20,8 @@ from attestation.measure import EventLogClaims, EventLogPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
-from attestation.references import ReferencesPolicy
 from attestation.release import Confined, Revoked
+from attestation.reviewers import ReferencesPolicy
 from attestation.roots import VENDOR, Roots
 from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims

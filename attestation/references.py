@@ -1,8 +1,8 @@
 """Reference values that reviewers signed: which releases of an image are accepted, and which are no longer.
 
-A DSSE envelope (as cosign and in-toto have it) around an in-toto statement. `k` of `n` reviewers named in the policy must
-have signed it, each with a key of their own, Ed25519 or P-256. What it names is added to what the policy itself names;
-what it revokes is refused, whoever named it. `docs/references.md` has the format.
+A DSSE envelope (as cosign and in-toto have it, or in a Sigstore bundle) around an in-toto statement; who must have signed it is in
+`attestation.reviewers`. What it names is added to what the policy itself names; what it revokes is refused, whoever named
+it. `docs/references.md` has the format.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import rfc8785
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from attestation._json import parse_json_object
 from attestation._table import load_table
 from attestation.checks import Check
-from attestation.errors import MalformedError, VerificationError
+from attestation.errors import MalformedError
 from attestation.release import Release, Revoked, confined
 
 if TYPE_CHECKING:
@@ -51,60 +49,6 @@ class References:
     expires: int
     releases: tuple[Release, ...]
     revoked: tuple[Revoked, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reviewer:
-    """Somebody whose signature counts."""
-
-    name: str
-    key: str  # a PEM public key, Ed25519 or P-256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferencesPolicy:
-    """`[references]` of a policy file: where signed reference values are, and who must have signed them."""
-
-    file: str  # beside the policy file
-    name: str
-    reviewers: tuple[Reviewer, ...]
-    threshold: int | None = None  # how many of them; all, unless said
-    min_epoch: int = 0
-
-    def verify(self, envelope: bytes) -> References:
-        """The references in `envelope`, signed by enough reviewers, under this name and not of an older epoch."""
-        payload, signatures = parse_envelope(envelope)
-        self._verify_signatures(payload, signatures)
-        found = _parse_statement(payload)
-        if found.name != self.name:
-            raise VerificationError(
-                Check.REFERENCES_NAME, f"expected references for {self.name!r}, found them for {found.name!r}"
-            )
-        if found.epoch < self.min_epoch:
-            raise VerificationError(
-                Check.REFERENCES_EPOCH,
-                f"expected epoch {self.min_epoch} or later, found {found.epoch}",
-                advice="These references are older than those seen before; get the newest ones from their publisher",
-            )
-        return found
-
-    def _verify_signatures(self, payload: bytes, signatures: Sequence[bytes]) -> None:
-        wanted = len(self.reviewers) if self.threshold is None else self.threshold
-        keys = {reviewer.name: _public_key(reviewer) for reviewer in self.reviewers}
-        if len(keys) != len(self.reviewers) or len({r.key.strip() for r in self.reviewers}) != len(keys):
-            raise MalformedError(Check.POLICY_FORMAT, "[references] names a reviewer or a key twice")
-        if not 1 <= wanted <= len(keys):
-            raise MalformedError(
-                Check.POLICY_FORMAT, f"[references] wants {wanted} signatures of {len(keys)} reviewers"
-            )
-        message = pae(payload)
-        signed = [name for name, key in keys.items() if any(_signed(key, s, message) for s in signatures)]
-        if len(signed) < wanted:
-            raise VerificationError(
-                Check.REFERENCES_SIGNATURE,
-                f"expected signatures of {wanted} of {', '.join(keys)}; found those of {', '.join(signed) or 'nobody'}",
-                advice="The reference values were altered, or are not reviewed yet; do not use them",
-            )
 
 
 def merge(policy: Policy, references: References) -> Policy:
@@ -153,8 +97,10 @@ def dump_references(references: References) -> bytes:
 
 
 def parse_envelope(data: bytes) -> tuple[bytes, list[bytes]]:
-    """Payload and signatures of a DSSE envelope. Nothing is verified."""
+    """Payload and signatures of a DSSE envelope, or of the one in a Sigstore bundle. Nothing is verified."""
     raw = parse_json_object(data, Check.REFERENCES_FORMAT, "references", limit=MAX_REFERENCES_BYTES)
+    inner = raw.get("dsseEnvelope")
+    raw = inner if isinstance(inner, dict) else raw
     signatures = raw.get("signatures")
     if raw.get("payloadType") != PAYLOAD_TYPE or not isinstance(signatures, list):
         raise MalformedError(
@@ -209,7 +155,8 @@ def pae(payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
-def _parse_statement(payload: bytes) -> References:
+def parse_statement(payload: bytes) -> References:
+    """The references in the payload of an envelope. Whoever has not verified its signatures knows nothing yet."""
     raw = parse_json_object(payload, Check.REFERENCES_FORMAT, "the statement", limit=MAX_REFERENCES_BYTES)
     if raw.get("_type") != STATEMENT_TYPE or raw.get("predicateType") != PREDICATE_TYPE:
         raise MalformedError(
@@ -231,32 +178,6 @@ def _plain(value: Any) -> Any:
             return value
     found = ((spec, getattr(value, spec.name)) for spec in fields(value))
     return {spec.name: _plain(item) for spec, item in found if item != spec.default}
-
-
-def _public_key(reviewer: Reviewer) -> Ed25519PublicKey | EllipticCurvePublicKey:
-    try:
-        key = load_pem_public_key(reviewer.key.encode())
-    except ValueError:
-        key = None
-    if isinstance(key, Ed25519PublicKey):
-        return key
-    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
-        return key
-    raise MalformedError(
-        Check.POLICY_FORMAT,
-        f"references.reviewers: {reviewer.name!r} has no Ed25519 or P-256 public key in PEM",
-    )
-
-
-def _signed(key: Ed25519PublicKey | EllipticCurvePublicKey, signature: bytes, message: bytes) -> bool:
-    try:
-        if isinstance(key, Ed25519PublicKey):
-            key.verify(signature, message)
-        else:
-            key.verify(signature, message, ECDSA(SHA256()))
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _base64(text: object) -> bytes:

@@ -10,7 +10,7 @@ from attestation.measure import EventLogPolicy
 from attestation.nitro import NitroPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.policy import ReleasePolicy, StatementPolicy
-from attestation.references import ReferencesPolicy
+from attestation.reviewers import ReferencesPolicy
 from attestation.roots import Roots
 from attestation.snp.policy import SnpPolicy
 from attestation.tdx import TdxPolicy

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from attestation.checks import Check
 from attestation.errors import MalformedError, UnavailableError
+from attestation.keyless import MAX_BUNDLE_BYTES
 from attestation.policy import Policy, parse_policy
-from attestation.references import MAX_REFERENCES_BYTES, merge
+from attestation.references import merge
 from attestation.verdict import Verdict
 from client_sdk.memory import Memory
 
@@ -40,17 +41,30 @@ def with_references(policy: Policy, folder: Path) -> Policy:
     """`policy` with the references that it names, verified and merged."""
     if policy.references is None:
         return policy
-    file = folder / policy.references.file
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_REFERENCES_BYTES + 1)
-    except OSError as exc:
+    wanted = policy.references
+    data = _read(folder / wanted.file)
+    if data is None:
         raise UnavailableError(
             Check.REFERENCES_MISSING,
-            f"{file}: {exc.strerror or 'cannot be read'}",
+            f"{folder / wanted.file}: no such file",
             advice="Put the signed references beside the policy, or drop [references] from it",
+        )
+    read = {name: _read(folder / name) for name in wanted.files}
+    files = {name: content for name, content in read.items() if content is not None}
+    return merge(policy, wanted.verify(data, files))
+
+
+def _read(file: Path) -> bytes | None:
+    """What is in a file beside the policy; None where there is none: a reviewer may not have signed yet."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(MAX_BUNDLE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise UnavailableError(
+            Check.REFERENCES_MISSING, f"{file}: {exc.strerror or 'cannot be read'}"
         ) from exc
-    return merge(policy, policy.references.verify(data))
 
 
 class Terms:

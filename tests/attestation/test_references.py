@@ -22,8 +22,6 @@ from attestation.errors import AttestationError, MalformedError, PolicyError, Ve
 from attestation.policy import Policy, ReleasePolicy, StatementPolicy, parse_policy
 from attestation.references import (
     References,
-    ReferencesPolicy,
-    Reviewer,
     dump_envelope,
     dump_statement,
     merge,
@@ -31,6 +29,7 @@ from attestation.references import (
     sign,
 )
 from attestation.release import Release, Revoked
+from attestation.reviewers import ReferencesPolicy, Reviewer
 from attestation.simulator.tdx import DEFAULT_TD
 from attestation.snp.policy import SnpPolicy
 from attestation.tdx.policy import TdxMeasurement, TdxPolicy
