@@ -12,7 +12,7 @@ _UNIX = "http+unix://"
 
 
 def parse_address(url: str) -> Address:
-    """`http+unix:///path/of/socket`, or `http://127.0.0.1:8000`. Any other host would see prompts in the clear."""
+    """`http+unix:///path/of/socket`, or `http://127.0.0.1:8000`: a host by its number, never by a name."""
     if url.startswith(_UNIX):
         path = Path(url.removeprefix(_UNIX))
         if not path.is_absolute() or any(part in url for part in "%?#"):
@@ -21,15 +21,20 @@ def parse_address(url: str) -> Address:
     parts = urlsplit(url)
     if parts.scheme != "http" or parts.username or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("must be http://host:port or http+unix:///path, and nothing more")
-    if not _is_loopback(parts.hostname or ""):
-        raise ValueError("must be on this machine's loopback: what goes to an engine is not encrypted")
+    try:
+        host = str(ipaddress.ip_address(parts.hostname or ""))
+    except ValueError:  # a name, which may come to mean another machine
+        raise _elsewhere() from None
     if parts.port is None:
         raise ValueError("must name the port")
-    return parts.hostname or "", parts.port
+    return host, parts.port
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name, which may come to mean another machine
+def check_on_this_machine(address: Address) -> None:
+    """Raises ValueError for another host, which would see prompts in the clear."""
+    if not isinstance(address, Path) and not ipaddress.ip_address(address[0]).is_loopback:
+        raise _elsewhere()
+
+
+def _elsewhere() -> ValueError:
+    return ValueError("must be on this machine's loopback: what goes to an engine is not encrypted")

@@ -81,6 +81,9 @@ def _azure(evidence: AzureEvidence) -> str:
         for index in _BOOT_PCRS
         if any(evidence.pcrs[index])
     ]
+    vm = hcl.runtime_data.configuration
+    loosened = "" if vm.secure_boot is True else "allow_no_secure_boot = true\n"
+    loosened += "" if vm.console_enabled is False else "allow_console = true\n"
     return "\n".join(
-        ["[azure]\n", *pcrs, hardware.replace("[tdx", "[azure.tdx").replace("[snp", "[azure.snp")]
+        [f"[azure]\n{loosened}", *pcrs, hardware.replace("[tdx", "[azure.tdx").replace("[snp", "[azure.snp")]
     )

@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from attestation.errors import MalformedError
 from attestation.tlog import parse_verifier_key
-from enclave_server.engine_address import parse_address
+from enclave_server.engine_address import check_on_this_machine, parse_address
 from enclave_server.engine_flags import check_environment, check_extra_flags
 from enclave_server.model import ModelError
 from enclave_server.model_signature import parse_public_key
@@ -39,6 +39,7 @@ class TeeKind(StrEnum):
 
     SIMULATED_TDX = "simulated-tdx"
     SIMULATED_SNP = "simulated-snp"
+    SIMULATED_AZURE_SNP = "simulated-azure-snp"  # a real vTPM under a simulated CPU
     TDX = "tdx"
     SNP = "snp"
     AZURE_SNP = "azure-snp"
@@ -197,7 +198,7 @@ class Settings(BaseSettings):
     @property
     def real_tee(self) -> bool:
         """Not a simulated one."""
-        return self.tee not in (TeeKind.SIMULATED_TDX, TeeKind.SIMULATED_SNP)
+        return not self.tee.startswith("simulated-")
 
     @property
     def config_identity_required(self) -> bool:
@@ -254,7 +255,9 @@ class Settings(BaseSettings):
                 "engine_python (an engine to start) or engine (one that runs already) must be set"
             )
         if self.engine is not None:
-            parse_address(self.engine)
+            address = parse_address(self.engine)
+            if self.tee is not TeeKind.SIMULATED_AZURE_SNP:  # its self-test has the engine outside
+                check_on_this_machine(address)
         elif self.engine_replicas > 1 or self.engine_nodes > 1:
             raise ValueError(
                 "engine_replicas and engine_nodes are of an engine that runs already: set engine"

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from attestation.binding import tpm_nonce
 from attestation.collateral import Collateral
 from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.roots import Root, Roots
@@ -24,6 +25,7 @@ from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
 from attestation.verify import hardware_of, verify_cpu
 from enclave_server.collateral import CollateralState
+from enclave_server.development_vtpm import DevelopmentVtpm
 from enclave_server.hardware import Hardware
 from enclave_server.settings import Settings, TeeKind
 
@@ -69,7 +71,7 @@ class Tee(Protocol):
 
 
 class Simulated:
-    """A simulated TDX or SEV-SNP machine, with simulated GPUs where the settings say so."""
+    """A simulated TDX or SEV-SNP machine, with this machine's own vTPM or simulated GPUs where the settings say so."""
 
     def __init__(self, settings: Settings) -> None:
         folder = _directory(settings)
@@ -78,11 +80,16 @@ class Simulated:
             self._cpu = SimulatedTdx.load_or_create(folder)
         else:
             self._cpu = SimulatedSnp.load_or_create(folder)
+        self._vtpm: DevelopmentVtpm | None = None
+        if settings.tee is TeeKind.SIMULATED_AZURE_SNP and isinstance(self._cpu, SimulatedSnp):
+            self._vtpm = DevelopmentVtpm(self._cpu, seconds=settings.evidence_seconds)
         machine = Machine(gpus=settings.simulated_gpus)
         self._nvidia = SimulatedNvidia.load_or_create(folder, machine) if settings.simulated_gpus else None
         self._td, self._seal_key = DEFAULT_TD, Ed25519PrivateKey.generate() if settings.serving_seal else None
 
-    def evidence(self, report_data: bytes) -> TdxEvidence | SnpEvidence:
+    def evidence(self, report_data: bytes) -> CpuEvidence:
+        if self._vtpm:
+            return self._vtpm.evidence(tpm_nonce(report_data))
         if isinstance(self._cpu, SimulatedTdx):
             return TdxEvidence(self._cpu.quote(report_data, td=self._td))
         return SnpEvidence(self._cpu.report(report_data))

@@ -18,9 +18,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from attestation._b64 import b64url_encode
 from attestation.simulator.snp import SimulatedSnp
-from attestation.simulator.vtpm import SimulatedVtpm
+from attestation.simulator.vtpm import SimulatedVtpm, jwk
 
 NEEDED = ("swtpm", "swtpm_setup", "tpm2_quote", "tpm2_createak")
 needs_tpm = pytest.mark.skipif(
@@ -29,7 +28,7 @@ needs_tpm = pytest.mark.skipif(
 
 
 class Tpm:
-    """A software TPM with an attestation key where the paravisor has its own."""
+    """A software TPM. It has no key before `make_key`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,7 +45,10 @@ class Tpm:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         self.environment = {"TPM2TOOLS_TCTI": f"swtpm:path={socket}"}
-        key = f"{folder}/ak"
+
+    def make_key(self) -> rsa.RSAPublicKey:
+        """An attestation key where the paravisor has its own."""
+        folder, key = self.folder, f"{self.folder}/ak"
         self.tool("tpm2_createek", "-c", f"{folder}/ek.ctx", "-G", "rsa", "-u", f"{folder}/ek.pub")
         self.tool("tpm2_createak", "-C", f"{folder}/ek.ctx", "-c", f"{key}.ctx", "-G", "rsa", "-g", "sha256",
                   "-s", "rsassa", "-u", f"{key}.pem", "-f", "pem", "-n", f"{key}.name")  # fmt: skip
@@ -55,7 +57,7 @@ class Tpm:
         self.tool("tpm2_evictcontrol", "-C", "o", "-c", f"{key}.ctx", "0x81000003")
         public = load_pem_public_key((folder / "ak.pem").read_bytes())
         assert isinstance(public, rsa.RSAPublicKey)
-        self.key = public
+        return public
 
     def tool(self, *command: str) -> None:
         self._run(*command, environment=self.environment)
@@ -110,19 +112,23 @@ class Metadata:
 
 
 @contextmanager
-def azure_tpm(folder: Path) -> Iterator[Tpm]:
-    """A TPM that holds the report of a simulated SEV-SNP machine about its own key."""
+def running_tpm(folder: Path) -> Iterator[Tpm]:
+    """A TPM as it leaves the factory."""
     made = Tpm(folder)
-    numbers = made.key.public_numbers()
-    n = b64url_encode(numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8))
-    ak = {"kid": "HCLAkPub", "key_ops": ["sign"], "kty": "RSA", "e": "AQAB", "n": n}
-    report = SimulatedVtpm(SimulatedSnp()).hcl_report({"keys": [ak]})
-    made.keep(report.rstrip(b"\0"))  # a software TPM's index has 2048 bytes at most
     try:
         yield made
     finally:
         made.process.terminate()
         made.process.wait(10)
+
+
+@contextmanager
+def azure_tpm(folder: Path) -> Iterator[Tpm]:
+    """A TPM that holds the report of a simulated SEV-SNP machine about its own key."""
+    with running_tpm(folder) as made:
+        report = SimulatedVtpm(SimulatedSnp()).hcl_report({"keys": [jwk(made.make_key())]})
+        made.keep(report.rstrip(b"\0"))  # a software TPM's index has 2048 bytes at most
+        yield made
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Evidence of an Azure confidential VM: its vTPM through tpm2-tools, and its metadata service for what the hardware's vendor signed.
 
 The paravisor made the hardware report at boot; the vTPM's quote, by the key that this report vouches for, is what is fresh.
+The firmware's log of the boot comes along where it leads to exactly the PCRs that are quoted.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,15 @@ from attestation._json import parse_json_object
 from attestation.checks import Check
 from attestation.collect._errors import unavailable
 from attestation.collect.tdx_guest import TDREPORT_BYTES
+from attestation.errors import AttestationError
+from attestation.measure import Registers, parse_log, verify_log
+from attestation.measure.eventlog import MAX_LOG_BYTES
 from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report, parse_quote
 from attestation.vtpm.quote import PCR_COUNT
 
 HCL_REPORT, ATTESTATION_KEY = "0x01400001", "0x81000003"  # where the paravisor keeps them
 METADATA = "http://169.254.169.254"
+BOOT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 MAX_NONCE_BYTES = 32  # TPM2B_DATA: what every TPM with a SHA-256 bank takes
 _PCRS = "sha256:" + ",".join(map(str, range(PCR_COUNT)))
 _PCR_BYTES = 32
@@ -37,25 +43,38 @@ def collect_azure(
     *,
     environment: Mapping[str, str] | None = None,
     metadata: str = METADATA,
+    boot_log: Path = BOOT_LOG,
     seconds: float = 30.0,
 ) -> AzureEvidence:
     """Evidence for `nonce`. `environment` is for the tools, such as TPM2TOOLS_TCTI."""
     if not 0 < len(nonce) <= MAX_NONCE_BYTES:
         raise ValueError(f"a nonce for a TPM has 1 to {MAX_NONCE_BYTES} bytes, not {len(nonce)}")
-    tools = _Tools({**os.environ, **(environment or {})}, seconds)
+    tools = Tools(environment or {}, seconds)
     hcl_report = tools.run("tpm2_nvread", "-C", "o", HCL_REPORT)
     kind, hardware = parse_hcl_report(hcl_report), b""
-    quote, signature, pcrs = _quoted(tools, nonce)
+    quote, signature, pcrs = quoted(tools, nonce)
     if kind.report_type is ReportType.TDX:
         hardware = _td_quote(kind.hardware_report[:TDREPORT_BYTES], metadata, seconds)
     vcek = _vcek(metadata, seconds) if kind.report_type is ReportType.SNP else b""
-    return AzureEvidence(
+    evidence = AzureEvidence(
         quote=quote, signature=signature, pcrs=pcrs, hcl_report=hcl_report, vcek=vcek, td_quote=hardware
     )
+    return with_boot_log(evidence, boot_log)
 
 
-def _quoted(tools: _Tools, nonce: bytes) -> tuple[bytes, bytes, tuple[bytes, ...]]:
-    """A quote, and the PCRs that it is about: read apart, so somebody may extend one in between."""
+def with_boot_log(evidence: AzureEvidence, file: Path) -> AzureEvidence:
+    """With the log of the boot, where there is one that leads to these PCRs; another would only be refused."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_LOG_BYTES + 1)
+        verify_log(parse_log(content), Registers.pcrs(dict(enumerate(evidence.pcrs))))
+    except (OSError, AttestationError):
+        return evidence
+    return replace(evidence, event_log=content)
+
+
+def quoted(tools: Tools, nonce: bytes) -> tuple[bytes, bytes, tuple[bytes, ...]]:
+    """A quote by the attestation key, and the PCRs that it is about: read apart, so somebody may extend one in between."""
     for _ in range(_ATTEMPTS):
         with tempfile.TemporaryDirectory() as folder:
             files = [f"{folder}/{name}" for name in ("message", "signature", "pcrs")]
@@ -83,11 +102,11 @@ def _quoted(tools: _Tools, nonce: bytes) -> tuple[bytes, bytes, tuple[bytes, ...
     raise unavailable(f"the PCRs changed between quote and reading, {_ATTEMPTS} times")
 
 
-class _Tools:
-    """tpm2-tools."""
+class Tools:
+    """tpm2-tools, with `environment` added to this process's own."""
 
     def __init__(self, environment: Mapping[str, str], seconds: float) -> None:
-        self._environment, self._seconds = environment, seconds
+        self._environment, self._seconds = {**os.environ, **environment}, seconds
 
     def run(self, *command: str) -> bytes:
         try:

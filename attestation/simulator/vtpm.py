@@ -104,13 +104,13 @@ class SimulatedVtpm:
         if defect is VtpmDefect.RUNTIME_DATA_ALTERED:
             raw = raw.replace(b'"console-enabled":false', b'"console-enabled":true')
         if defect is VtpmDefect.KEY_REPLACED:
-            raw = self.runtime_data({"keys": [jwk(self._stranger)]})
+            raw = self.runtime_data({"keys": [jwk(self._stranger.public_key())]})
         kind = ReportType.TDX if defect is VtpmDefect.REPORT_TYPE else ReportType.SNP
         return make_hcl_report(report, raw, kind)
 
     def runtime_data(self, changes: Mapping[str, Any]) -> bytes:
         content: dict[str, Any] = {
-            "keys": [jwk(self.key)],
+            "keys": [jwk(self.key.public_key())],
             "vm-configuration": {"console-enabled": False, "secure-boot": True, "tpm-enabled": True},
             "user-data": "00" * 64,
             **changes,
@@ -148,9 +148,9 @@ def make_hcl_report(report: bytes, raw: bytes, kind: int = ReportType.SNP, **hea
     return (head + report + runtime).ljust(NV_INDEX_BYTES, b"\0")
 
 
-def jwk(key: rsa.RSAPrivateKey) -> dict[str, Any]:
+def jwk(key: rsa.RSAPublicKey) -> dict[str, Any]:
     """The attestation key as the runtime data names it."""
-    numbers = key.public_key().public_numbers()
+    numbers = key.public_numbers()
     n = b64url_encode(numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8))
     return {"kid": "HCLAkPub", "key_ops": ["sign"], "kty": "RSA", "e": "AQAB", "n": n}
 

@@ -15,7 +15,7 @@ from attestation.checks import Check
 from attestation.errors import PolicyError
 from attestation.receipt import Outcome
 from enclave_server.engine import EngineError
-from enclave_server.engine_address import parse_address
+from enclave_server.engine_address import check_on_this_machine, parse_address
 from enclave_server.engine_external import find_external
 from enclave_server.engine_topology import commands, topology
 from enclave_server.settings import Settings
@@ -103,7 +103,7 @@ def test_nobody_there(tmp_path: Path) -> None:
 def test_addresses_refused(url: str) -> None:
     """Only a socket, or a numeric loopback address with its port."""
     with pytest.raises(ValueError, match=r"http|loopback|path|port"):
-        parse_address(url)
+        check_on_this_machine(parse_address(url))
 
 
 def test_addresses() -> None:

@@ -64,9 +64,9 @@ def test_a_td_is_quoted_by_the_host(tpm: Tpm, metadata: Metadata, monkeypatch: p
     """On TDX the report in the vTPM is for this machine alone; the metadata service makes a quote of it."""
     report = b"TDREPORT".ljust(1024, b"\1").ljust(1184, b"\0")
     hcl = make_hcl_report(report, SimulatedVtpm(SimulatedSnp()).runtime_data({}), ReportType.TDX)
-    run = azure._Tools.run
+    run = azure.Tools.run
     monkeypatch.setattr(
-        azure._Tools,
+        azure.Tools,
         "run",
         lambda self, *command: hcl if command[0] == "tpm2_nvread" else run(self, *command),
     )
@@ -98,7 +98,7 @@ def test_what_can_fail(tpm: Tpm, metadata: Metadata, tmp_path: Path) -> None:
 
 def test_pcrs_that_change_meanwhile(tpm: Tpm, metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PCR that is extended between quote and reading makes another attempt, and in the end an error."""
-    run, left = azure._Tools.run, [1]
+    run, left = azure.Tools.run, [1]
 
     def extend_first(self: Any, *command: str) -> bytes:
         if command[0] == "tpm2_pcrread" and left[0]:
@@ -106,7 +106,7 @@ def test_pcrs_that_change_meanwhile(tpm: Tpm, metadata: Metadata, monkeypatch: p
             tpm.tool("tpm2_pcrextend", "16:sha256=" + "ab" * 32)
         return run(self, *command)
 
-    monkeypatch.setattr(azure._Tools, "run", extend_first)
+    monkeypatch.setattr(azure.Tools, "run", extend_first)
     assert collect_azure(NONCE, environment=tpm.environment, metadata=metadata.url).quote
     left[0] = 99
     with pytest.raises(UnavailableError, match="PCRs changed"):
