@@ -30,9 +30,9 @@ from enclave_server.health import health
 from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
-from enclave_server.model import ModelError, check_model
+from enclave_server.model import ModelError, list_files
+from enclave_server.model_check import check_files
 from enclave_server.model_cli import cli as model_cli
-from enclave_server.model_signature import check_publisher, parse_public_key
 from enclave_server.policy import policy_text
 from enclave_server.prefork import Family, SharedStatus
 from enclave_server.provisioning import Secrets
@@ -70,7 +70,7 @@ def main() -> None:
 
 @cli.command()
 def serve(config: Config = None, workers: Workers = None) -> None:
-    """Check the model, start the engine, and serve."""
+    """Start the engine, hold the model that it loads against the settings, and serve."""
     content = config.read_bytes() if config is not None else None  # once: its disk may be the host's
     settings = _load(content, workers)
     logs.configure()
@@ -79,11 +79,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     secrets = Secrets(settings)  # one for all workers
     access = Access(settings, secrets)
     access.prepare()
-    log.info("model check starts", model=settings.model_name)
-    manifest = check_model(settings.model_dir, settings.model_digest)
-    if settings.model_signing_key is not None:
-        check_publisher(settings.model_dir, manifest, parse_public_key(settings.model_signing_key))
-    log.info("model checked", model_digest=settings.model_digest, files=len(manifest.files))
+    list_files(settings.model_dir)
     external = None if settings.engine is None else parse_address(settings.engine)
     installed = _find_engine(settings, external)
     tee = open_tee(settings)
@@ -159,6 +155,7 @@ def _of_image(name: str, arguments: list[str]) -> None:
 def _find_engine(settings: Settings, external: Address | None) -> Installed:
     if external is None:
         return find_engine(settings.engine_python)
+    check_files(settings)  # which it has loaded already
     log.info("waiting for the engine", model=settings.model_name)
     return find_external(external, model=settings.model_name, seconds=settings.engine_start_seconds)
 

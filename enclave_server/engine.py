@@ -1,8 +1,9 @@
 """vLLM as a supervised child on a Unix socket in a private directory.
 
-Promises: it is ready only when vLLM answers and is the version that the statement names; when it dies it is started
-again after a growing pause; when it dies again and again, the gateway is told to stop. Whatever ends, by whatever
-signal, nothing of it is left (`engine_child.py`).
+Promises: it is ready only when vLLM answers and is the version that the statement names, and the model's files that it
+loaded are those of the settings; when it dies it is started again after a growing pause; when it dies again and again, or
+the files are others, the gateway is told to stop. Whatever ends, by whatever signal, nothing of it is left
+(`engine_child.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +29,8 @@ from enclave_server.engine_flags import command, environment
 from enclave_server.engine_log import EngineLog
 from enclave_server.engine_user import open_to
 from enclave_server.log import log
+from enclave_server.model import ModelError
+from enclave_server.model_check import Loading, ModelFiles
 from enclave_server.settings import Settings
 from enclave_server.upstream import Upstream, UpstreamError
 
@@ -78,11 +81,24 @@ class Status(Protocol):
     restarts: int
 
 
+class Model(Protocol):
+    """The files that the engine is to load. Both raise ModelError."""
+
+    async def open(self) -> None:
+        """Once, before the first start: have them in `model_dir`."""
+
+    def loading(self) -> AbstractAsyncContextManager[Loading]:
+        """For each start."""
+
+
 class Engine:
     """Starts vLLM, watches it, and starts it again."""
 
-    def __init__(self, settings: Settings, installed: Installed, status: Status) -> None:
+    def __init__(
+        self, settings: Settings, installed: Installed, status: Status, model: Model | None = None
+    ) -> None:
         self._settings, self._installed, self._status = settings, installed, status
+        self._model = model or ModelFiles(settings)
         self.on_give_up: Callable[[], None] = lambda: None
         base = settings.runtime_dir
         if base is None:
@@ -128,6 +144,15 @@ class Engine:
                 await self._task
 
     async def _supervise(self) -> None:
+        try:
+            await self._model.open()
+            await self._run_again_and_again()
+        except ModelError as exc:
+            self.unready = "model_refused"
+            log.error("model refused", reason=str(exc))
+            self._give_up()
+
+    async def _run_again_and_again(self) -> None:
         failures, ever = 0, False
         while True:
             try:
@@ -143,24 +168,30 @@ class Engine:
                     count=failures,
                     reason="it never became ready" if not ever else "crash loop",
                 )
-                self.gave_up = True
-                self.on_give_up()
-                return
+                return self._give_up()
             pause = min(MAX_PAUSE, 2.0 ** (failures - 1))
             self.unready = "engine_restarting"
             self._status.restarts += 1
             log.warning("engine restarts", delay_seconds=pause, attempt=failures)
             await asyncio.sleep(pause)
 
+    def _give_up(self) -> None:
+        self.gave_up = True
+        self.on_give_up()
+
     async def _run_once(self) -> None:
-        """One life of the engine. Ends with EngineError, whatever the end was."""
+        """One life of the engine. Ends with EngineError, whatever the end was, but for ModelError."""
         self._served = None
         started = time.monotonic()
-        async with (
-            self._child() as (process, output),
-            Upstream(self.socket, read_seconds=HUNG_AFTER) as upstream,
-        ):
-            await self._until_ready(process, upstream)
+        async with AsyncExitStack() as stack:
+            model = await stack.enter_async_context(
+                self._model.loading()
+            )  # first: before the engine opens any
+            process, output = await stack.enter_async_context(self._child())
+            upstream = await stack.enter_async_context(Upstream(self.socket, read_seconds=HUNG_AFTER))
+            await self._until_ready(process, upstream, model)
+            self.unready = "model_checking"
+            await model.passed()
             output.serving = True  # first: from here on prompts may come
             self.unready = None
             ready = time.monotonic()
@@ -172,9 +203,10 @@ class Engine:
                 if self.unready is None:
                     self.unready = "engine_restarting"
 
-    async def _until_ready(self, process: Process, upstream: Upstream) -> None:
+    async def _until_ready(self, process: Process, upstream: Upstream, model: Loading) -> None:
         deadline = time.monotonic() + self._settings.engine_start_seconds
         while not await healthy(upstream):
+            model.look()
             if time.monotonic() > deadline:
                 raise EngineError(f"not ready after {self._settings.engine_start_seconds:.0f} s")
             await _exited(process, within=POLL_SECONDS)
@@ -217,13 +249,17 @@ class Engine:
             start_new_session=True,
         )
         output, group, reader = EngineLog(self._installed.source_files), 0, None
+        patience = TERM_SECONDS
         try:
             group, isolation = await _first_line(process)
             log.info("engine starts", pid=group, isolation=isolation, model=settings.model_name)
             reader = asyncio.create_task(_read(process, output))
             yield process, output
+        except ModelError:
+            patience = 0  # it read what nobody has vouched for
+            raise
         finally:
-            await _end(process)
+            await _end(process, patience)
             if (
                 group and process.returncode != 0
             ):  # engine_child may have been killed before it could kill the rest
@@ -277,13 +313,13 @@ async def _exited(process: Process, *, within: float) -> None:
             raise EngineError(f"its process ended with status {code}")
 
 
-async def _end(process: Process) -> None:
+async def _end(process: Process, patience: float) -> None:
     """Ask it to end, then close its lifeline, which kills whatever is left."""
     if process.returncode is not None or process.stdin is None:
         return
     with suppress(TimeoutError, ConnectionError):
         process.stdin.write(b"T")
-        async with asyncio.timeout(TERM_SECONDS):
+        async with asyncio.timeout(patience):
             await process.wait()
     process.stdin.close()
     await process.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -90,14 +91,18 @@ class Manifest:
         return hashlib.sha256(self.to_bytes()).digest()
 
 
-def read_manifest(directory: Path, *, threads: int | None = None) -> Manifest:
-    """Hash every file below `directory` but its signature on all cores. A file that changes meanwhile is refused."""
-    paths = _files(directory)
+def read_manifest(
+    directory: Path, *, threads: int | None = None, stop: threading.Event | None = None
+) -> Manifest:
+    """Hash every file below `directory` but its signature on all cores. A file that changes meanwhile is refused.
+
+    Once `stop` is set, nobody waits for it: it ends soon, with InterruptedError."""
+    paths = list_files(directory)
     with ThreadPoolExecutor(
         threads or len(os.sched_getaffinity(0))
     ) as pool:  # the largest first: none ends alone
         hashed = pool.map(
-            lambda path: _hash(directory, path), sorted(paths, key=lambda p: -_size(directory, p))
+            lambda path: _hash(directory, path, stop), sorted(paths, key=lambda p: -_size(directory, p))
         )
         return Manifest(tuple(sorted(hashed, key=lambda file: file.path)))
 
@@ -105,16 +110,43 @@ def read_manifest(directory: Path, *, threads: int | None = None) -> Manifest:
 def check_model(directory: Path, expected: str) -> Manifest:
     """The manifest of `directory`, if its digest is `expected` (hex)."""
     manifest = read_manifest(directory)
-    if manifest.digest().hex() != expected:
-        raise ModelError(
-            ModelProblem.DIGEST,
-            f"the model in {directory} has digest {manifest.digest().hex()}, the settings demand {expected}",
-            advice="A file was changed, added or removed, or model_digest is that of another model",
-        )
+    check_digest(manifest, expected, directory)
     return manifest
 
 
-def _files(directory: Path) -> list[PurePosixPath]:
+def check_digest(manifest: Manifest, expected: str, place: Path) -> None:
+    """Refuse a manifest, of files in `place`, whose digest is not `expected` (hex)."""
+    if manifest.digest().hex() != expected:
+        raise ModelError(
+            ModelProblem.DIGEST,
+            f"the model in {place} has digest {manifest.digest().hex()}, the settings demand {expected}",
+            advice="A file was changed, added or removed, or model_digest is that of another model",
+        )
+
+
+def stamps_of(directory: Path) -> dict[str, tuple[int, ...]]:
+    """What the file system says of every file and directory: whatever is written, replaced, added or removed changes it."""
+    found = {}
+    for folder, _, files in os.walk(directory, onerror=_unreadable):
+        for path in (Path(folder), *(Path(folder, name) for name in files)):
+            try:
+                status = path.stat()
+            except OSError as exc:
+                _unreadable(exc)
+            found[str(path)] = (status.st_dev, status.st_ino, *_version(status))
+    return found
+
+
+def check_unchanged(directory: Path, before: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a directory in which anything is not as it was."""
+    now = stamps_of(directory)
+    changed = sorted(path for path in now.keys() | before.keys() if now.get(path) != before.get(path))
+    if changed:
+        raise _changed(Path(changed[0]), "changed while the engine loaded it")
+
+
+def list_files(directory: Path) -> list[PurePosixPath]:
+    """The files that count, by their names and kinds alone: refuses what no model has, and reads nothing."""
     if not directory.is_dir():
         raise ModelError(
             ModelProblem.DIRECTORY,
@@ -182,7 +214,7 @@ def _size(directory: Path, path: PurePosixPath) -> int:
         _unreadable(exc)
 
 
-def _hash(directory: Path, path: PurePosixPath) -> File:
+def _hash(directory: Path, path: PurePosixPath, stop: threading.Event | None) -> File:
     digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_CHUNK))
     try:
         with Path(directory, path).open("rb", buffering=0) as file:
@@ -190,16 +222,24 @@ def _hash(directory: Path, path: PurePosixPath) -> File:
             while size <= before.st_size and (read := file.readinto(buffer)):
                 digest.update(buffer[:read])
                 size += read
+                if stop is not None and stop.is_set():
+                    raise InterruptedError
             after = os.fstat(file.fileno())
+    except InterruptedError:
+        raise
     except OSError as exc:
         _unreadable(exc)
     if size != before.st_size or _version(before) != _version(after):
-        raise ModelError(
-            ModelProblem.CHANGED,
-            f"{Path(directory, path)} changed while it was read",
-            advice="Let nobody write to the model, best by a read-only mount, and start again",
-        )
+        raise _changed(Path(directory, path), "changed while it was read")
     return File(path=str(path), size=size, sha256=digest.hexdigest())
+
+
+def _changed(path: Path, how: str) -> ModelError:
+    return ModelError(
+        ModelProblem.CHANGED,
+        f"{path} {how}",
+        advice="Let nobody write to the model, best by a read-only mount, and start again",
+    )
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int]:

@@ -30,6 +30,7 @@ _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGA
 _REASONS = (
     *(None, "engine_starting", "engine_restarting", "engine_stopping", "engine_stopped"),
     *("engine_unreachable", "engine_replaced"),  # of an engine that somebody else runs
+    *("model_opening", "model_checking", "model_refused"),
 )
 
 

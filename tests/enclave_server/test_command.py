@@ -76,7 +76,7 @@ def test_crash_loop_ends_the_gateway(gateway: Served, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("model_digest", "00" * 32, "the settings demand"),
+        ("model_dir", "/nonexistent", "[model.directory]"),
         ("tee", "tdx", "[tee.collect]"),
         ("config_identity", "required", "[config.identity]"),
         ("engine_python", "/nonexistent", "there is no /nonexistent"),
@@ -93,6 +93,17 @@ def test_refused_configuration(
     assert words in gateway.log
     assert "Traceback" not in gateway.log
     assert not starts(tmp_path / "python")
+
+
+def test_another_model(tmp_path: Path, values: dict[str, Any]) -> None:
+    """Files with another digest end the gateway with status 1 and the reason; the engine that was loading them never served."""
+    gateway = Served(tmp_path / "gateway", {**values, "model_digest": "00" * 32})
+    gateway.start()
+    assert gateway.process.wait(30) == 1
+    assert "[model.digest]" in gateway.log
+    assert "the settings demand" in gateway.log
+    assert '"event": "engine ready"' not in gateway.log
+    assert not running_with(str(tmp_path / "python"))
 
 
 def test_port_in_use(tmp_path: Path, values: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def test_changed_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_gone_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be read is named, with what to do."""
-    monkeypatch.setattr("enclave_server.model._files", lambda _: [PurePosixPath("gone.json")])
+    monkeypatch.setattr("enclave_server.model.list_files", lambda _: [PurePosixPath("gone.json")])
     with pytest.raises(
         ModelError, match=r"\[model.file\] .*gone.json cannot be read .* Let the gateway's user"
     ):
