@@ -40,6 +40,7 @@ class Check(StrEnum):
     POLICY_LOG = "policy.log"
     POLICY_EXPIRED = "policy.expired"
     POLICY_REVOKED = "policy.revoked"
+    POLICY_RETIRED = "policy.retired"
     POLICY_MACHINE = "policy.machine"
 
     # reference values that reviewers signed, and what a client remembers of them

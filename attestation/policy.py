@@ -20,7 +20,7 @@ from attestation.measure import EventLogClaims, EventLogPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
-from attestation.release import Confined, Revoked
+from attestation.release import Limited, Revoked, runs
 from attestation.reviewers import ReferencesPolicy
 from attestation.roots import VENDOR, Roots
 from attestation.snp.policy import SnpPolicy
@@ -87,17 +87,31 @@ class ReleasePolicy:
     epoch: int = 0
     expires: datetime | None = None
     revoked: tuple[Revoked, ...] = ()  # refused, whatever else accepts them
-    confined: tuple[Confined, ...] = ()  # accepted on the machines that they name alone
+    limited: tuple[Limited, ...] = ()  # accepted until they end, on the machines that they name
 
     def check(
         self, cpu: TdxClaims | SnpClaims, now: datetime, vtpm: VtpmClaims | None = None
     ) -> list[Violation]:
         violations = [violation for revoked in self.revoked for violation in revoked.check(cpu, vtpm)]
-        violations += [violation for bound in self.confined for violation in bound.check(cpu, vtpm)]
+        passed = [list(limits.check(cpu, now)) for limits in self._limits(cpu, vtpm)]
+        if all(passed):  # of releases that measure the same, one within its limits is enough
+            violations += [violation for found in passed for violation in found]
         if self.expires is not None and now >= self.expires:
             ended = f"one that ended at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
             violations.append(Violation(Check.POLICY_EXPIRED, "a policy that is in force", ended))
         return violations
+
+    def ends(
+        self, cpu: TdxClaims | SnpClaims, now: datetime, vtpm: VtpmClaims | None = None
+    ) -> datetime | None:
+        """Until when this machine is accepted at most, as far as releases go: None without an end."""
+        held = [limits.until for limits in self._limits(cpu, vtpm) if not list(limits.check(cpu, now))]
+        known = [until for until in held if until is not None]
+        last = max(known) if known and len(known) == len(held) else None
+        return min((end for end in (last, self.expires) if end is not None), default=None)
+
+    def _limits(self, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None) -> list[Limited]:
+        return [limits for limits in self.limited if runs(limits, cpu, vtpm)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

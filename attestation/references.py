@@ -25,7 +25,7 @@ from attestation._json import parse_json_object
 from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError
-from attestation.release import Release, Revoked, confined
+from attestation.release import Release, Revoked, limited
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -37,6 +37,7 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "tag:attested-inference,2026:references#1"
 MAX_REFERENCES_BYTES = 4 * 1024 * 1024
 MAX_SIGNATURES = 64
+MAX_TIME = 253402300799  # the end of the year 9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def merge(policy: Policy, references: References) -> Policy:
         epoch=max(old.epoch, references.epoch),
         expires=expires if old.expires is None else min(expires, old.expires),
         revoked=(*old.revoked, *references.revoked),
-        confined=(*old.confined, *(c for r in releases for c in confined(r))),
+        limited=(*old.limited, *limited(releases)),
     )
     return replace(
         policy, statement=statement, tdx=tdx, snp=snp, azure=azure, release=release, references=None
@@ -88,7 +89,7 @@ def merge(policy: Policy, references: References) -> Policy:
 def parse_references(data: bytes) -> References:
     """References that nobody has signed yet: the predicate alone, as `image measure` writes it."""
     raw = parse_json_object(data, Check.REFERENCES_FORMAT, "references", limit=MAX_REFERENCES_BYTES)
-    return load_table(References, raw, "references", Check.REFERENCES_FORMAT)
+    return _load(raw)
 
 
 def dump_references(references: References) -> bytes:
@@ -163,7 +164,18 @@ def parse_statement(payload: bytes) -> References:
             Check.REFERENCES_FORMAT,
             f"expected {STATEMENT_TYPE} with a predicate {PREDICATE_TYPE}, found {raw.get('predicateType')!r}",
         )
-    return load_table(References, raw.get("predicate"), "references", Check.REFERENCES_FORMAT)
+    return _load(raw.get("predicate"))
+
+
+def _load(predicate: object) -> References:
+    found = load_table(References, predicate, "references", Check.REFERENCES_FORMAT)
+    times = (found.issued, found.expires, *(r.until for r in found.releases if r.until is not None))
+    if not all(0 <= time <= MAX_TIME for time in times):
+        raise MalformedError(Check.REFERENCES_FORMAT, f"times are Unix seconds from 0 to {MAX_TIME}")
+    ids = [release.id for release in found.releases] + [revoked.id for revoked in found.revoked]
+    if len(set(ids)) != len(ids):
+        raise MalformedError(Check.REFERENCES_FORMAT, "two releases have the same id")
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -6,8 +6,9 @@ tell a person what the numbers are made of, and `explain` which event of a boot 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from attestation.checks import Check
 from attestation.errors import Violation
@@ -91,6 +92,7 @@ class Release:
     models: frozenset[bytes] = field(default=frozenset(), metadata=_32)
     configs: frozenset[bytes] = field(default=frozenset(), metadata=_32)
     machines: Machines | None = None  # None: any machine
+    until: int | None = None  # Unix seconds: accepted before, refused from then on
     build: Build | None = None
     expected: tuple[Expected, ...] = ()
 
@@ -112,30 +114,36 @@ class Revoked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Confined:
-    """One release that is refused on every machine but these."""
+class Limited:
+    """One release with its limits: until when it is accepted, and on which machines. None of either is no limit."""
 
     id: str
-    chip_ids: frozenset[bytes] = frozenset()
-    ppids: frozenset[bytes] = field(default=frozenset(), metadata=_16)
+    until: datetime | None = None
+    machines: Machines | None = None
     tdx: tuple[TdxMeasurement, ...] = ()
     snp: frozenset[bytes] = field(default=frozenset(), metadata=_48)
     vtpm: tuple[VtpmMeasurement, ...] = ()
 
-    def check(self, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None = None) -> Iterator[Violation]:
-        if not runs(self, cpu, vtpm):
+    def check(self, cpu: TdxClaims | SnpClaims, now: datetime) -> Iterator[Violation]:
+        """Every limit that this machine passes at `now`, once it is known to run this release."""
+        if self.until is not None and now >= self.until:
+            ended = f"release {self.id!r}, which was retired at {self.until:%Y-%m-%dT%H:%M:%SZ}"
+            yield Violation(Check.POLICY_RETIRED, "a release that is in force", ended)
+        if self.machines is None:
             return
         if isinstance(cpu, TdxClaims):
-            name, found, accepted = "PPID", cpu.platform.ppid, self.ppids
+            name, found, accepted = "PPID", cpu.platform.ppid, self.machines.ppids
         else:
-            name, found, accepted = "CHIP_ID", cpu.chip_id or b"", self.chip_ids
+            name, found, accepted = "CHIP_ID", cpu.chip_id or b"", self.machines.chip_ids
         if found not in accepted:
             listed = " or ".join(sorted(value.hex() for value in accepted)) or "none: the list names no such"
             where = f"{name} {found.hex() or 'unknown: a VLEK signed'}"
             yield Violation(Check.POLICY_MACHINE, f"release {self.id!r} on {name} {listed}", where)
 
 
-def runs(measured: Revoked | Confined, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None) -> bool:
+def runs(
+    measured: Release | Revoked | Limited, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None = None
+) -> bool:
     """Whether the verified machine measured this: its CPU, or the vTPM on it."""
     if vtpm is not None and any(m.matches(vtpm.pcrs) for m in measured.vtpm):
         return True
@@ -144,17 +152,18 @@ def runs(measured: Revoked | Confined, cpu: TdxClaims | SnpClaims, vtpm: VtpmCla
     return cpu.measurement in measured.snp
 
 
-def confined(release: Release) -> tuple[Confined, ...]:
-    """The same release as a demand on the machine, if it makes one."""
-    if release.machines is None:
+def limited(releases: Sequence[Release]) -> tuple[Limited, ...]:
+    """The limits of these releases, where any has one; then of all, since two may measure the same."""
+    if all(release.until is None and release.machines is None for release in releases):
         return ()
-    return (
-        Confined(
+    return tuple(
+        Limited(
             id=release.id,
-            chip_ids=release.machines.chip_ids,
-            ppids=release.machines.ppids,
+            until=None if release.until is None else datetime.fromtimestamp(release.until, UTC),
+            machines=release.machines,
             tdx=release.tdx,
             snp=release.snp,
             vtpm=release.vtpm,
-        ),
+        )
+        for release in releases
     )

@@ -55,6 +55,7 @@ def verify(
 
     # 3. the code, firmware, TCB, model and configuration that the policy accepts
     policy.check(cpu, gpus, token, boot, statement, now, sealed=sealed, vtpm=vtpm)
+    release_ends = policy.release.ends(cpu, now, vtpm)
     return Verdict(
         cpu=cpu,
         vtpm=vtpm,
@@ -69,7 +70,7 @@ def verify(
             cpu.collateral_expires,
             *(gpu.collateral_expires for gpu in gpus),
             *([token.expires] if token else []),
-            *([policy.release.expires] if policy.release.expires else []),
+            *([release_ends] if release_ends else []),
         ),
         evidence=replace(evidence, collateral=collateral),
         nonce=nonce,

@@ -9,6 +9,7 @@ from datetime import datetime
 from attestation.nvidia.policy import GpuPolicy, driver_key, vbios_key
 from attestation.nvidia.verify import GpuClaims
 from attestation.policy import Policy, ReleasePolicy, StatementPolicy
+from attestation.release import runs
 from attestation.snp.floors import TcbFloor
 from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims
@@ -44,7 +45,12 @@ def lock(
     demanded = replace(
         accepted,
         references=None,
-        release=replace(accepted.release, name=name, expires=_earlier(expires, accepted.release)),
+        release=replace(
+            accepted.release,
+            name=name,
+            expires=_earlier(expires, accepted.release),
+            limited=tuple(r for r in accepted.release.limited if runs(r, cpu, verdict.vtpm)),
+        ),
         statement=StatementPolicy(
             model_digests=frozenset({statement.model.digest}),
             config_digests=frozenset({statement.config}),
@@ -117,6 +123,9 @@ def _azure(claims: VtpmClaims, accepted: VtpmPolicy, *, machine: bool) -> VtpmPo
     hardware = claims.hardware
     named = [pcr.index for pcr in accepted.pcrs] or [i for i in _BOOT_PCRS if any(claims.pcrs.get(i, b""))]
     pcrs = tuple(PcrPolicy(index=i, values=frozenset({claims.pcrs[i]})) for i in named)
+    accepted = replace(
+        accepted, measurements=tuple(m for m in accepted.measurements if m.matches(claims.pcrs))
+    )
     if isinstance(hardware, TdxClaims):
         tdx = _tdx(hardware, accepted.tdx or TdxPolicy(), machine=machine, sealed=False)
         return replace(accepted, tdx=tdx, snp=None, pcrs=pcrs, any_pcrs=False)

@@ -28,7 +28,10 @@ RELEASE: Words = {
     "epoch": ("this is epoch {} of that name", "this is the first epoch of that name"),
     "expires": ("this policy ends at {}", "this policy never ends"),
     "revoked": ("refused, whatever else accepts it: {}", "no release is refused by name"),
-    "confined": ("on no machine but those it names: {}", "no release is bound to machines"),
+    "limited": (
+        "accepted before its end alone, and on its machines alone: {}",
+        "no release ends, or is bound to machines",
+    ),
 }
 
 REFERENCES: Words = {

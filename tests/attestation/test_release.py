@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from attestation.checks import Check
 from attestation.errors import MalformedError
-from attestation.policy import Policy, ReleasePolicy
+from attestation.policy import Policy, ReleasePolicy, parse_policy
 from attestation.references import References, dump_references, dump_statement, merge, parse_references
 from attestation.release import (
     Artifact,
     Build,
-    Confined,
     Expected,
     ExpectedEvent,
     LeftOut,
+    Limited,
     Machines,
     Release,
     Revoked,
@@ -32,8 +32,9 @@ from attestation.snp import verify as verify_snp
 from attestation.snp.report import SigningKey
 from attestation.tdx.policy import TdxMeasurement, TdxPolicy
 from attestation.tdx.verify import TdxClaims
-from attestation.verify import verify_cpu
+from attestation.verify import verify, verify_cpu
 from attestation.vtpm import VtpmClaims, VtpmMeasurement, VtpmPolicy
+from client_sdk.policy_toml import dump_policy
 from tests.client_sdk.pretend import NOW, POLICY, PretendEnclave
 
 VM = SimulatedVtpm()
@@ -167,8 +168,8 @@ def test_a_vlek_names_no_machine() -> None:
     """A cloud's key signs for every machine of the cloud: a release bound to machines cannot be seen to run on one."""
     claims = snp_claims(SigningKey.VLEK)
     assert claims.chip_id is None
-    bound = Confined(id="1", chip_ids=frozenset({bytes(64)}), snp=frozenset({claims.measurement}))
-    (violation,) = bound.check(claims)
+    bound = Limited(id="1", machines=Machines(chip_ids=frozenset({bytes(64)})))
+    (violation,) = bound.check(claims, NOW)
     assert violation.check is Check.POLICY_MACHINE
     assert "VLEK" in violation.found
 
@@ -176,9 +177,82 @@ def test_a_vlek_names_no_machine() -> None:
 def test_a_vtpms_release_on_machines() -> None:
     """The machine under the vTPM counts, its image by the PCRs."""
     claims = claims_of()
-    bound = Confined(id="1", chip_ids=frozenset({bytes(8)}), vtpm=(MEASURED,))
-    assert [v.check for v in bound.check(claims.hardware, claims)] == [Check.POLICY_MACHINE]
-    assert list(bound.check(claims.hardware)) == []
+    bound = Limited(id="1", machines=Machines(chip_ids=frozenset({bytes(8)})), vtpm=(MEASURED,))
+    policy = ReleasePolicy(limited=(bound,))
+    assert [v.check for v in policy.check(claims.hardware, NOW, claims)] == [Check.POLICY_MACHINE]
+    assert policy.check(claims.hardware, NOW) == []
+
+
+def limited_to(*limits: tuple[int | None, Machines | None]) -> Policy:
+    """A policy under references of releases that all measure what the pretended enclave does."""
+    measured = (TdxMeasurement(mrtd=tdx_claims().td.mrtd),)
+    releases = tuple(
+        Release(id=str(number), tdx=measured, until=until, machines=machines)
+        for number, (until, machines) in enumerate(limits)
+    )
+    return merge(POLICY, replace(REFERENCES, releases=releases))
+
+
+LATER = int(NOW.timestamp()) + 600
+NOWHERE = Machines()
+
+
+@pytest.mark.parametrize(
+    ("limits", "refused"),
+    [
+        ([(LATER, None)], []),
+        ([(LATER - 600, None)], [Check.POLICY_RETIRED]),
+        ([(LATER - 600, NOWHERE)], [Check.POLICY_RETIRED, Check.POLICY_MACHINE]),
+        ([(LATER - 600, None), (LATER, None)], []),
+        ([(LATER - 600, None), (None, None)], []),
+        ([(LATER - 600, None), (LATER, NOWHERE)], [Check.POLICY_RETIRED, Check.POLICY_MACHINE]),
+        ([(None, NOWHERE), (None, None)], []),
+    ],
+    ids=["in force", "ended", "ended elsewhere", "one left", "one for good", "neither", "one anywhere"],
+)
+def test_limits(limits: list[tuple[int | None, Machines | None]], refused: list[Check]) -> None:
+    """A release ends at its time; where several measure the same, one within its limits is enough."""
+    release = limited_to(*limits).release
+    assert [v.check for v in release.check(tdx_claims(), NOW)] == refused
+
+
+def test_a_verdict_ends_with_its_release() -> None:
+    """The last of those that measure the same counts, and a machine that no release limits ends with the references."""
+    nonce = bytes(32)
+    for limits, ends in (
+        ([(LATER, None), (LATER - 300, None)], LATER),
+        ([(LATER, None), (LATER + 300, NOWHERE)], LATER),
+    ):
+        found = verify(PretendEnclave().evidence(nonce), limited_to(*limits), nonce=nonce, now=NOW)
+        assert found.valid_until == datetime.fromtimestamp(ends, UTC)
+    endless = limited_to((LATER, None), (None, None)).release
+    assert endless.ends(tdx_claims(), NOW) == datetime.fromtimestamp(REFERENCES.expires, UTC)
+    assert ReleasePolicy().ends(tdx_claims(), NOW) is None
+
+
+def test_limits_are_a_policys_own() -> None:
+    """They are written and read as any table of a policy: an end, machines, and no machine at all."""
+    ids = Machines(chip_ids=frozenset({bytes(8)}), ppids=frozenset({bytes(16)}))
+    policy = limited_to((LATER, ids), (None, NOWHERE), (None, None))
+    assert parse_policy(dump_policy(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(REFERENCES, expires=10**12),
+        replace(REFERENCES, issued=-1),
+        replace(REFERENCES, releases=(replace(RELEASE, until=10**20),)),
+        replace(REFERENCES, releases=(RELEASE, replace(RELEASE, until=1))),
+        replace(REFERENCES, revoked=(Revoked(id=RELEASE.id, reason="r"),)),
+    ],
+    ids=["no year", "before 1970", "a release's end", "one id twice", "revoked and not"],
+)
+def test_no_references(bad: References) -> None:
+    """Times that no calendar has, and two entries of one id, are refused when the file is read."""
+    with pytest.raises(MalformedError) as error:
+        parse_references(dump_references(bad))
+    assert error.value.check is Check.REFERENCES_FORMAT
 
 
 def test_unknown_members_are_refused() -> None:

@@ -106,7 +106,8 @@ def test_the_documentation_has_every_nested_table() -> None:
         "PcrPolicy": "[[azure.pcrs]]",
         "Reviewer": "[[references.reviewers]]",
         "Revoked": "[[release.revoked]]",
-        "Confined": "[[release.confined]]",
+        "Limited": "[[release.limited]]",
+        "Machines": "[release.limited.machines]",
         "VtpmMeasurement": "[[azure.measurements]]",
     }
     assert set(nested) == set(headings)
