@@ -61,14 +61,17 @@ def parse_command_line(line: bytes) -> Measured:
         found = [word for word in words if word == name or ("=" in name[-1:] and word.startswith(name))]
         if len(found) > 1 or (not found and name not in OPTIONAL):
             raise Refused("command line", expected=f"{name} once", found=f"{len(found)} of them")
-    return Measured(root=parse_verity(_value(words, ROOT)), config=_digest(_value(words, CONFIG)))
+    return Measured(
+        root=parse_verity(_value(words, ROOT), name=f"command line {ROOT}"),
+        config=_digest(_value(words, CONFIG)),
+    )
 
 
-def parse_verity(text: str) -> Verity:
-    """`root hash:data blocks:salt`, in hex, decimal and hex."""
+def parse_verity(text: str, *, name: str) -> Verity:
+    """`root hash:data blocks:salt`, in hex, decimal and hex, as it stands at `name`."""
     found = _VERITY.fullmatch(text)
     if found is None or int(found[2]) > _BLOCKS or len(found[3]) % 2:
-        raise Refused("command line", expected=f"{ROOT}<root hash>:<data blocks>:<salt>", found=text[:80])
+        raise Refused(name, expected="<root hash>:<data blocks>:<salt>", found=text[:80])
     return Verity(root_hash=bytes.fromhex(found[1]), data_blocks=int(found[2]), salt=bytes.fromhex(found[3]))
 
 

@@ -18,7 +18,7 @@ BLOCK, SECTOR = 4096, 512
 CONTROL = Path("/dev/mapper/control")
 CREATE, LOAD, RESUME = 3, 9, 6
 READ_ONLY = 1
-_HEADER = "=3I I I I i I I I Q 128s 129s 7x"  # struct dm_ioctl
+_HEADER = "=3I I I I i I I I Q 128s 136x"  # struct dm_ioctl
 _TARGET = "=Q Q i I 16s"  # struct dm_target_spec
 HEADER, TARGET = struct.calcsize(_HEADER), struct.calcsize(_TARGET)
 _IOWR = 3 << 30 | HEADER << 16 | 0xFD << 8
@@ -27,16 +27,20 @@ _IOWR = 3 << 30 | HEADER << 16 | 0xFD << 8
 def open_verity(name: str, disk: Path, verity: Verity) -> Path:
     """The device through which every block is checked. Refused when the disk's tree has another root."""
     _check_root(name, disk, verity)
-    sectors = verity.data_blocks * BLOCK // SECTOR
+    table = target(verity.data_blocks * BLOCK // SECTOR, "verity", parameters(disk, verity))
     with CONTROL.open("r+b", buffering=0) as control:
-        _ioctl(control.fileno(), CREATE, request(name))
-        table = target(sectors, "verity", parameters(disk, verity))
-        _ioctl(control.fileno(), LOAD, request(name, table, targets=1))
-        answer = _ioctl(control.fileno(), RESUME, request(name))
-    number: int = struct.unpack_from("=Q", answer, 40)[0]
-    return Path(
-        f"/dev/dm-{(number & 0xFF) | (number >> 12 & ~0xFF)}"
-    )  # the kernel's encoding of a minor number
+        try:
+            _ioctl(control.fileno(), CREATE, request(name))
+            _ioctl(control.fileno(), LOAD, request(name, table, targets=1))
+            answer = _ioctl(control.fileno(), RESUME, request(name))
+        except OSError as exc:
+            raise Refused(f"{name} disk", expected="one that dm-verity opens", found=exc.strerror) from exc
+    return Path(f"/dev/dm-{minor(struct.unpack_from('=Q', answer, 40)[0])}")
+
+
+def minor(device: int) -> int:
+    """Of a device number as the kernel writes it in 64 bits."""
+    return (device & 0xFF) | (device >> 12 & 0xFFFFF00)
 
 
 def parameters(disk: Path, verity: Verity) -> str:
@@ -49,22 +53,7 @@ def parameters(disk: Path, verity: Verity) -> str:
 def request(name: str, payload: bytes = b"", *, targets: int = 0) -> bytes:
     """A struct dm_ioctl and what follows it."""
     size = HEADER + len(payload)
-    header = struct.pack(
-        _HEADER,
-        4,
-        0,
-        0,
-        size,
-        HEADER,
-        targets,
-        0,
-        READ_ONLY,
-        0,
-        0,
-        0,
-        name.encode(),
-        f"enclave-{name}".encode(),
-    )
+    header = struct.pack(_HEADER, 4, 0, 0, size, HEADER, targets, 0, READ_ONLY, 0, 0, 0, name.encode())
     return header + payload
 
 

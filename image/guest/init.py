@@ -59,7 +59,7 @@ def open_root() -> None:
     measured = parse_command_line(Path("/proc/cmdline").read_bytes())
     modules.load()
     root = open_verity("root", find_disk("enclave-root"), measured.root)
-    make_and_mount(str(root), NEW, "erofs", READ_ONLY | NO_DEV)
+    make_and_mount(str(root), NEW, "erofs", READ_ONLY | NO_SUID | NO_DEV)
     say(f"root {measured.root.root_hash.hex()}")
     config = read_config(find_disk("enclave-config"), measured.config)
     folder = NEW / CONFIG_FOLDER.relative_to("/")
@@ -90,9 +90,9 @@ def move_to_root() -> None:
     os.execve(PYTHON, [PYTHON, "-ISB", str(START)], {})  # noqa: S606 - no shell: there is none
 
 
-def make_and_mount(source: str, target: Path, kind: str, flags: int) -> None:
+def make_and_mount(source: str, target: Path, kind: str, flags: int, options: str = "") -> None:
     target.mkdir(exist_ok=True)
-    mount(source, target, kind, flags)
+    mount(source, target, kind, flags, options)
 
 
 if __name__ == "__main__":

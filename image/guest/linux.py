@@ -15,6 +15,7 @@ _FINIT_MODULE, _COMPRESSED = (
     313,
     4,
 )  # finit_module(2) on x86-64, and its flag for a file that the kernel unpacks
+_NO_NEW_PRIVILEGES = 38  # prctl(2)
 _CONSOLE = Path("/dev/console")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +53,11 @@ def mount(source: str, target: Path, kind: str = "", flags: int = 0, options: st
 def keep_ctrl_alt_del() -> None:
     """Ctrl-Alt-Del is a signal to this process, and not the end of the machine."""
     _call("reboot", NO_CTRL_ALT_DEL)
+
+
+def no_new_privileges() -> None:
+    """No program that is started gains rights by being started: none is set-uid, and none could be."""
+    _call("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
 def finit_module(path: Path) -> None:
