@@ -55,7 +55,7 @@ def pack(
     if erofs is not None:
         image = make_image(directory, erofs, name)
         typer.echo(
-            f"# {erofs} is {name}, root hash {image.root_hash.hex()}; to open it:\n# {image.command(erofs)}"
+            f"# {erofs} is {name}, root hash {image.root_hash.hex()}; to open it:\n# {image.command(erofs, 'model')}"
         )
 
 

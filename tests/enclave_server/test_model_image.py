@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from enclave_server import model_image
+from enclave_server import verity
 from enclave_server.model import ModelError, ModelProblem
 from enclave_server.model_cli import cli
-from enclave_server.model_image import BLOCK, make_image, salt_of, verify_image
+from enclave_server.model_image import make_image, salt_of, verify_image
+from enclave_server.verity import BLOCK, append_tree
 
 ID = "me/model@1"
 VERITYSETUP = shutil.which("veritysetup", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -50,12 +51,8 @@ def run(*arguments: object) -> str:
 def fake_image(path: Path, data_blocks: int) -> bytes:
     """An image around any data at all; its root hash."""
     salt = salt_of(ID)
-    with path.open("w+b") as file:
-        file.write(b"".join(i.to_bytes(4, "big") * (BLOCK // 4) for i in range(data_blocks)))
-        for offset, block in model_image._tree(file, data_blocks, salt):
-            file.seek(offset)
-            file.write(block)
-        return model_image._root(file, data_blocks, salt)
+    path.write_bytes(b"".join(i.to_bytes(4, "big") * (BLOCK // 4) for i in range(data_blocks)))
+    return append_tree(path, salt).root_hash
 
 
 @needs_erofs
@@ -111,7 +108,7 @@ def test_veritysetup_agrees(tmp_path: Path, data_blocks: int) -> None:
     assert image.data_blocks == data_blocks
     if VERITYSETUP is None or data_blocks == 1:
         return
-    words = image.command(path).split()
+    words = image.command(path, "model").split()
     command = [VERITYSETUP, "verify", words[2], *words[4:]]
     subprocess.run(command, check=True, capture_output=True)
     with path.open("r+b") as file:
@@ -155,4 +152,4 @@ def test_tree_by_hand() -> None:
     """The root over two blocks is the digest of the one block that has both digests."""
     salt, blocks = salt_of(ID), [b"a" * BLOCK, b"b" * BLOCK]
     top = b"".join(sha256(salt + block).digest() for block in blocks) + bytes(BLOCK - 64)
-    assert list(model_image._tree(BytesIO(b"".join(blocks)), 2, salt)) == [(2 * BLOCK, top)]
+    assert list(verity._tree(BytesIO(b"".join(blocks)), 2, salt)) == [(2 * BLOCK, top)]
