@@ -99,6 +99,6 @@ def _sockaddr(address: IPv4Address) -> bytes:
 
 
 def _ioctl(command: int, data: bytes) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        with contextlib.suppress(FileExistsError):  # a route that stays as it is when an address is renewed
-            fcntl.ioctl(any_socket, command, data)
+    kept = contextlib.suppress(FileExistsError)  # a route stays as it is when an address is renewed
+    with kept, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, command, data)
