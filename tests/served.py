@@ -15,6 +15,9 @@ import httpx
 import pytest
 
 from enclave_server.model import read_manifest
+from enclave_server.policy import policy_text
+from enclave_server.settings import Settings
+from enclave_server.tee import open_tee
 from tests.caller import untrusting
 from tests.processes import until
 from tests.servers import free_port
@@ -48,6 +51,11 @@ class Served:
         """Another command of `enclave-server` with the same configuration."""
         command = [*COMMAND, *arguments, "--config", str(self.config)]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    def policy(self) -> str:
+        """What `enclave-server policy` prints but for its date, without starting another interpreter."""
+        settings = Settings.load(self.config)
+        return policy_text(settings, open_tee(settings))
 
     def start(self) -> None:
         with self.log_file.open("ab") as log:

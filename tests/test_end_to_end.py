@@ -38,7 +38,7 @@ def enclave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "engine_eager": True,
     }
     with served(tmp_path_factory.mktemp("enclave"), seconds=VLLM_SECONDS, **settings) as gateway:
-        (gateway.folder / "policy.toml").write_text(gateway.run("policy"))
+        (gateway.folder / "policy.toml").write_text(gateway.policy())
         yield gateway
 
 

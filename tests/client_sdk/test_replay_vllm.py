@@ -43,7 +43,7 @@ class Auditor:
 
     def __post_init__(self) -> None:
         self.policy = self.folder / "policy.toml"
-        self.policy.write_text(self.gateway.run("policy"))
+        self.policy.write_text(self.gateway.policy())
 
     def record(self, path: str, body: dict[str, Any], origin: str = "") -> Path:
         file = self.folder / "answer.json"

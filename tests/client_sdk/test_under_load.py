@@ -99,7 +99,7 @@ async def go_through_it(load: Load, enclave: Served, impostor: Impostor) -> None
 @pytest.mark.timeout(180)
 async def test_a_thousand_requests_while_keys_change(enclave: Served, tmp_path: Path) -> None:
     """Each ends with a verified answer, under the old keys or the new ones, or with an error that says what happened."""
-    trust = Trust(enclave.run("policy"))
+    trust = Trust(enclave.policy())
     impostor = Impostor(tmp_path, int(enclave.origin.rpartition(":")[2]))
     limits = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     http_client = AsyncAttestedClient(trust, transport_options={"limits": limits})

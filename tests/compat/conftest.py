@@ -36,7 +36,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
     settings = vllm_settings() | model_settings(chat_model(), MODEL)
     settings |= {"engine_max_model_len": 4096, "engine_kv_cache_memory": "512M", "engine_flags": FLAGS}
     with served(folder, seconds=VLLM_SECONDS, **settings) as gateway:
-        policy = gateway.run("policy")
+        policy = gateway.policy()
         file = folder / "policy.toml"
         file.write_text(policy)
         yield Chat(f"{gateway.origin}/v1", policy, file)

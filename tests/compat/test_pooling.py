@@ -42,7 +42,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def calling(gateway: Served) -> Caller:
-    return Caller(gateway.origin, gateway.run("policy"))
+    return Caller(gateway.origin, gateway.policy())
 
 
 def test_embeddings(embedder: Served) -> None:
@@ -65,7 +65,7 @@ def cosine(a: list[float], b: list[float]) -> float:
 def test_embeddings_with_openai(embedder: Served, tmp_path: Path) -> None:
     """OpenAI's client, which asks for base64 of its own accord, and for floats when told to."""
     policy = tmp_path / "policy.toml"
-    policy.write_text(embedder.run("policy"))
+    policy.write_text(embedder.policy())
     with OpenAI(base_url=f"{embedder.origin}/v1", policy=policy, api_key="unused") as client:
         packed = client.embeddings.create(model="tiny", input="one").data[0].embedding
         plain = client.embeddings.create(model="tiny", input="one", encoding_format="float").data[0].embedding

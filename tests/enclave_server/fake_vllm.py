@@ -70,7 +70,7 @@ def _main(folder: Path, arguments: list[str]) -> None:
 
 def _serve(socket: Path, behaviour: dict[str, Any]) -> None:
     sys.path.insert(0, str(_REPOSITORY))
-    from tests.servers import Behaviour, FakeEngine  # only where it serves: the probe is to be fast
+    from tests.fake_engine import Behaviour, FakeEngine  # only where it serves: the probe is to be fast
 
     with FakeEngine(socket, Behaviour(**behaviour)) as engine:
         told = 0

@@ -119,7 +119,7 @@ def test_port_in_use(tmp_path: Path, values: dict[str, Any]) -> None:
 def test_canary(gateway: Served, tmp_path: Path) -> None:
     """A marked prompt through every route and failure appears in nothing that was written, though the engine prints it."""
     seen = starts(tmp_path / "python")[0]
-    with Caller(gateway.origin, gateway.run("policy")) as caller:
+    with Caller(gateway.origin, gateway.policy()) as caller:
         chat, stream = caller.chat(CANARY), caller.chat(CANARY, stream=True)
         assert CANARY.encode() in chat.body
         assert stream.outcome is Outcome.COMPLETE

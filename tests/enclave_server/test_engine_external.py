@@ -42,7 +42,7 @@ def behind(engine: FakeEngine, folder: Path, **values: Any) -> Iterator[Served]:
 
 def test_answers_and_says_so(engine: FakeEngine, tmp_path: Path) -> None:
     """No engine is started; answers have receipts, and the statement claims no flags and says that the engine is external."""
-    with behind(engine, tmp_path) as gateway, Caller(gateway.origin, gateway.run("policy")) as caller:
+    with behind(engine, tmp_path) as gateway, Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.chat("hello").outcome is Outcome.COMPLETE
         said = caller.verdict.statement.engine
         assert said.topology is not None
@@ -53,8 +53,8 @@ def test_answers_and_says_so(engine: FakeEngine, tmp_path: Path) -> None:
 
 def test_refused_unless_allowed(engine: FakeEngine, tmp_path: Path) -> None:
     """A policy that does not allow such an engine refuses the enclave by name."""
-    with behind(engine, tmp_path) as gateway, Caller(gateway.origin, gateway.run("policy")) as caller:
-        policy = gateway.run("policy")
+    with behind(engine, tmp_path) as gateway, Caller(gateway.origin, gateway.policy()) as caller:
+        policy = gateway.policy()
         assert "allow_external_engine = true\n" in policy
         with pytest.raises(PolicyError) as refused:
             caller.verify(policy.replace("allow_external_engine = true\n", ""))
@@ -66,7 +66,7 @@ def test_readiness_follows(engine: FakeEngine, tmp_path: Path) -> None:
     with behind(engine, tmp_path) as gateway:
         engine.down()
         until(lambda: not gateway.ready())
-        with Caller(gateway.origin, gateway.run("policy")) as caller:
+        with Caller(gateway.origin, gateway.policy()) as caller:
             answer = caller.chat("hello")
             assert (answer.status, answer.error) == (503, "engine_unavailable")
         engine.up()

@@ -91,7 +91,7 @@ def test_real_vllm(vllm_gateway: Served, streamed: bool) -> None:
     """Two choices, as vLLM writes them: its events are laid out as the protocol says."""
     asked = {"messages": [{"role": "user", "content": "Grüße"}], "n": 2, "seed": 1, "temperature": 1.0}
     body = json.dumps({"model": "tiny", "max_tokens": 12, "stream": streamed, **asked}).encode()
-    with Caller(vllm_gateway.origin, vllm_gateway.run("policy")) as caller:
+    with Caller(vllm_gateway.origin, vllm_gateway.policy()) as caller:
         answer = caller.call("POST", CHAT, body, DISCLOSURE)
     assert answer.outcome is Outcome.COMPLETE
     texts = ["", ""]

@@ -73,7 +73,7 @@ def workers(gateway: Served) -> list[int]:
 def series(gateway: Served, answers: int = 24) -> dict[str, list[int]]:
     """The counters seen, by the part of the id that names a worker; each answer comes over a connection of its own."""
     seen: dict[str, list[int]] = {}
-    policy = gateway.run("policy")
+    policy = gateway.policy()
     with Caller(gateway.origin, policy) as caller:
         for _ in range(answers):
             response = caller.http.get(
@@ -96,13 +96,13 @@ def test_one_identity(gateway: Served) -> None:
 def test_worker_killed(gateway: Served) -> None:
     """A worker that dies is replaced by one with the same keys; the engine and the other worker do not notice."""
     before = workers(gateway)
-    with Caller(gateway.origin, gateway.run("policy")) as caller:
+    with Caller(gateway.origin, gateway.policy()) as caller:
         engine, statement = gateway.engine_pid(), caller.verdict.statement
         os.kill(before[0], signal.SIGKILL)
         until(lambda: len(workers(gateway)) == 2 and workers(gateway) != before)
     gateway.until_ready(10)
     until(lambda: len(series(gateway, 8)) == 2)
-    with Caller(gateway.origin, gateway.run("policy")) as caller:
+    with Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.verdict.statement == statement
     assert gateway.engine_pid() == engine
     assert '"event": "worker ended, another takes its place"' in gateway.log
@@ -145,7 +145,7 @@ def test_parent_killed(gateway: Served, tmp_path: Path) -> None:
 def test_drain(gateway: Served, tmp_path: Path, number: int) -> None:
     """Told to stop, every worker finishes its streams and takes no new connection; then the engine ends."""
     answers: list[Any] = []
-    policy = gateway.run("policy")
+    policy = gateway.policy()
 
     def chat() -> None:
         with Caller(gateway.origin, policy) as caller:

@@ -327,7 +327,7 @@ def test_all_workers_have_them_and_nothing_else_does(
 ) -> None:
     """Given once through the real command: both workers serve, and so does one that takes another's place; the evidence shows
     the digest; no file and no log line holds a secret; and after a restart it waits again."""
-    policy = running.run("policy")
+    policy = running.policy()
     provision = Provision(tmp_path / "owner", policy, values)
     result = provision(running.origin, "--json")
     assert result.exit_code == 0, result.output

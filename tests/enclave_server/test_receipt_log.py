@@ -369,7 +369,7 @@ def two_workers(tmp_path: Path, values: dict[str, Any]) -> Iterator[Served]:
 
 def test_every_receipt_of_two_workers_is_logged(two_workers: Served, tmp_path: Path) -> None:
     """All that is given out until the gateway is told to stop is in the log when it has ended, once each."""
-    tokens, policy = [], two_workers.run("policy")
+    tokens, policy = [], two_workers.policy()
     with Caller(two_workers.origin, policy) as caller:
         key = log_key(caller.verdict.statement)
     for number in range(12):  # each over a connection of its own, so that both workers get some
@@ -402,7 +402,7 @@ def _says_nothing(folder: Path, tokens: list[str]) -> None:
 
 def test_a_kill_of_the_whole_gateway(two_workers: Served, tmp_path: Path) -> None:
     """After kill -9 of everybody the log is whole as far as it goes, and the next start follows it."""
-    with Caller(two_workers.origin, two_workers.run("policy")) as caller:
+    with Caller(two_workers.origin, two_workers.policy()) as caller:
         token, old = caller.chat("hello").token, log_key(caller.verdict.statement)
     until_proven(two_workers.origin, token)
     os.kill(two_workers.process.pid, signal.SIGKILL)

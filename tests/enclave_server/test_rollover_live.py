@@ -108,7 +108,7 @@ def asynchronous(gateway: Served, policy: str, channel: Any, stream: bool) -> li
 def test_no_request_fails(gateway: Served, tmp_path: Path) -> None:
     """Sealed and pinned, plain and streamed, blocking and async: every request of every client is answered and verified,
     over several rollovers; no key is in anything that was written, and no worker had to be replaced."""
-    policy = gateway.run("policy")
+    policy = gateway.policy()
     works: list[Callable[..., list[bytes]]] = [blocking, asynchronous]
     with ThreadPoolExecutor(12) as pool:
         futures = [
@@ -156,7 +156,7 @@ def test_worker_killed_in_a_rollover(tmp_path: Path, values: dict[str, Any]) -> 
     the take-over waits for it, and the old identity goes on to answer in both workers."""
     values |= {"identity_hours": 2.5 * OVERLAP / 3600, "identity_overlap_minutes": OVERLAP / 60}
     with served(tmp_path / "gateway", **values) as gateway:
-        policy = gateway.run("policy")
+        policy = gateway.policy()
         made = count(gateway, "identity takes over")
         until(lambda: count(gateway, "identity takes over") > made, 30)  # so that the next is far off
         made = count(gateway, "identity takes over")

@@ -42,7 +42,7 @@ def surface() -> dict[str, Any]:
 
 @pytest.fixture
 def caller(vllm_gateway: Served) -> Iterator[Caller]:
-    with Caller(vllm_gateway.origin, vllm_gateway.run("policy")) as verified:
+    with Caller(vllm_gateway.origin, vllm_gateway.policy()) as verified:
         yield verified
 
 

@@ -50,7 +50,7 @@ class Soak:
     def __init__(self, gateway: Served, folder: Path, model: str, tidy: Callable[[], None]) -> None:
         self.gateway, self.model, self.tidy = gateway, model, tidy
         self.policy = folder / "policy.toml"
-        self.policy.write_text(gateway.run("policy"))
+        self.policy.write_text(gateway.policy())
         self.seen: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.over = threading.Event()
@@ -227,8 +227,8 @@ def on_mock(engine: FakeEngine, folder: Path, seconds: float, growth: float) -> 
 
 @pytest.mark.timeout(180)
 def test_short(engine: FakeEngine, tmp_path: Path) -> None:
-    """Twenty seconds: enough to see a crash, a connection that stays, a wrong receipt; of memory this sees the warm-up alone."""
-    on_mock(engine, tmp_path, 20, 3)
+    """Eight seconds: enough to see a crash, a connection that stays, a wrong receipt; of memory this sees the warm-up alone."""
+    on_mock(engine, tmp_path, 8, 3)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ LONG: dict[str, Any] = {
 
 @pytest.fixture
 def caller(vllm_gateway: Served) -> Iterator[Caller]:
-    with Caller(vllm_gateway.origin, vllm_gateway.run("policy")) as verified:
+    with Caller(vllm_gateway.origin, vllm_gateway.policy()) as verified:
         yield verified
 
 
@@ -162,7 +162,7 @@ def test_life_cycle(tmp_path: Path) -> None:
         (stale / "vllm.sock").touch()
         values = {**vllm_settings(), "runtime_dir": run, "drain_seconds": 20}
         with served(tmp_path, seconds=VLLM_SECONDS, **values) as gateway:
-            with Caller(gateway.origin, gateway.run("policy")) as caller:
+            with Caller(gateway.origin, gateway.policy()) as caller:
                 killed_in_mid_stream(gateway, caller, gateway.engine_pid())
                 killed_in_mid_stream(gateway, caller, engine_core(gateway))
                 answer = caller.watch("/v1/completions", LONG, gateway.process.terminate)
@@ -188,7 +188,7 @@ def killed_in_mid_stream(gateway: Served, caller: Caller, victim: int) -> None:
     assert refused.headers["retry-after"]
     gateway.until_ready(VLLM_SECONDS)
     assert caller.chat("hello again", max_tokens=4).outcome is Outcome.COMPLETE
-    assert caller.verify(gateway.run("policy")).statement == verdict.statement
+    assert caller.verify(gateway.policy()).statement == verdict.statement
 
 
 def engine_core(gateway: Served) -> int:

@@ -39,7 +39,7 @@ def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any]) -> None:
     with served(tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, **values) as gateway:
         key = gateway.run("keys", "create", "one", "--requests-per-minute", "8").strip()
         time.sleep(1)  # by then both workers know it
-        with Caller(gateway.origin, gateway.run("policy")) as caller:
+        with Caller(gateway.origin, gateway.policy()) as caller:
             headers = {"authorization": f"Bearer {key}", "connection": "close"}
             answers = [caller.call("GET", "/v1/models", headers=headers) for _ in range(16)]
         assert [answer.status for answer in answers] == [200] * 8 + [429] * 8
@@ -56,7 +56,7 @@ def test_keys_and_prompts_are_written_nowhere(tmp_path: Path, values: dict[str, 
         assert "there is no usable API key yet" in gateway.log
         key = gateway.run("keys", "create", "one", "--requests-per-minute", "5").strip()
         private = Path(starts(tmp_path / "python")[0]["environment"]["HOME"])
-        with Caller(gateway.origin, gateway.run("policy")) as caller:
+        with Caller(gateway.origin, gateway.policy()) as caller:
             caller.http.headers["authorization"] = f"Bearer {key}"
             until(lambda: caller.get("/v1/models").status == 200)
             assert caller.chat(CANARY).outcome is Outcome.COMPLETE

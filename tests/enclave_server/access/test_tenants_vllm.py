@@ -22,7 +22,7 @@ def test_tenants_do_not_share_a_cache(tmp_path: Path) -> None:
             for name, tenant in (("one", "acme"), ("two", "acme"), ("three", "other"))
         }
         time.sleep(3)
-        with Caller(gateway.origin, gateway.run("policy")) as caller:
+        with Caller(gateway.origin, gateway.policy()) as caller:
 
             def ask(name: str, **more: object) -> Answer:
                 caller.http.headers["authorization"] = f"Bearer {keys[name]}"
