@@ -225,6 +225,9 @@ class _BlockingStream(_Stream):
     def __iter__(self) -> Iterator[bytes]:
         try:
             for data in self._stream:
+                if self._check.passes(data):
+                    yield data
+                    continue
                 for events in self._check.feed(data, self._clock()):
                     yield events
         except self._broken as exc:
@@ -244,6 +247,9 @@ class _AsyncStream(_Stream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for data in self._stream:
+                if self._check.passes(data):
+                    yield data
+                    continue
                 for events in self._check.feed(data, self._clock()):
                     yield events
         except self._broken as exc:

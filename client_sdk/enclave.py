@@ -45,6 +45,7 @@ class Enclave:
     ) -> None:
         self._world, self._origin, self._session, self._clock = world, origin, session, clock
         self._channel, self._options, self._verify = channel, options, verify
+        self._sealed_url = world.http.URL(origin + SEALED_PATH)  # reading a URL is slow
         self.forked()
         survive_forks(self)
 
@@ -164,8 +165,7 @@ class Enclave:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
         http = self._world.http
         data, opener = seal(exchange, request.headers.raw, self._clock())
-        url = self._origin + SEALED_PATH
-        outer = http.Request("POST", url, headers=HEADERS, content=data, extensions=extensions)
+        outer = http.Request("POST", self._sealed_url, headers=HEADERS, content=data, extensions=extensions)
         answer = await self._world.send(transport, outer)
         try:
             if not is_sealed(answer.status_code, answer.headers.get("Content-Type")):

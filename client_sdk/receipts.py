@@ -9,7 +9,6 @@ errors, what cannot be read) are always held back until the receipt at the strea
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -39,8 +38,8 @@ from attestation.verdict import Verdict
 EVENT_STREAM = "text/event-stream"
 MAX_HELD_BYTES = 16 * 1024 * 1024  # of a stream: an event that does not end, or events after the terminal one
 _END = b"\n\n"
-_USUAL = re.compile(rb"data: \{[^\r\n]*\n\n")  # one line of data, which begins an object
-_JSON = json.JSONDecoder()  # what json.loads does around it costs more than reading an event
+_json: Any = json.JSONDecoder()
+_scan = _json.scan_once  # what json.loads does around it costs more than reading an event
 _DO_NOT_USE = "The answer was altered on the way, or belongs to another request; do not use it"
 
 
@@ -162,13 +161,19 @@ class StreamCheck:
         self.given = 0  # bytes of events that were given out
         self.proven = 0  # bytes of events, from the first one on, that the enclave has signed
 
+    def passes(self, data: bytes) -> bool:
+        """Take one read if it is to be given out as it is, as nearly every one is; any other is for `feed`."""
+        waits = self._tail or self._waiting or self._held or self._end or self._verify is Verify.BEFORE_USE
+        if waits or not _is_usual(data):
+            return False
+        self._digest.update(data)
+        self._kept.append(data)
+        self.given += len(data)
+        return True
+
     def feed(self, data: bytes, now: datetime) -> Iterable[bytes]:
         """Take the bytes of one read; the events that may go out before the receipt, the proven ones apart."""
-        waits = self._tail or self._waiting or self._held or self._end or self._verify is Verify.BEFORE_USE
-        if not waits and _USUAL.fullmatch(data) and not _stops_a_client(data):  # as nearly every read is
-            self._digest.update(data)
-            self._kept.append(data)
-            self.given += len(data)
+        if self.passes(data):
             return (data,)
         if self._tail:
             data = self._tail + data
@@ -347,14 +352,25 @@ def check_answer(
     return PlainCheck(exchange, status, headers)
 
 
+def _is_usual(data: bytes) -> bool:
+    """One event and nothing else: a line of data with an object in it, at which no client stops."""
+    if not data.startswith(b"data: {") or data.find(b"\n") != len(data) - 2 or not data.endswith(b"\n\n"):
+        return False
+    try:
+        text = data.decode()
+        value, end = _scan(text, 6)
+    except (StopIteration, ValueError, RecursionError):
+        return False
+    return end == len(text) - 2 and not value.get("error") and b"\r" not in data
+
+
 def _stops_a_client(event: bytes) -> bool:
     """Whether a client may stop reading at this event: at the end, at an error, at what it cannot read."""
-    if _USUAL.fullmatch(event):
-        value = _object(event[6:-2])
-    elif any(line.startswith((b"data", b"\xef\xbb\xbf")) for line in event.splitlines()):
-        value = _value(event)
-    else:
+    if _is_usual(event):
+        return False
+    if not any(line.startswith((b"data", b"\xef\xbb\xbf")) for line in event.splitlines()):
         return False  # nothing that a client hears of
+    value = _value(event)
     return value is None or bool(value.get("error"))
 
 
@@ -366,8 +382,8 @@ def _value(event: bytes) -> dict[str, Any] | None:
 def _object(data: bytes) -> dict[str, Any] | None:
     try:
         text = data.decode().strip(" \t\r\n")
-        value, end = _JSON.raw_decode(text)
-    except (ValueError, RecursionError):
+        value, end = _scan(text, 0)
+    except (StopIteration, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and end == len(text) else None
 
