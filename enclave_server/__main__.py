@@ -141,6 +141,12 @@ def image_commands(context: typer.Context) -> None:
     _of_image("image", context.args)
 
 
+@cli.command(name="refs", context_settings=_AS_GIVEN, add_help_option=False)
+def refs_commands(context: typer.Context) -> None:
+    """Sign, end and revoke releases: `enclave-server refs --help`."""
+    _of_image("refs", context.args)
+
+
 def _of_image(name: str, arguments: list[str]) -> None:
     """A command of the package `image`, which the gateway's own container can do without."""
     try:

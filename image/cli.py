@@ -9,11 +9,12 @@ import typer
 
 from image.build import Target, build_image
 from image.errors import ImageError
+from image.refs_cli import cli as refs_cli
 from image.repro import repeat
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="The image of the confidential VM.")
 
-APPS = {"image": cli}  # each is a command of `enclave-server`
+APPS = {"image": cli, "refs": refs_cli}  # each is a command of `enclave-server`
 
 Out = Annotated[Path, typer.Argument(help="A folder made by `enclave-server image build`.")]
 
