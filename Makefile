@@ -11,7 +11,8 @@ MAKEFLAGS += --jobs=3 --no-builtin-rules
 PIP_FLAGS := -qq --disable-pip-version-check --no-input --progress-bar off
 PY := .venv/bin/python
 ENGINE := .venv-engine/bin/python
-FAST := $(PY) -m pytest -m "not vllm and not slow and not hardware" --numprocesses auto --dist worksteal
+# Two processes for each core: half of the time a test waits for a process, a timeout or a socket.
+FAST := $(PY) -m pytest -m "not vllm and not slow and not hardware" --numprocesses $$((2 * $$(nproc))) --dist worksteal
 CODE := attestation enclave_server client_sdk image tests tools examples benchmarks
 
 # An environment's stamp carries the digest of its lock, so a changed lock makes the environment anew.
