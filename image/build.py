@@ -1,12 +1,36 @@
-"""Builds the image: Dockerfile.enclave's file system as a disk that the kernel checks block by block, and what boots it."""
+"""Builds the image: Dockerfile.enclave's file system as a disk that the kernel checks block by block, and what boots it.
+
+The same revision, configuration and target make the same bytes on every machine. docs/rebuild.md tells how to see that.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any
 
+from enclave_server.verity import BLOCK
+from image.container import EPOCH, Builder
+from image.disk import write_disk
 from image.errors import ImageError
+from image.guest import cmdline
+from image.guest.cmdline import Measured, command_line
+from image.guest.modules import NEEDED
+from image.initrd import make_initrd
+from image.kernel import Kernel, read_kernel
+from image.packages import Debian
+from image.pe import add_sections
+from image.root import add_guest, make_root
+from image.source import PROJECT, add_wheels, copy_source
+from image.tools import check_tools
+
+DESCRIPTION = "image.json"
+_CONFIG_BYTES = 1 << 20  # more is no configuration
 
 
 class Target(StrEnum):
@@ -21,8 +45,114 @@ class Built:
     """What was built."""
 
     id: str
+    description: dict[str, Any]
 
 
 def build_image(out: Path, *, config: bytes, target: Target, disk: bool) -> Built:
     """Write the folder `out`, or leave what was there."""
-    raise ImageError(f"cannot build {out} yet: {len(config)} {target} {disk}")
+    check_tools("apt-get", "buildah", "dpkg-deb", "mkfs.erofs", "mmdebstrap")
+    if not 0 < len(config) <= _CONFIG_BYTES or config.endswith(b"\0"):
+        raise ImageError("the configuration is empty, longer than 1 MiB, or ends with a zero byte")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}-") as made:
+        folder = Path(made) / "image"
+        folder.mkdir(mode=0o755)
+        built = _build(folder, Path(made), config, target, disk=disk)
+        _replace(folder, out)
+    return built
+
+
+def _build(folder: Path, work: Path, config: bytes, target: Target, *, disk: bool) -> Built:
+    source = copy_source(work / "source")
+    add_wheels(source, target)
+    debian = Debian.locked(PROJECT)
+    kernel = read_kernel(debian.unpack(debian.kernel(), work / "kernel"), NEEDED)
+    builder = Builder(context=source.folder, store=PROJECT / ".cache" / "containers")
+    image = builder.build(f"vm-{target}", builder.base(debian))
+    with builder.mounted(image) as root:
+        add_guest(root, source.folder)
+        verity = make_root(root, folder / "root.img")
+        (folder / "initrd").write_bytes(make_initrd(root, kernel))
+        versions = _versions(root, kernel)
+    (folder / "vmlinuz").write_bytes(kernel.vmlinuz)
+    measured = Measured(
+        root=cmdline.Verity(root_hash=verity.root_hash, data_blocks=verity.data_blocks, salt=verity.salt),
+        config=sha256(config).digest(),
+    )
+    (folder / "cmdline").write_text(command_line(measured))
+    (folder / "enclave.toml").write_bytes(config)
+    (folder / "config.img").write_bytes(config + bytes(-len(config) % BLOCK))
+    stub = debian.unpack(debian.stub(), work / "stub") / "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+    sections = {".cmdline": "cmdline", ".initrd": "initrd", ".linux": "vmlinuz"}
+    uki = add_sections(
+        stub.read_bytes(), {section: (folder / name).read_bytes() for section, name in sections.items()}
+    )
+    (folder / "enclave.efi").write_bytes(uki)
+    if disk:
+        write_disk(folder / "disk.raw", uki=uki, root=folder / "root.img", config=folder / "config.img")
+    description = {
+        "v": 1,
+        "source": source.revision,
+        "source_date_epoch": int(EPOCH),
+        "target": str(target),
+        "versions": versions,
+        "verity": {
+            "root_hash": verity.root_hash.hex(),
+            "data_blocks": verity.data_blocks,
+            "salt": verity.salt.hex(),
+        },
+        "packages": [f"{package.pin} {package.sha256}" for package in debian.packages],
+        "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
+    }
+    identity = build_id(description)
+    (folder / DESCRIPTION).write_text(json.dumps({"id": identity, **description}, indent=1) + "\n")
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    return Built(id=identity, description=description)
+
+
+def build_id(description: dict[str, Any]) -> str:
+    """SHA-256 over `name`, a space, the digest in hexadecimal and a line's end, of each file in the order of their names."""
+    lines = "".join(f"{name} {file['sha256']}\n" for name, file in sorted(description["files"].items()))
+    return sha256(lines.encode()).hexdigest()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `image.json` says of an image."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ImageError(f"{folder} is no image: {exc}", "Make one: enclave-server image build") from exc
+    if not isinstance(description, dict) or description.get("v") != 1:
+        raise ImageError(f"{folder / DESCRIPTION} is not of version 1")
+    return description
+
+
+def _versions(root: Path, kernel: Kernel) -> dict[str, str]:
+    """Of what is inside, by the names of their installed metadata."""
+    versions = {"kernel": kernel.release, "python": "3.11"}
+    for name, environment, package in (
+        ("gateway", "gateway", "attested_inference"),
+        ("vllm", "engine", "vllm"),
+    ):
+        for place in root.glob(f"opt/{environment}/lib/python3.*/site-packages/{package}-*.dist-info"):
+            versions[name] = place.name.removesuffix(".dist-info").rpartition("-")[2]
+    return versions
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """`out` is the old folder or the new one, and never a mixture."""
+    if out.exists():
+        if not (out / DESCRIPTION).exists() and any(out.iterdir()):
+            raise ImageError(f"{out} exists and is no image", "Give another folder")
+        old = folder.with_name("old")
+        out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old)
+    else:
+        folder.rename(out)

@@ -14,20 +14,19 @@ import argparse
 import ctypes
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from enclave_server.as_user import KEEP, LAST, PR_CAPBSET_DROP, set_capabilities
+from image.container import Builder
+from image.errors import ImageError
+from image.packages import Debian
+from image.tools import check_tools
 
 ROOT = Path(__file__).resolve().parent.parent
-STORE = ROOT / ".cache" / "containers"
-EPOCH = "315532800"  # of every file and of the image itself
-MISSING = 77  # the exit status when a tool is not there
-PACKAGES = "python3,python3-venv,ca-certificates"
+BUILDER = Builder(context=ROOT, store=ROOT / ".cache" / "containers")
 STATE = {"/run/enclave": "mode=0711,uid=10001,gid=10001", "/tmp": "mode=1777"}  # noqa: S108 - in a root of its own
 
 _NEWNS, _PRIVATE, _BIND, _REMOUNT_READ_ONLY = 0x20000, 0x44000, 0x5000, 0x1021  # mount(2)
@@ -37,22 +36,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main() -> int:
     arguments = _arguments()
-    missing = [
-        name for name in ("buildah", *(() if arguments.base else ("mmdebstrap",))) if not shutil.which(name)
-    ]
-    if missing or os.geteuid() != 0:
-        print(
-            f"SKIPPED: the container was not built: {', '.join(missing) or 'root'} is needed", file=sys.stderr
-        )
-        return MISSING
-    STORE.mkdir(parents=True, exist_ok=True)
+    try:
+        return _do(arguments)
+    except ImageError as exc:
+        print(exc, file=sys.stderr)
+        return exc.status
+
+
+def _do(arguments: argparse.Namespace) -> int:
+    check_tools("buildah", *(() if arguments.base else ("mmdebstrap",)))
     if arguments.what == "run" and arguments.image:
         return _run(arguments.image, arguments)
-    base = arguments.base or _base()
-    first = _build(arguments.target, base)
+    base = arguments.base or BUILDER.base(Debian.locked(ROOT))
+    first = BUILDER.build(arguments.target, base)
     print(first, flush=True)
     if arguments.what == "repro":
-        second = _build(arguments.target, base)
+        second = BUILDER.build(arguments.target, base)
         print(second)
         return 0 if first == second else 1
     return _run(first, arguments) if arguments.what == "run" else 0
@@ -79,80 +78,24 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _buildah(*arguments: str | Path) -> str:
-    store = ("--root", STORE / "store", "--runroot", STORE / "run")
-    done = subprocess.run(  # noqa: S603 - our own arguments
-        ["buildah", *store, *arguments],  # noqa: S607 - as the caller finds it
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def _base() -> str:
-    """Debian with Python, from Debian's own packages: an image that nobody else needs to have."""
-    archive, name = STORE / "base.tar", "localhost/enclave-base"
-    if not archive.exists():
-        part = archive.with_suffix(".part.tar")
-        environment = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
-        command = [
-            "mmdebstrap",
-            "--quiet",
-            "--variant=minbase",
-            f"--include={PACKAGES}",
-            "bookworm",
-            str(part),
-        ]
-        subprocess.run(command, env=environment, check=True)  # noqa: S603
-        part.rename(archive)
-    recipe = STORE / "Dockerfile"
-    recipe.write_text(f"FROM scratch\nADD {archive.name} /\n")
-    _buildah("bud", "--quiet", "--timestamp", EPOCH, "--tag", name, "--file", recipe, STORE)
-    return name
-
-
-def _build(target: str, base: str) -> str:
-    """The image's id. Nothing is taken from an earlier build."""
-    shape = (
-        "--format",
-        "oci",
-        "--isolation",
-        "chroot",
-        "--timestamp",
-        EPOCH,
-        "--no-cache",
-        "--pull-never",
-    )
-    file = ("--file", "Dockerfile.enclave", "--target", target, "--tag", f"localhost/enclave-{target}", ".")
-    written = _buildah("bud", "--quiet", *shape, "--build-arg", f"BASE={base}", *file)
-    return written.splitlines()[-1]
-
-
 def _run(image: str, arguments: argparse.Namespace) -> int:
     """The image's own command, until it ends; then nothing of it is left but what --state holds."""
-    config = json.loads(_buildah("inspect", "--type", "image", image))["Docker"]["config"]
+    config = json.loads(BUILDER.buildah("inspect", "--type", "image", image))["Docker"]["config"]
     command = [*config["Entrypoint"], *(arguments.command or config["Cmd"])]
-    container = _buildah("from", "--pull-never", image)
-    try:
-        root = Path(_buildah("mount", container))
-        with tempfile.TemporaryDirectory() as made:
-            state = arguments.state or Path(made)
-            os.chown(state, 10001, 10001)
-            binds = {f"{path.resolve()}": path for path in arguments.bind} | {
-                "/etc/enclave/enclave.toml": arguments.config,
-                "/models": arguments.models,
-                "/var/lib/enclave": state,
-            }
-            child = os.fork()
-            if child == 0:
-                _become_container(root, binds, command, config["Env"])
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finally:
-        _buildah("rm", container)
+    with BUILDER.mounted(image) as root, tempfile.TemporaryDirectory() as made:
+        state = arguments.state or Path(made)
+        os.chown(state, 10001, 10001)
+        binds = {f"{path.resolve()}": path for path in arguments.bind} | {
+            "/etc/enclave/enclave.toml": arguments.config,
+            "/models": arguments.models,
+            "/var/lib/enclave": state,
+        }
+        child = os.fork()
+        if child == 0:
+            _become_container(root, binds, command, config["Env"])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _become_container(

@@ -2,7 +2,7 @@
 
     python3 tools/container_root.py ROOT PATH…        (in Dockerfile.enclave, with the base image's own Python)
 
-What comes along: the interpreter and its standard library, the C libraries that any compiled file below PATH… needs, the
+PATH… are folders, and programs. What comes along: the interpreter and its standard library, the C libraries that they need, the
 certificates of the public authorities, and the users. What does not: a shell, a package manager, set-uid programs. Standard
 library only. Libraries that some file asks for and the base image does not have are listed on standard error.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 # Opened by name while running, so that no file names them.
 LIBRARIES = ("libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2", "libresolv.so.2")
+OF_PROGRAMS = {"tpm2": ("libtss2-tcti-device.so.0",)}
 FILES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/nsswitch.conf",
@@ -45,8 +46,13 @@ def main(root: Path, paths: list[Path]) -> None:
     (root / "tmp").chmod(0o1777)
     standard = Path(sysconfig.get_path("stdlib"))
     copy_tree(standard, root, without=UNUSED)
+    programs = [path for path in paths if not path.is_dir()]
     for path in paths:
-        copy_tree(path, root)
+        if path.is_symlink():
+            under(root, path).parent.mkdir(parents=True, exist_ok=True)
+            under(root, path).symlink_to(path.readlink())
+        else:
+            copy_file(path, root) if path in programs else copy_tree(path, root)
     interpreter = Path(os.path.realpath(sys.executable))
     copy_file(interpreter, root)
     (under(root, interpreter).parent / "python3").symlink_to(
@@ -55,8 +61,9 @@ def main(root: Path, paths: list[Path]) -> None:
     for name in FILES:
         if Path(name).exists():
             copy_file(Path(name), root)
-    compiled = [interpreter, *(f for tree in (standard, *paths) for f in shared_objects(tree))]
-    for library in sorted(needed(compiled, within=paths)):
+    trees = [path for path in paths if path not in programs]
+    compiled = [interpreter, *programs, *(f for tree in (standard, *trees) for f in shared_objects(tree))]
+    for library in sorted(needed(compiled, within=trees)):
         copy_file(library, root)
     compile_all(root)
     give_to_users(root)
@@ -111,7 +118,8 @@ def needed(compiled: list[Path], *, within: list[Path]) -> set[Path]:
     if missing:  # of plug-ins for other hardware; the build's log has them, the image's own start tells more
         sys.stderr.write(f"libraries that the base image does not have: {' '.join(sorted(missing))}\n")
     libc = next(path.parent for path in found if path.name == "libc.so.6")
-    found |= {libc / name for name in LIBRARIES if (libc / name).exists()}
+    opened = (*LIBRARIES, *(name for file in compiled for name in OF_PROGRAMS.get(file.name, ())))
+    found |= {libc / name for name in opened if (libc / name).exists()}
     return {path for path in found if not any(path.is_relative_to(tree) for tree in within)}
 
 
