@@ -197,6 +197,9 @@ class Settings(BaseSettings):
 
     @property
     def real_tee(self) -> bool:
+    # the VM around it: nothing of the gateway's, read by the image's own start alone (`image/guest/settings.py`)
+    guest: dict[str, Any] = {}
+
         """Not a simulated one."""
         return not self.tee.startswith("simulated-")
 
