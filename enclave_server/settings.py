@@ -195,11 +195,11 @@ class Settings(BaseSettings):
     request_seconds: Seconds = 3600
     drain_seconds: Seconds = 60  # what requests under way get to finish when the gateway is told to stop
 
-    @property
-    def real_tee(self) -> bool:
     # the VM around it: nothing of the gateway's, read by the image's own start alone (`image/guest/settings.py`)
     guest: dict[str, Any] = {}
 
+    @property
+    def real_tee(self) -> bool:
         """Not a simulated one."""
         return not self.tee.startswith("simulated-")
 
