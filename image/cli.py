@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from image.build import Target, build_image
-from image.errors import ImageError
+from image.errors import MISSING, ImageError
 from image.launch import launch
 from image.refs_cli import cli as refs_cli
 from image.repro import repeat
@@ -27,7 +27,7 @@ def main(name: str, arguments: list[str]) -> None:
     try:
         APPS[name](arguments, prog_name=f"enclave-server {name}", standalone_mode=True)
     except ImageError as exc:
-        typer.echo(f"enclave-server: {exc}", err=True)
+        typer.echo(f"{'SKIPPED' if exc.status == MISSING else 'enclave-server'}: {exc}", err=True)
         raise SystemExit(exc.status) from None
 
 

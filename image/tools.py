@@ -24,7 +24,7 @@ def check_tools(*names: str) -> None:
     missing = sorted({PACKAGE_OF[name] for name in names if shutil.which(name) is None})
     if missing or os.geteuid() != 0:
         raise ImageError(
-            f"SKIPPED: the image was not built: {', '.join(missing) or 'root'} is needed",
+            f"nothing was built: {', '.join(missing) or 'root'} is needed",
             f"Debian has it: apt-get install {' '.join(missing)}" if missing else "",
             status=MISSING,
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from enclave_server.as_user import KEEP, LAST, PR_CAPBSET_DROP, set_capabilities
 from image.container import Builder
-from image.errors import ImageError
+from image.errors import MISSING, ImageError
 from image.packages import Debian
 from image.tools import check_tools
 
@@ -39,7 +39,7 @@ def main() -> int:
     try:
         return _do(arguments)
     except ImageError as exc:
-        print(exc, file=sys.stderr)
+        print(f"{'SKIPPED' if exc.status == MISSING else 'error'}: {exc}", file=sys.stderr)
         return exc.status
 
 
