@@ -38,6 +38,7 @@ class Check(StrEnum):
     POLICY_ENGINE = "policy.engine"
     POLICY_GPU = "policy.gpu"
     POLICY_LOG = "policy.log"
+    POLICY_SECRETS = "policy.secrets"
     POLICY_EXPIRED = "policy.expired"
     POLICY_REVOKED = "policy.revoked"
     POLICY_RETIRED = "policy.retired"

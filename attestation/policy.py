@@ -44,6 +44,7 @@ class StatementPolicy:
     max_engine_nodes: int = 1
     require_log: bool = False
     require_serving_seal: bool = False
+    secrets_digests: frozenset[bytes] = field(default=frozenset(), metadata={"size": 32})  # empty: not asked
 
     def check(self, statement: Statement, *, sealed: bool = False) -> list[Violation]:
         violations = []
@@ -72,6 +73,9 @@ class StatementPolicy:
             violations.append(
                 Violation(Check.POLICY_LOG, "a log of receipts", "none: the statement names no log key")
             )
+        if self.secrets_digests and statement.secrets not in self.secrets_digests:
+            found = statement.secrets.hex() if statement.secrets else "none: its owner has given it nothing"
+            violations.append(Violation(Check.POLICY_SECRETS, _one_of(self.secrets_digests), found))
         if self.require_serving_seal and not sealed:
             violations.append(
                 Violation(Check.SERVING_SEAL, "a statement sealed by the key in RTMR3", "no seal")

@@ -56,6 +56,7 @@ def lock(
             config_digests=frozenset({statement.config}),
             require_log=statement.keys.log_ed25519 is not None,
             require_serving_seal=bool(verdict.evidence.serving_seal),
+            secrets_digests=frozenset({statement.secrets} if statement.secrets else ()),
         ),
         gpu=_gpu(verdict.gpus, accepted.gpu),
         tdx=None,

@@ -74,6 +74,10 @@ STATEMENT: Words = {
         "the statement must be sealed by the key that RTMR3 names, so only on TDX",
         "a statement without a serving seal is accepted",
     ),
+    "secrets_digests": (
+        "the enclave's owner must have given it the secrets {}",
+        "the secrets that the enclave's owner has given it are not asked for",
+    ),
 }
 
 TDX: Words = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestation.checks import Check
-from attestation.errors import AttestationError, UnavailableError, VerificationError
+from attestation.errors import (
+    AttestationError,
+    PolicyError,
+    UnavailableError,
+    VerificationError,
+    Violation,
+)
 from attestation.policy import Policy
 from attestation.provisioning import MAX_SECRETS_BYTES, MEDIA_TYPE, PATH, seal_secrets
 from attestation.verdict import Verdict
@@ -61,11 +68,13 @@ def provision(  # a command's options are its parameters
     """Verify an enclave, and give it the secrets that it waits for: signed by its owner, and sealed to it alone.
 
     Ends well when the enclave's evidence shows the digest of exactly these secrets. To give the same ones again changes nothing.
+    `secrets_digests` of the policy are not asked of it before, and others than these are not given.
     """
     values, owner = _read_secrets(secret), _read_owner(key)
     notes, digest, error = [], b"", None
     try:
-        accepted = load_policy(policy)
+        demanded = load_policy(policy)
+        accepted = replace(demanded, statement=replace(demanded.statement, secrets_digests=frozenset()))
         notes = foreign(accepted)
         with working(f"verifying {url}"):
             verdict = ask(url, accepted, channel)
@@ -76,6 +85,7 @@ def provision(  # a command's options are its parameters
             statement=verdict.statement_digest,
             now=datetime.now(UTC),
         )
+        _check_pinned(demanded.statement.secrets_digests, digest)
         _send(url, message)
         with working(f"waiting until the evidence of {url} shows them"):
             verdict = _shown(url, accepted, channel, digest, time.monotonic() + wait)
@@ -90,6 +100,12 @@ def provision(  # a command's options are its parameters
         lines = [f"PROVISIONED  {url}", *notes, f"given: {', '.join(values)}"]
         typer.echo(clean("\n  ".join(lines)))
     raise typer.Exit(exit_code(error))
+
+
+def _check_pinned(pinned: frozenset[bytes], digest: bytes) -> None:
+    if pinned and digest not in pinned:
+        expected = " or ".join(sorted(one.hex() for one in pinned))
+        raise PolicyError([Violation(Check.POLICY_SECRETS, expected, digest.hex())])
 
 
 def _summary(

@@ -17,6 +17,7 @@ from attestation._b64 import b64url_encode
 from attestation.binding import Keys
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, VerificationError
+from attestation.policy import StatementPolicy
 from attestation.provisioning import (
     MAX_CLOCK_SKEW,
     MAX_MESSAGE_BYTES,
@@ -30,6 +31,7 @@ from attestation.provisioning import (
     verify_secrets,
 )
 from attestation.sealed import SealingKeys
+from tests.attestation.test_binding import STATEMENT as WHOLE_STATEMENT
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 STATEMENT = bytes(range(32))
@@ -53,6 +55,15 @@ def public(of: SealingKeys) -> Keys:
 
 def sealed(values: dict[str, bytes] = VALUES) -> tuple[bytes, bytes]:
     return seal_secrets(values, owner=OWNER, keys=public(keys()), statement=STATEMENT, now=NOW)
+
+
+@pytest.mark.parametrize("pinned", [set(), {bytes(32)}, {b"d" * 32}, {b"d" * 32, bytes(32)}])
+@pytest.mark.parametrize("shown", [None, b"d" * 32])
+def test_a_policy_that_pins_them(pinned: set[bytes], shown: bytes | None) -> None:
+    """With `secrets_digests` a statement has to show one of them; without, it may show any or none."""
+    policy = StatementPolicy(any_model=True, any_config=True, secrets_digests=frozenset(pinned))
+    found = [violation.check for violation in policy.check(replace(WHOLE_STATEMENT, secrets=shown))]
+    assert found == ([] if not pinned or shown in pinned else [Check.POLICY_SECRETS])
 
 
 def token_of(message: bytes) -> bytes:

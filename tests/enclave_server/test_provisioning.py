@@ -20,8 +20,9 @@ from typer.testing import CliRunner, Result
 
 from attestation.binding import parse_statement
 from attestation.checks import Check
-from attestation.errors import VerificationError
+from attestation.errors import PolicyError, VerificationError
 from attestation.provisioning import MAX_MESSAGE_BYTES, MEDIA_TYPE, PATH, seal_secrets
+from client_sdk import load_policy
 from client_sdk.cli import app
 from enclave_server.access.store import Store
 from enclave_server.provisioning import Secrets, check_values
@@ -268,6 +269,14 @@ def test_the_command_believes_only_evidence(gateway: LiveGateway, provision: Pro
     assert (result.exit_code, Check.SECRET_SHOWN in result.stderr) == (3, True)
 
 
+def test_only_pinned_secrets_are_given(gateway: LiveGateway, provision: Provision, tmp_path: Path) -> None:
+    """A policy that pins other secrets than these: nothing is sent. It is not asked of an enclave that still waits."""
+    (tmp_path / "owner/pins.toml").write_text(gateway.policy_text + f'secrets_digests = ["{"00" * 32}"]\n')
+    result = provision(gateway.origin, policy="pins.toml")
+    assert (result.exit_code, Check.POLICY_SECRETS in result.stderr) == (4, True)
+    assert ready(gateway.origin) == "secrets_missing"
+
+
 @pytest.mark.parametrize("wrong", ["key_pepper", "=file", "key_pepper=", "key_pepper=/nonexistent"])
 def test_files_that_are_none(gateway: LiveGateway, provision: Provision, wrong: str) -> None:
     """Wrong usage is said before anybody is asked."""
@@ -359,7 +368,15 @@ def test_all_workers_have_them_and_nothing_else_does(
     with Caller(running.origin, policy) as caller:
         assert caller.verdict.statement.secrets == bytes.fromhex(digest)
         assert parse_statement(caller.verdict.statement.to_bytes()) == caller.verdict.statement
-    assert digest in provision(running.origin).stdout  # the same again
+        pins = policy + 'secrets_digests = ["{}"]\n'
+        caller.verify(pins.format(digest))
+        with pytest.raises(PolicyError, match=r"policy\.secrets"):
+            caller.verify(pins.format("00" * 32))
+    (tmp_path / "owner/pins.toml").write_text(pins.format(digest))
+    assert digest in provision(running.origin, policy="pins.toml").stdout  # the same again
+    locked = ["lock", running.origin, "--policy", f"{tmp_path}/owner/policy.toml", "-o", f"{tmp_path}/a.lock"]
+    assert CliRunner().invoke(app, [*locked, "--yes"]).exit_code == 0
+    assert load_policy(tmp_path / "a.lock").statement.secrets_digests == {bytes.fromhex(digest)}
     (tmp_path / "owner/key_pepper").write_bytes(PEPPER * 2)
     assert Check.SECRET_AGAIN in provision(running.origin).stderr
 
