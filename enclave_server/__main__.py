@@ -31,8 +31,9 @@ from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
 from enclave_server.model import ModelError, list_files
-from enclave_server.model_check import check_files
+from enclave_server.model_check import ModelFiles, check_files
 from enclave_server.model_cli import cli as model_cli
+from enclave_server.model_memory import PackedModel
 from enclave_server.policy import policy_text
 from enclave_server.prefork import Family, SharedStatus
 from enclave_server.provisioning import Secrets
@@ -79,7 +80,8 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     secrets = Secrets(settings)  # one for all workers
     access = Access(settings, secrets)
     access.prepare()
-    list_files(settings.model_dir)
+    status = SharedStatus()
+    model = _find_model(settings, secrets, status)
     external = None if settings.engine is None else parse_address(settings.engine)
     installed = _find_engine(settings, external)
     tee = open_tee(settings)
@@ -92,10 +94,9 @@ def serve(config: Config = None, workers: Workers = None) -> None:
         secrets=secrets,
     )
     tee.begin_serving()
-    status = SharedStatus()
     replays = Replays(settings.sealed_remembered)  # one for all workers
     engine = (
-        Engine(settings, installed, status)
+        Engine(settings, installed, status, model)
         if external is None
         else ExternalEngine(external, installed.version, status)
     )
@@ -115,6 +116,11 @@ def serve(config: Config = None, workers: Workers = None) -> None:
         make_server(app, settings, identities).run(sockets=[listener])
         return 0
 
+    def keeper() -> int:
+        if not isinstance(model, PackedModel):
+            secrets.drop()
+        return asyncio.run(keep(engine) if receipt_log is None else receipt_log.beside(keep(engine)))
+
     host, port = listeners[0].getsockname()[:2]
     log.info(
         "gateway listens",
@@ -124,13 +130,15 @@ def serve(config: Config = None, workers: Workers = None) -> None:
         count=settings.workers,
     )
     family = Family(
-        keeper=lambda: asyncio.run(keep(engine) if receipt_log is None else receipt_log.beside(keep(engine))),
+        keeper=keeper,
         worker=work,
         listeners=listeners,
         succession=succession,
         drain_seconds=settings.drain_seconds,
     )
     exit_status = family.run()
+    if isinstance(model, PackedModel):
+        model.close()  # again: its keeper may have been killed
     log.info("gateway stopped")
     raise SystemExit(exit_status)
 
@@ -156,6 +164,13 @@ def _of_image(name: str, arguments: list[str]) -> None:
             f"`enclave-server {name}` needs the module {exc.name}: pip install 'attested-inference[server,image]'"
         ) from None
     image_main(name, arguments)
+
+
+def _find_model(settings: Settings, secrets: Secrets, status: SharedStatus) -> ModelFiles | PackedModel:
+    if settings.model_pack is not None:
+        return PackedModel(settings, settings.model_pack, secrets, status)
+    list_files(settings.model_dir)
+    return ModelFiles(settings)
 
 
 def _find_engine(settings: Settings, external: Address | None) -> Installed:

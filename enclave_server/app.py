@@ -55,7 +55,7 @@ def create_app(
 
     def unready() -> str | None:
         logging = receipts.unready if receipts else None
-        return identities.unready or engine.unready or attester.unready or access.unready or logging
+        return identities.unready or access.unready or engine.unready or attester.unready or logging
 
     metrics.watch(
         {

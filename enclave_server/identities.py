@@ -43,7 +43,7 @@ class Identities:
             "Q"
         )  # the current one; for each worker, the last prepared
         self._shared[0] = 1
-        self._worker = 0
+        self.worker = 0  # its number, from 0
         self.inbox: socket.socket | None = None  # of a worker: readable when there is something to `receive`
 
     @property
@@ -113,7 +113,7 @@ class Identities:
 
     def listen(self, worker: int, inbox: socket.socket) -> None:
         """In the worker, after the fork."""
-        self._worker, self.inbox = worker, inbox
+        self.worker, self.inbox = worker, inbox
 
     def receive(self) -> bool:
         """Take what the parent sent. False when it will send nothing more."""
@@ -128,7 +128,7 @@ class Identities:
     def prepared(self, identity: Identity) -> None:
         """This worker has evidence for it."""
         number = next((n for n, one in self._known.items() if one is identity), 0)
-        self._shared[1 + self._worker] = max(self._shared[1 + self._worker], number)
+        self._shared[1 + self.worker] = max(self._shared[1 + self.worker], number)
 
     # ------------------------------------------------------------------------------------------ the parent's part
 
@@ -196,9 +196,8 @@ class Succession:
         self._identities.listen(worker, inbox)
 
     def leave(self) -> None:
-        """In a child that is no worker, after the fork."""
+        """In a child that is no worker, after the fork. What it needs of the secrets, it drops itself."""
         self._identities.drop()
-        self._secrets.drop()
 
     def end_worker(self, worker: int) -> None:
         """It has died."""

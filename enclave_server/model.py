@@ -55,6 +55,9 @@ class ModelProblem(StrEnum):
     SIGNED_FILES = "model.signed_files"
     ID = "model.id"
     IMAGE = "model.image"
+    PACK = "model.pack"
+    PACK_KEY = "model.pack_key"
+    PLACE = "model.place"
     NOTHING_EXPECTED = "model.nothing_expected"
 
 
@@ -126,7 +129,7 @@ def check_digest(manifest: Manifest, expected: str, place: Path) -> None:
 
 def stamps_of(directory: Path) -> dict[str, tuple[int, ...]]:
     """What the file system says of every file and directory: whatever is written, replaced, added or removed changes it."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for folder, _, files in os.walk(directory, onerror=_unreadable):
         for path in (Path(folder), *(Path(folder, name) for name in files)):
             try:

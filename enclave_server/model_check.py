@@ -2,7 +2,8 @@
 
 Promises, for each life of the engine: `passed` returns only when every file was hashed since that life began, the digest is
 that of the settings, the publisher's signature fits where one is demanded, and no file was written, replaced, added or
-removed since, as far as the file system's stamps tell. docs/models.md says what that does not cover.
+removed since, as far as the file system's stamps tell. Of a pack, whose files were hashed on their way into memory, the
+stamps alone are compared. docs/models.md says what that does not cover.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class ModelFiles:
         self._settings = settings
 
     async def open(self) -> None:
-        """Nothing is to be done before an engine can load them."""
+        """They lie there."""
 
     @asynccontextmanager
     async def loading(self) -> AsyncIterator[Loading]:

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from enclave_server.model import SIGNATURE, Manifest, ModelError, ModelProblem, check_model, read_manifest
+from enclave_server.model import (
+    SIGNATURE,
+    Manifest,
+    ModelError,
+    ModelProblem,
+    check_digest,
+    check_model,
+    read_manifest,
+)
 from enclave_server.model_image import make_image, salt_of, verify_image
+from enclave_server.model_pack import parse_key, read_pack, write_pack
 from enclave_server.model_signature import (
     check_publisher,
     parse_private_key,
@@ -47,9 +56,15 @@ def pack(
     name: Annotated[str, typer.Option("--id", help="What it is: repo@revision.")],
     key: Annotated[Path | None, typer.Option("--key", help="Sign it with this private key in PEM.")] = None,
     erofs: Annotated[Path | None, typer.Option("--erofs", help="Write it as a verity image here.")] = None,
+    encrypt: Annotated[
+        Path | None, typer.Option("--encrypt", metavar="KEYFILE", help="Encrypt it with these 32 bytes.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it encrypted here.")] = None,
 ) -> None:
     """Make a model ready to be served: hash it, sign it, make a read-only image of it. Prints what settings need."""
     salt_of(name)
+    if (encrypt is None) != (out is None):
+        raise typer.BadParameter("--encrypt and --out belong together")
     manifest = read_manifest(directory) if key is None else _sign(directory, key, name)
     typer.echo(f'model_digest = "{manifest.digest().hex()}"')
     if erofs is not None:
@@ -57,27 +72,40 @@ def pack(
         typer.echo(
             f"# {erofs} is {name}, root hash {image.root_hash.hex()}; to open it:\n# {image.command(erofs, 'model')}"
         )
+    if encrypt is not None and out is not None:
+        write_pack(directory, out, parse_key(encrypt.read_bytes()), model_id=name)
+        typer.echo(f"# {out} is {name}, encrypted; for the settings, with the key as the secret model_key:")
+        typer.echo(f'# model_pack = "{out}"\n# model_dir = "/run/enclave/model"')
 
 
 @cli.command()
 def verify(
-    model: Annotated[Path, typer.Argument(help="A directory, or an image.")],
+    model: Annotated[Path, typer.Argument(help="A directory, an image, or an encrypted pack.")],
     key: Annotated[Path | None, typer.Option("--key", help="The publisher's public key in PEM.")] = None,
     expected: Annotated[str | None, typer.Option("--digest", help="The model digest it must have.")] = None,
     root_hash: Annotated[str | None, typer.Option("--root-hash", help="The root hash of an image.")] = None,
     name: Annotated[str | None, typer.Option("--id", help="The id of an image: repo@revision.")] = None,
+    pack_key: Annotated[
+        Path | None, typer.Option("--decrypt", metavar="KEYFILE", help="The key of an encrypted pack.")
+    ] = None,
 ) -> None:
     """Hold a model's files against its publisher's signature, a model digest, or both; an image against its root hash."""
+    if pack_key is not None and expected is not None and (key, root_hash, name) == (None, None, None):
+        packed = read_pack(model, parse_key(pack_key.read_bytes()))
+        check_digest(packed, expected.lower(), model)
+        typer.echo(packed.digest().hex())
+        return
     if root_hash is not None and name is not None and key is None and expected is None:
         verify_image(model, _hash(root_hash), name)
         typer.echo(f"{model} is {name}, root hash {root_hash.lower()}")
         return
-    if (key is None and expected is None) or root_hash is not None or name is not None:
+    if (key is None and expected is None) or (root_hash, name, pack_key) != (None, None, None):
         raise ModelError(
             ModelProblem.NOTHING_EXPECTED,
             "there is nothing to verify the model by",
             advice="For a directory give the publisher's key (--key), the model digest (--digest), or both; "
-            "for an image --root-hash and --id, and verify its files where it is mounted",
+            "for an image --root-hash and --id, and verify its files where it is mounted; "
+            "for an encrypted pack its key (--decrypt) and --digest",
         )
     public = None if key is None else parse_public_key(key.read_text(errors="replace"))
     manifest = read_manifest(model) if expected is None else check_model(model, expected.lower())

@@ -16,12 +16,15 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hmac import compare_digest
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.provisioning import MAX_SECRETS_BYTES, OwnerSecrets
+from enclave_server.model import ModelError
+from enclave_server.model_pack import open_index, parse_key
 from enclave_server.settings import SecretName, Settings
 
 MIN_PEPPER_BYTES = 32
@@ -36,7 +39,7 @@ class Secrets:
     """Made once, before workers are forked."""
 
     def __init__(self, settings: Settings) -> None:
-        self._awaited = bool(settings.secrets)
+        self._awaited, self._pack = bool(settings.secrets), settings.model_pack
         self._values: Mapping[str, bytes] | None = None  # as this process has read them
         if self._awaited:
             self._file = os.memfd_create("secrets", os.MFD_CLOEXEC)
@@ -64,6 +67,11 @@ class Secrets:
         """None where the settings do not list it."""
         return self._read().get(SecretName.KEY_PEPPER)
 
+    @property
+    def model_key(self) -> bytes:
+        """To be asked for once they are there, where the settings list it."""
+        return self._read()[SecretName.MODEL_KEY]
+
     async def arrival(self) -> None:
         """Wait until they are there."""
         while self.missing:  # noqa: ASYNC110 - another process sets it
@@ -71,7 +79,7 @@ class Secrets:
 
     def take(self, given: OwnerSecrets) -> None:
         """Keep what was verified and checked. The same again changes nothing; anything else is refused."""
-        check_values(given.values)
+        check_values(given.values, self._pack)
         content = json.dumps({n: b64encode(v).decode() for n, v in given.values.items()}).encode()
         with self._alone():
             if self._memory[0]:
@@ -92,7 +100,7 @@ class Secrets:
         if self._awaited:
             self._memory.close()
             self._close()
-            self._awaited = False
+            self._awaited, self._values = False, None
 
     def _read(self) -> Mapping[str, bytes]:
         if self._values is None:
@@ -114,12 +122,25 @@ class Secrets:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
-def check_values(values: Mapping[str, bytes]) -> None:
-    """Each can be used for what it is. Nothing of them is quoted."""
+def check_values(values: Mapping[str, bytes], pack: Path | None = None) -> None:
+    """Each can be used for what it is, the model's key for this pack. Nothing of them is quoted."""
     if (url := values.get(SecretName.DATABASE_URL)) is not None:
         read_database_url(url)
     if (pepper := values.get(SecretName.KEY_PEPPER)) is not None:
         check_pepper(pepper)
+    if (key := values.get(SecretName.MODEL_KEY)) is not None and pack is not None:
+        _check_model_key(key, pack)
+
+
+def _check_model_key(key: bytes, pack: Path) -> None:
+    try:
+        open_index(pack, parse_key(key))
+    except ModelError as exc:
+        raise VerificationError(
+            Check.SECRET_VALUE,
+            f"the pack of the model does not open: {exc.problem}",
+            advice="Give the key that `model pack --encrypt` was given, and look at the pack",
+        ) from None
 
 
 def check_pepper(pepper: bytes) -> bytes:

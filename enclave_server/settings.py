@@ -74,6 +74,7 @@ class SecretName(StrEnum):
 
     DATABASE_URL = "database_url"
     KEY_PEPPER = "key_pepper"
+    MODEL_KEY = "model_key"
 
 
 class Settings(BaseSettings):
@@ -92,6 +93,7 @@ class Settings(BaseSettings):
 
     # the model: its digest is what `enclave-server model digest DIR` prints
     model_dir: Path
+    model_pack: Path | None = None  # encrypted; opened into model_dir, which then has to be memory
     model_name: str = Field(min_length=1, max_length=256)
     model_digest: Sha256Hex
     model_signing_key: str | None = None  # its publisher's public key in PEM; then model.sig must be by it
@@ -280,8 +282,24 @@ class Settings(BaseSettings):
             raise ValueError("secrets and owner_key belong together: set both or neither")
         if len(set(self.secrets)) != len(self.secrets):
             raise ValueError("secrets: each name once")
-        if self.secrets and self.access is not AccessMode.KEYS:
-            raise ValueError('secrets are for access = "keys", which alone needs any')
+        if self.access is not AccessMode.KEYS and {SecretName.DATABASE_URL, SecretName.KEY_PEPPER} & set(
+            self.secrets
+        ):
+            raise ValueError('secrets: database_url and key_pepper are for access = "keys"')
+        if (self.model_pack is not None) != (SecretName.MODEL_KEY in self.secrets):
+            raise ValueError("model_pack and the secret model_key belong together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _pack(self) -> Self:
+        if self.model_pack is not None and self.engine is not None:
+            raise ValueError("model_pack is for an engine that the gateway starts: set engine_python")
+        if (
+            self.model_pack is not None
+            and self.engine_isolation is not Isolation.NONE
+            and self.model_dir.is_relative_to("/dev/shm")  # noqa: S108
+        ):
+            raise ValueError("model_dir: the engine has a /dev/shm of its own; name another tmpfs")
         return self
 
     @model_validator(mode="after")
