@@ -10,12 +10,14 @@ import typer
 from image.build import Target, build_image
 from image.errors import MISSING, ImageError
 from image.launch import launch
+from image.measure.cli import measure_image
 from image.refs_cli import cli as refs_cli
 from image.repro import repeat
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="The image of the confidential VM.")
 
 cli.command()(launch)
+cli.command("measure")(measure_image)
 
 APPS = {"image": cli, "refs": refs_cli}  # each is a command of `enclave-server`
 
