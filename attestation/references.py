@@ -92,6 +92,14 @@ def parse_references(data: bytes) -> References:
     return _load(raw)
 
 
+def read_references(data: bytes) -> References:
+    """References from either file: the predicate alone, or an envelope, of which no signature is verified."""
+    raw = parse_json_object(data, Check.REFERENCES_FORMAT, "references", limit=MAX_REFERENCES_BYTES)
+    if {"payloadType", "dsseEnvelope"} & set(raw):
+        return parse_statement(parse_envelope(data)[0])
+    return _load(raw)
+
+
 def dump_references(references: References) -> bytes:
     """The file that `parse_references` reads."""
     return json.dumps(_plain(references), indent=1).encode() + b"\n"

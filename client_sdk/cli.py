@@ -13,6 +13,7 @@ from client_sdk.commands.chat import chat
 from client_sdk.commands.disclose import disclose
 from client_sdk.commands.doctor import doctor
 from client_sdk.commands.examples import EXIT_CODES
+from client_sdk.commands.explain import explain_boot
 from client_sdk.commands.foreign import foreign
 from client_sdk.commands.inspect import inspect
 from client_sdk.commands.lock import diff, lock_enclave
@@ -43,6 +44,7 @@ app.command(rich_help_panel=JUDGE)(disclose)
 app.command(rich_help_panel=JUDGE)(replay)
 app.command(rich_help_panel=JUDGE)(report)
 app.command(rich_help_panel=JUDGE)(inspect)
+app.command("explain", rich_help_panel=JUDGE)(explain_boot)
 app.add_typer(log.app, name="log", rich_help_panel=JUDGE)
 evidence.app.command()(foreign)
 app.add_typer(evidence.app, name="evidence", rich_help_panel=JUDGE)

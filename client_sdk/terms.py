@@ -12,7 +12,7 @@ from attestation.checks import Check
 from attestation.errors import MalformedError, UnavailableError
 from attestation.keyless import MAX_BUNDLE_BYTES
 from attestation.policy import Policy, parse_policy
-from attestation.references import merge
+from attestation.references import References, merge
 from attestation.verdict import Verdict
 from client_sdk.memory import Memory
 
@@ -39,8 +39,14 @@ def load_policy(policy: PolicyLike) -> Policy:
 
 def with_references(policy: Policy, folder: Path) -> Policy:
     """`policy` with the references that it names, verified and merged."""
+    found = references_of(policy, folder)
+    return policy if found is None else merge(policy, found)
+
+
+def references_of(policy: Policy, folder: Path) -> References | None:
+    """The references that a policy in this folder names, verified."""
     if policy.references is None:
-        return policy
+        return None
     wanted = policy.references
     data = _read(folder / wanted.file)
     if data is None:
@@ -51,7 +57,7 @@ def with_references(policy: Policy, folder: Path) -> Policy:
         )
     read = {name: _read(folder / name) for name in wanted.files}
     files = {name: content for name, content in read.items() if content is not None}
-    return merge(policy, wanted.verify(data, files))
+    return wanted.verify(data, files)
 
 
 def _read(file: Path) -> bytes | None:

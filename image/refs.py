@@ -9,13 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from attestation.ear import SigningKey
-from attestation.errors import MalformedError
 from attestation.references import (
     References,
     dump_envelope,
     dump_statement,
     parse_envelope,
-    parse_references,
     parse_statement,
     sign,
 )
@@ -45,15 +43,6 @@ class Edition:
             expires=self.now + lifetime,
             releases=tuple(r for r in current.releases if r.until is None or r.until > self.now),
         )
-
-
-def read(data: bytes) -> References:
-    """An edition from its file: as it was measured, or in an envelope, of which no signature is verified."""
-    try:
-        payload, _ = parse_envelope(data)
-    except MalformedError:
-        return parse_references(data)
-    return parse_statement(payload)
 
 
 def add(current: References, new: References, edition: Edition, *, overlap: int) -> References:

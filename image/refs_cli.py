@@ -14,13 +14,13 @@ import rfc8785
 import typer
 
 from attestation.ear import load_signing_key
-from attestation.references import References, dump_references, parse_envelope
+from attestation.references import References, dump_references, parse_envelope, read_references
 from attestation.release import Machines, Release
 from attestation.reviewers import Reviewer, signed_by
 from client_sdk.files import parse_hex, parse_time, read_raw, replace_file
 from client_sdk.present import clean
 from image.errors import ImageError
-from image.refs import DAY, Edition, add, read, retire, revoke, sign_edition
+from image.refs import DAY, Edition, add, retire, revoke, sign_edition
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -59,7 +59,7 @@ def add_releases(
     output: Output = None,
 ) -> None:
     """Put a new release in. Those before end after the overlap, so that machines can follow one by one."""
-    newer = read(read_raw(new))
+    newer = read_references(read_raw(new))
     if name is not None:
         if len(newer.releases) != 1:
             raise ImageError(f"--id names one release, and {new} has {len(newer.releases)}")
@@ -68,7 +68,7 @@ def add_releases(
         machines = _machines(chip_ids or [], ppids or [])
         newer = replace(newer, releases=tuple(replace(r, machines=machines) for r in newer.releases))
     edition = Edition(now=int(time()), days=days)
-    _write(output or refs, add(read(read_raw(refs)), newer, edition, overlap=overlap * DAY))
+    _write(output or refs, add(read_references(read_raw(refs)), newer, edition, overlap=overlap * DAY))
 
 
 @cli.command(name="retire")
@@ -91,7 +91,7 @@ def retire_releases(
     now = int(time())
     end = int(at.timestamp()) if at is not None else now + (after or 0) * DAY
     edition = Edition(now=now, days=days)
-    _write(output or refs, retire(read(read_raw(refs)), ids, edition, at=end))
+    _write(output or refs, retire(read_references(read_raw(refs)), ids, edition, at=end))
 
 
 @cli.command(name="revoke")
@@ -106,9 +106,9 @@ def revoke_releases(
     output: Output = None,
 ) -> None:
     """Refuse releases at once, also where a client's own policy names them, with `policy.revoked`."""
-    gone = read(read_raw(former)).releases if former is not None else ()
+    gone = read_references(read_raw(former)).releases if former is not None else ()
     edition = Edition(now=int(time()), days=days)
-    _write(output or refs, revoke(read(read_raw(refs)), ids, reason, edition, gone=gone))
+    _write(output or refs, revoke(read_references(read_raw(refs)), ids, reason, edition, gone=gone))
 
 
 @cli.command(name="sign")
@@ -128,7 +128,7 @@ def sign_references(
     refused: its epoch must be higher, and what was revoked must be so still.
     """
     envelope = sign_edition(
-        read(read_raw(refs)),
+        read_references(read_raw(refs)),
         [load_signing_key(read_raw(file)) for file in key],
         now=int(time()),
         existing=read_raw(output) if output.exists() else b"",
@@ -153,7 +153,7 @@ def show(
 ) -> None:
     """Say in words what is in reference values, and who of these reviewers has signed them."""
     data = read_raw(refs)
-    references = read(data)
+    references = read_references(data)
     if as_json:
         typer.echo(dump_references(references), nl=False)
     elif entry is not None:

@@ -48,6 +48,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "diff": ("attested diff old.lock attest.lock",),
     "inspect": ("attested inspect quote.bin", "attested inspect evidence.json --json"),
+    "explain": (
+        "attested explain evidence.json --refs refs.json",
+        "attested explain quote.bin --log ccel.bin --policy policy.toml --json",
+    ),
     "evidence tdx": (
         "attested evidence tdx quote.bin --collateral pcs.json --at 2026-11-21T00:00:00Z",
         "attested evidence tdx quote.hex --collateral pcs.json --policy policy.toml --json",

@@ -30,6 +30,7 @@ from attestation.references import (
     dump_statement,
     parse_envelope,
     parse_references,
+    read_references,
     sign,
 )
 from attestation.release import Build, Machines, Release
@@ -38,7 +39,7 @@ from attestation.tdx import TdxMeasurement
 from attestation.vtpm import VtpmMeasurement
 from image.cli import main
 from image.errors import ImageError
-from image.refs import DAY, Edition, add, read, retire, revoke, sign_edition
+from image.refs import DAY, Edition, add, retire, revoke, sign_edition
 from tests.served import COMMAND
 
 NOW = 1_795_000_000
@@ -141,7 +142,7 @@ def test_reviewers_sign_beside_each_other() -> None:
     """Each adds a signature to the same edition, in any order, and the same key none twice."""
     envelope = sign_edition(FIRST, KEYS[:1], now=NOW)
     both = sign_edition(FIRST, KEYS, now=NOW, existing=envelope)
-    again = sign_edition(read(both), KEYS[::-1], now=NOW, existing=both, previous=envelope)
+    again = sign_edition(read_references(both), KEYS[::-1], now=NOW, existing=both, previous=envelope)
     assert len(parse_envelope(both)[1]) == 2
     assert again == both
     reviewers = tuple(Reviewer(name=str(i), key=_pem(key.public_key())) for i, key in enumerate(KEYS))
@@ -208,7 +209,7 @@ class Desk:
         return said.out if status == 0 else said.err
 
     def read(self, name: str = "refs.json") -> References:
-        return read((self.folder / name).read_bytes())
+        return read_references((self.folder / name).read_bytes())
 
 
 @pytest.fixture
