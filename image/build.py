@@ -27,7 +27,7 @@ from image.packages import Debian
 from image.pe import add_sections
 from image.root import add_guest, make_root
 from image.source import PROJECT, add_wheels, copy_source
-from image.tools import check_tools
+from image.tools import check_tools, run
 
 DESCRIPTION = "image.json"
 _CONFIG_BYTES = 1 << 20  # more is no configuration
@@ -50,7 +50,7 @@ class Built:
 
 def build_image(out: Path, *, config: bytes, target: Target, disk: bool) -> Built:
     """Write the folder `out`, or leave what was there."""
-    check_tools("apt-get", "buildah", "dpkg-deb", "mkfs.erofs", "mmdebstrap")
+    check_tools("apt-get", "buildah", "dpkg-deb", "fsck.erofs", "mkfs.erofs", "mmdebstrap")
     if not 0 < len(config) <= _CONFIG_BYTES or config.endswith(b"\0"):
         raise ImageError("the configuration is empty, longer than 1 MiB, or ends with a zero byte")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +101,7 @@ def _build(folder: Path, work: Path, config: bytes, target: Target, *, disk: boo
             "data_blocks": verity.data_blocks,
             "salt": verity.salt.hex(),
         },
+        "tools": {"erofs-utils": run("fsck.erofs", "-V").split()[-1]},  # the one that decides bytes
         "packages": [f"{package.pin} {package.sha256}" for package in debian.packages],
         "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
     }

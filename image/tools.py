@@ -14,6 +14,7 @@ PACKAGE_OF = {  # what `apt-get install` calls it
     "apt-get": "apt",
     "buildah": "buildah",
     "dpkg-deb": "dpkg",
+    "fsck.erofs": "erofs-utils",
     "mkfs.erofs": "erofs-utils",
     "mmdebstrap": "mmdebstrap",
 }
