@@ -3,11 +3,14 @@
     mkdir report/NAME → write inblob → read outblob (and auxblob) → generation moved by one: ours → rmdir
 
 Each call has an entry of its own, which is removed again. Documentation/ABI/testing/configfs-tsm-report.
+The kernel gives a new entry's files to root, whoever makes it: for a gateway that is another user, root prepares entries at boot and
+gives it their files (`prepared-0`, …). Then a call takes one that nobody else has locked, and leaves it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import time
@@ -22,6 +25,7 @@ from attestation.collect._errors import failed, unavailable
 TSM = Path("/sys/kernel/config/tsm/report")
 INBLOB_BYTES = 64
 MAX_BLOB_BYTES = 256 * 1024  # a quote has 5 to 8 KiB, a certificate table up to 16
+MOST_PREPARED = 8
 _CHUNK = 64 * 1024
 _MAX_TEXT = 64
 _AGAIN = {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
@@ -57,6 +61,11 @@ class _Again(Exception):  # noqa: N818  # an attempt to repeat, never seen outsi
     pass
 
 
+def prepared_name(number: int) -> str:
+    """Of an entry that is there from boot on."""
+    return f"prepared-{number}"
+
+
 def collect_tsm(
     provider: Provider, report_data: bytes, *, folder: Path = TSM, tries: Tries | None = None
 ) -> TsmReport:
@@ -83,7 +92,33 @@ def collect_tsm(
 
 @contextmanager
 def _entry(folder: Path) -> Iterator[Path]:
-    """An entry under a name that nobody else has, removed again whatever happens."""
+    """An entry that nobody else uses meanwhile: a prepared one where there are any, else a new one, removed again whatever happens."""
+    prepared = [
+        entry for number in range(MOST_PREPARED) if (entry := folder / prepared_name(number)).is_dir()
+    ]
+    with _free(prepared) if prepared else _new(folder) as entry:
+        yield entry
+
+
+@contextmanager
+def _free(prepared: list[Path]) -> Iterator[Path]:
+    for entry in prepared:
+        descriptor = os.open(entry / "generation", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        try:
+            yield entry
+        finally:
+            os.close(descriptor)
+        return
+    raise _Again("all prepared entries are in use")
+
+
+@contextmanager
+def _new(folder: Path) -> Iterator[Path]:
     entry = folder / f"attested-{os.getpid()}-{secrets.token_hex(8)}"
     try:
         entry.mkdir()

@@ -43,9 +43,15 @@ GATEWAY = (
     *("/opt/gateway/bin/enclave-server", "serve", "--config", str(CONFIG)),
 )
 ENVIRONMENT = {"PATH": "/usr/bin", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
-# What asks the hardware for evidence, where the machine has it.
-BOOT_LOG = "/sys/kernel/security/tpm0/binary_bios_measurements"
-EVIDENCE = ("/sys/kernel/config/tsm/report", "/dev/tdx_guest", "/dev/sev-guest", "/dev/tpmrm0", BOOT_LOG)
+# By what the gateway asks the hardware for evidence, where the machine has it.
+HARDWARE = {
+    "/dev/tdx_guest": 0o660,
+    "/dev/sev-guest": 0o660,
+    "/dev/tpmrm0": 0o660,
+    "/sys/firmware/acpi/tables/data/CCEL": 0o440,
+    "/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384": 0o660,
+}
+REPORTS, PREPARED = Path("/sys/kernel/config/tsm/report"), 8  # as attestation.collect.tsm looks for
 _FILES = 65_536
 _AGAIN = 60.0  # seconds until an address is asked for again when nobody answered
 _IGNORED = {signal.SIGPIPE, signal.SIGXFSZ}  # by Python itself
@@ -91,10 +97,21 @@ def mount_memory(guest: Guest) -> None:
     runtime = Path("/run/enclave")
     runtime.mkdir(mode=0o711)
     os.chown(runtime, user.pw_uid, user.pw_gid)
-    for path in (Path(name) for name in EVIDENCE):
-        if path.exists():
-            os.chown(path, 0, user.pw_gid)
-            path.chmod(0o770 if path.is_dir() else 0o660)
+    for file, mode in ((Path(name), mode) for name, mode in HARDWARE.items()):
+        if file.exists():
+            os.chown(file, 0, user.pw_gid)
+            file.chmod(mode)
+    if REPORTS.exists():
+        prepare_reports(REPORTS, user.pw_uid, user.pw_gid)
+
+
+def prepare_reports(folder: Path, uid: int, gid: int) -> None:
+    """Entries of configfs-tsm that the gateway may use: files of one that it made itself would be root's."""
+    for number in range(PREPARED):
+        entry = folder / f"prepared-{number}"
+        entry.mkdir()
+        for file in entry.iterdir():
+            os.chown(file, uid, gid)
 
 
 def start_gateway() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import os
 import struct
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestation.collect import tsm
 from enclave_server import as_user
 from enclave_server.verity import append_tree
 from image.guest import dm, init, lockdown, modules, net, start
@@ -208,3 +210,21 @@ def test_the_gateway_is_started_as_in_the_container() -> None:
     assert list(start.GATEWAY) == [*entry, *command]
     assert start.GATEWAY[2].endswith(f"enclave_server/{Path(as_user.__file__).name}")
     assert not any(name.startswith("ENCLAVE_") for name in start.ENVIRONMENT)
+
+
+def test_the_gateway_finds_the_entries_that_are_prepared_for_it(tmp_path: Path) -> None:
+    """As many, under the names that it looks for."""
+    start.prepare_reports(tmp_path, os.getuid(), os.getgid())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        tsm.prepared_name(number) for number in range(tsm.MOST_PREPARED)
+    }
+    assert start.REPORTS == tsm.TSM
+
+
+def test_units_and_image_open_the_same_hardware_to_the_gateway() -> None:
+    """Under systemd tmpfiles does what the image's start does itself."""
+    rules = (GUEST.parents[1] / "deploy/systemd/enclave.tmpfiles.conf").read_text()
+    for path, mode in start.HARDWARE.items():
+        assert f"z {path} {mode:04o} root gateway -\n" in rules
+    for number in range(start.PREPARED):
+        assert f"d- {start.REPORTS}/prepared-{number} - - - -\n" in rules

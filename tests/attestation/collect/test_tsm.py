@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attestation.checks import Check
-from attestation.collect.tsm import TSM, Provider, Tries, collect_tsm
+from attestation.collect.tsm import TSM, Provider, Tries, collect_tsm, prepared_name
 from attestation.errors import UnavailableError
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import SimulatedTdx
@@ -75,6 +77,30 @@ def test_at_once(kernel: Kernel) -> None:
         assert [parse_quote(report.outblob).td.report_data for report in found] == wanted
     assert len(set(kernel.made)) == 16
     assert not kernel.entries
+
+
+def test_entries_that_root_has_prepared(kernel: Kernel) -> None:
+    """Where there are any, nobody makes another; threads that come together take one each, and leave it as it was."""
+    for number in range(2):
+        (kernel.folder / prepared_name(number)).mkdir()
+    wanted = [bytes([number]) * 64 for number in range(12)]
+    patience = Tries(attempts=100, first_wait_s=0.01, sleep=lambda _: time.sleep(0.01))
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(
+            lambda data: collect_tsm(Provider.TDX, data, folder=kernel.folder, tries=patience), wanted
+        )
+        assert [parse_quote(report.outblob).td.report_data for report in found] == wanted
+    assert kernel.made == [entry.name for entry in kernel.entries.values()] == ["prepared-0", "prepared-1"]
+
+
+def test_prepared_entries_that_are_all_in_use(kernel: Kernel) -> None:
+    """A request waits for one, and not for ever."""
+    (kernel.folder / "prepared-0").mkdir()
+    with (kernel.folder / "prepared-0" / "generation").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match="all prepared entries are in use"):
+            collect_tsm(Provider.TDX, DATA, folder=kernel.folder, tries=Tries(sleep=Waits()))
+    assert collect_tsm(Provider.TDX, DATA, folder=kernel.folder).outblob
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.EAGAIN])
