@@ -36,13 +36,15 @@ _STRUCTURED = names(
 
 def read_request(
     route: Route, headers: Iterable[tuple[bytes, bytes]], body: bytes
-) -> tuple[dict[str, Any], str]:
-    """The sampling parameters in effect, and the content type that the engine is told. Refusals are 4xx."""
+) -> tuple[dict[str, Any] | None, dict[str, Any], str]:
+    """Its members if it is JSON, the sampling parameters in effect, and the content type that the engine is told.
+
+    Refusals are 4xx."""
     content_type = "application/json"
     if route.kind is Kind.NOTHING:
         if body:
             raise ApiError(400, "unexpected_body", "A request to this route has no body.")
-        return {}, content_type
+        return None, {}, content_type
     if route.kind is Kind.FORM:
         told = [value for name, value in headers if name == b"content-type"]
         fields = read_form(body, told[0] if len(told) == 1 else b"")
@@ -51,15 +53,16 @@ def read_request(
         fields = read_object(body)
     check_fields(route, fields)
     samples = route.kind is Kind.JSON and "temperature" in route.fields
-    return sampling_of(fields, DEFAULTS if samples else {}), content_type
+    sampling = sampling_of(fields, DEFAULTS if samples else {})
+    return fields if route.kind is Kind.JSON else None, sampling, content_type
 
 
 def check_fields(route: Route, fields: Mapping[str, Any]) -> None:
     """Refuse with a 400 that names the field."""
     if not fields.keys() <= route.fields:
         _check_names(route, fields)
-    for name, check in _CHECKS:
-        if (value := fields.get(name)) is not None:
+    for name, value in fields.items():
+        if value is not None and (check := _CHECKS.get(name)) is not None:
             check(name, value)
 
 
@@ -151,11 +154,11 @@ MEMBERS: Mapping[str, frozenset[str]] = {
     "structured_outputs": _STRUCTURED,
 }
 _CONTENT = names("messages input system query queries documents items data_1 data_2 text_1 text_2")
-_CHECKS: tuple[tuple[str, Callable[[str, Any], None]], ...] = (
-    *((name, _check_content) for name in _CONTENT),
-    ("tools", _check_tools),
-    ("stream_options", _only(_STREAM_OPTIONS)),
-    ("structured_outputs", _only(_STRUCTURED)),
-    ("chat_template_kwargs", _check_template_arguments),
-    ("store", _check_store),
-)
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    **dict.fromkeys(_CONTENT, _check_content),
+    "tools": _check_tools,
+    "stream_options": _only(_STREAM_OPTIONS),
+    "structured_outputs": _only(_STRUCTURED),
+    "chat_template_kwargs": _check_template_arguments,
+    "store": _check_store,
+}

@@ -121,5 +121,9 @@ def internal() -> ApiError:
     return ApiError(500, "internal_error", "The gateway failed; its log names the kind of failure.")
 
 
+def body_timeout() -> ApiError:
+    return ApiError(408, "body_timeout", "The request's body did not arrive in time.")
+
+
 def too_large(limit: int) -> ApiError:
     return ApiError(413, "request_too_large", f"A request's body may have {limit} bytes.")

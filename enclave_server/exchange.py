@@ -60,6 +60,13 @@ def parse_nonce(text: str) -> bytes:
     return nonce
 
 
+def _sent_nonce(headers: Headers) -> bytes | None:
+    sent = [value for name, value in headers if name == _NONCE]
+    if len(sent) > 1:
+        raise ApiError(400, "invalid_nonce", f"{NONCE_HEADER} was sent more than once.", param=NONCE_HEADER)
+    return parse_nonce(sent[0].decode("latin-1")) if sent else None
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How often a stream is signed on its way: with the event that makes it so many events, or so many seconds."""
@@ -97,7 +104,11 @@ class Exchange:
         self.method: str = scope["method"]
         query: bytes = scope["query_string"]
         self.target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
-        self.nonce = secrets.token_bytes(NONCE_BYTES)
+        self.refused: ApiError | None = None  # for its nonce; it is answered under ours
+        try:
+            self.nonce = _sent_nonce(scope["headers"]) or secrets.token_bytes(NONCE_BYTES)
+        except ApiError as exc:
+            self.nonce, self.refused = secrets.token_bytes(NONCE_BYTES), exc
         self.request = RunningDigest(self.nonce)
         self.response = RunningDigest(self.nonce)
         self.sampling: Mapping[str, Any] = {}
@@ -110,19 +121,6 @@ class Exchange:
         self.error_code: str | None = None
         self.event_count = 0
         self.first_byte: float | None = None
-
-    def use_nonce(self, headers: Headers) -> None:
-        """Take the client's nonce, if it sent one; a malformed one is refused, and answered under ours."""
-        sent = [value for name, value in headers if name == _NONCE]
-        if not sent:
-            return
-        if len(sent) > 1:
-            raise ApiError(
-                400, "invalid_nonce", f"{NONCE_HEADER} was sent more than once.", param=NONCE_HEADER
-            )
-        self.nonce = parse_nonce(sent[0].decode("latin-1"))
-        self.request = RunningDigest(self.nonce)
-        self.response = RunningDigest(self.nonce)
 
     async def plain(
         self,

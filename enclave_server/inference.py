@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 from attestation.receipt import Outcome
@@ -21,7 +21,7 @@ from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Pace, Receive, Scope, Send, unsigned
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import ReceiptNumbers
-from enclave_server.incoming import ClientGoneError, read_body
+from enclave_server.incoming import read_body
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
 from enclave_server.parts import parts_for
@@ -31,6 +31,7 @@ from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
 from enclave_server.tokens import tokens_for
 from enclave_server.upstream import EngineAnswer, TooSlowError, UnreachableError, Upstream, UpstreamError
+from enclave_server.watch import ClientGoneError, Watch
 
 NO_ROUTE = b'{"detail":"Not Found"}'  # vLLM serves those of the model's own tasks only
 MAX_TARGET = 2048  # bytes of path and query: a receipt repeats them
@@ -66,6 +67,7 @@ class Inference:
         self._settings, self._identities, self._engine = settings, identities, engine
         self._upstream = upstream
         self._access, self._metrics, self._receipts = access, metrics, receipts
+        access.begin(identities.worker)
         self._numbers = ReceiptNumbers()
         self._pace = Pace(settings.checkpoint_events, settings.checkpoint_seconds)
         self.in_flight = 0
@@ -89,11 +91,7 @@ class Inference:
         exchange = self._exchange(scope, send)
         if exchange is None:
             return await unsigned(send, errors.identity_expired())
-        try:
-            exchange.use_nonce(scope["headers"])
-        except ApiError as exc:
-            error = exc
-        return await exchange.fail(error)
+        return await exchange.fail(exchange.refused or error)
 
     async def idle(self, seconds: float = 5) -> None:
         """Wait until the last answers, cut short or not, are on the wire."""
@@ -114,31 +112,37 @@ class Inference:
         return Exchange(scope, send, identity, self._numbers, self._pace, receipts)
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
-        exchange.use_nonce(scope["headers"])
+        if exchange.refused is not None:
+            raise exchange.refused
         if exchange.log is not self._receipts:
             raise errors.log_unavailable()
         path: bytes = scope["raw_path"]
         route = self._admit(exchange, scope, path)
-        left = self._identities.seconds_left(exchange.identity)
-        async with (
-            in_time(left, self._settings.request_seconds),
-            self._access.admit(scope["headers"], exchange) as visit,
-        ):
-            body = await read_body(
-                receive,
-                seconds=self._settings.body_seconds,
-                limit=self._settings.max_request_bytes,
-                seen=exchange.request.update,
-            )
-            exchange.sampling, content_type = read_request(route, scope["headers"], body)
-            exchange.parts = parts_for(scope["headers"], route, exchange.nonce, body)
-            exchange.tokens = tokens_for(scope["headers"], route)
-            sent, exchange.hide_usage = visit.body(body, path, ids=exchange.tokens is not None)
-            async with (
-                until_gone(receive),
-                self._upstream.request(route.method, route.engine, sent, content_type) as answer,
-            ):
-                await self._relay(exchange, answer, route)
+        headers, end, ended = scope["headers"], *self._end(exchange)
+        with Watch() as watch:
+            watch.until(end, ended)
+            visit = await self._access.admit(headers)
+            try:
+                watch.until(min(end, watch.now + self._settings.body_seconds), errors.body_timeout)
+                body = await read_body(
+                    receive, limit=self._settings.max_request_bytes, seen=exchange.request.update
+                )
+                watch.until(end, ended)
+                fields, exchange.sampling, content_type = read_request(route, headers, body)
+                exchange.parts = parts_for(headers, route, exchange.nonce, body)
+                exchange.tokens = tokens_for(headers, route)
+                sent, exchange.hide_usage = visit.body(body, fields, path, ids=exchange.tokens is not None)
+                watch.client(scope.get("state", {}))
+                async with self._upstream.request(route.method, route.engine, sent, content_type) as answer:
+                    await self._relay(exchange, answer, route)
+            finally:
+                self._access.leave(visit, exchange)
+
+    def _end(self, exchange: Exchange) -> tuple[float, Callable[[], Exception]]:
+        """When the exchange must have ended, and what it ends with then: too slow, or soon nothing more could be signed."""
+        left, most = self._identities.seconds_left(exchange.identity), self._settings.request_seconds
+        error = TimeoutError if most <= left else partial(errors.statement_ended, 503)
+        return asyncio.get_running_loop().time() + min(left, most), error
 
     def _admit(self, exchange: Exchange, scope: Scope, path: bytes) -> Route:
         """Everything that can be refused before the body is read."""
@@ -224,45 +228,7 @@ async def exchange_or_error(exchange: Exchange, work: Awaitable[None]) -> None:
         await exchange.fail(errors.internal())
 
 
-@asynccontextmanager
-async def in_time(left: float, seconds: float) -> AsyncIterator[None]:
-    """Run the block for `seconds`, and for no longer than its answer can be signed."""
-    try:
-        async with asyncio.timeout(min(left, seconds)):
-            yield
-    except TimeoutError:
-        if left < seconds:
-            raise errors.statement_ended(503) from None
-        raise
-
-
 def _named(scope: Scope) -> bytes | None:
     """The statement that the connection's TLS key, or the seal, belongs to."""
     statement: bytes | None = scope.get("state", {}).get(STATE)
     return statement
-
-
-@asynccontextmanager
-async def until_gone(receive: Receive) -> AsyncIterator[None]:
-    """Run the block, but only for as long as the client stays connected; then ClientGoneError."""
-    worker = asyncio.current_task()
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        if worker is not None:
-            worker.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not gone or worker is None:
-            raise
-        worker.uncancel()
-        raise ClientGoneError from None
-    finally:
-        watcher.cancel()

@@ -15,12 +15,13 @@ from attestation import sealed
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
-from enclave_server.errors import ApiError, too_large
+from enclave_server.errors import ApiError, body_timeout, too_large
 from enclave_server.exchange import Receive, Scope, Send, unsigned
 from enclave_server.identities import STATE, Identities
-from enclave_server.incoming import ClientGoneError, read_body
+from enclave_server.incoming import read_body
 from enclave_server.replays import Replays
 from enclave_server.settings import Settings
+from enclave_server.watch import ClientGoneError, Watch
 
 RAW_PATH = sealed.PATH.encode()
 _TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), sealed.ANSWER_TYPE.encode()
@@ -65,12 +66,10 @@ class Sealed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._admit(scope)
-            data = await read_body(
-                receive,
-                seconds=self._settings.body_seconds,
-                limit=self._settings.max_request_bytes,
-                seal=self._limit - self._settings.max_request_bytes,
-            )
+            most = self._settings.max_request_bytes
+            with Watch() as watch:
+                watch.until(watch.now + self._settings.body_seconds, body_timeout)
+                data = await read_body(receive, limit=most, seal=self._limit - most)
             now = self._now()
             envelope = sealed.parse_envelope(data)
             opened = self._open(envelope, now)

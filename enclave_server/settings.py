@@ -169,9 +169,7 @@ class Settings(BaseSettings):
     key_requests_per_minute: int | None = Field(default=None, ge=1)  # of a key that has no limit of its own
     key_tokens_per_minute: int | None = Field(default=None, ge=1)
     key_concurrency: int | None = Field(default=64, ge=1)
-    max_in_flight: int = Field(
-        default=256, ge=1
-    )  # so many bodies and answers are held at once, in each worker
+    max_in_flight: int = Field(default=256, ge=1)  # so many bodies and answers are held at once
     max_queued: int = Field(default=256, ge=0)
     queue_seconds: Seconds = 10
 

@@ -1,51 +1,87 @@
-"""How many requests are in work at once, and how many may wait for it. Bounded, so that memory is too.
+"""How many requests may be with the engine at once, and how many may wait for a place, in all workers together.
 
-A request takes its place before its body is read: at most `in_flight` bodies and answers are held, and `queued` more
-requests cost no more than their heads.
+So memory is bounded by settings, not by how many clients there are: `in_flight` requests hold bodies, and `queued` more
+requests cost no more than their heads. Requests of one worker get places in the order of asking; between workers it is chance.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import deque
+from contextlib import suppress
 
+from enclave_server.access.shared import Tally
 from enclave_server.errors import ApiError
+
+_RUNNING, _WAITING = 0, 1
+_LOOK_SECONDS = 0.01  # how soon a place that became free in another worker is seen by those who wait here
 
 
 class Admission:
-    """Places for requests, given in the order of asking."""
+    """Places for requests."""
 
-    def __init__(self, *, in_flight: int, queued: int, seconds: float) -> None:
+    def __init__(self, *, in_flight: int, queued: int, seconds: float, workers: int = 1) -> None:
         self._limit, self._max_queued, self._seconds = in_flight, queued, seconds
-        self._places = asyncio.Semaphore(in_flight)
-        self.in_flight = self.queued = 0
+        self._tally, self._alone = Tally(2, workers), workers == 1
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self.begin = self._tally.begin
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place for the block; 503 when the queue is full or moves too slowly."""
-        await self._take()
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._places.release()
+    @property
+    def queued(self) -> int:
+        """Here, in this worker."""
+        return len(self._waiters)
 
-    async def _take(self) -> None:
-        if not self._places.locked():
-            await self._places.acquire()
+    async def enter(self) -> None:
+        """Take a place, to be left with `leave`; 503 when the queue is full or moves too slowly."""
+        if not self._waiters and self._taken():
             return
-        if self.queued >= self._max_queued:
-            raise overloaded()
-        self.queued += 1
         try:
+            if self._tally.add(_WAITING, 1) > self._max_queued:
+                raise overloaded()
             async with asyncio.timeout(self._seconds):
-                await self._places.acquire()
+                await self._wait()
         except TimeoutError:
             raise overloaded() from None
         finally:
-            self.queued -= 1
+            self._tally.add(_WAITING, -1)
+
+    def leave(self) -> None:
+        self._tally.add(_RUNNING, -1)
+        self._give()
+
+    def _taken(self) -> bool:
+        if self._tally.add(_RUNNING, 1) <= self._limit:
+            return True
+        self._tally.add(_RUNNING, -1)
+        return False
+
+    def _give(self) -> None:
+        """Places that are free to those who wait here longest."""
+        while self._waiters:
+            if not self._waiters[0].done():  # done: it has gone
+                if not self._taken():
+                    return
+                self._waiters[0].set_result(None)
+            self._waiters.popleft()
+
+    async def _wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        if len(self._waiters) == 1 and not self._alone:
+            self._look()
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():  # it was given a place, and cannot use it
+                self.leave()
+            with suppress(ValueError):
+                self._waiters.remove(waiter)
+            raise
+
+    def _look(self) -> None:
+        self._give()
+        if self._waiters:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
 
 def overloaded() -> ApiError:

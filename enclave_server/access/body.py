@@ -1,12 +1,13 @@
-"""Fields that the gateway sets in a request, spliced in before its last brace: every other byte stays the client's.
+"""Members that the gateway sets in a request, spliced in before its last brace: every other byte stays the client's.
 
 Why at the end: a reader that took a doubled name's last value, as Python's does, would read ours. Doubled names do not
-occur all the same, because a request that has the field itself is refused or left alone.
+occur all the same, because a request that has the member itself is refused or left alone.
 """
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Mapping
+from typing import Any
 
 from enclave_server.errors import ApiError
 
@@ -15,49 +16,32 @@ _USAGE = b'"stream_options":{"include_usage":true}'
 STREAMS_WITH_OPTION = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 
-class _Fields(msgspec.Struct):
-    stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    cache_salt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    return_token_ids: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+def for_engine(
+    body: bytes, members: Mapping[str, Any], path: bytes, salt: bytes | None, *, ids: bool = False
+) -> tuple[bytes, bool]:
+    """What the engine gets for a JSON object, and whether the gateway asked it for token counts that the client did not ask for.
 
-
-_decode = msgspec.json.Decoder(_Fields).decode
-
-
-def for_engine(body: bytes, path: bytes, salt: bytes | None, *, ids: bool = False) -> tuple[bytes, bool]:
-    """What the engine gets, and whether the gateway asked it for token counts that the client did not ask for.
-
-    With a tenant's `salt` it gets that, and streams count tokens; with `ids` its answer has the ids of all tokens.
+    `members` are those of `body`. With a tenant's `salt` the engine gets that, and streams count tokens; with `ids` its
+    answer has the ids of all tokens.
     """
-    try:
-        fields = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return body, False  # no JSON object: refused elsewhere, or a form, which has no prefix to share
-    added = _ids(fields) if ids else []
+    added = _ids(members) if ids else []
     if salt is None:
         return splice(body, added), False
-    if fields.cache_salt is not msgspec.UNSET:
+    if "cache_salt" in members:
         raise ApiError(
             400, "cache_salt_reserved", "The gateway sets this field for each tenant.", param="cache_salt"
         )
     added.append(b'"cache_salt":"%s"' % salt)
-    counts = (
-        path in STREAMS_WITH_OPTION
-        and isinstance(fields.stream, msgspec.Raw)
-        and bytes(fields.stream) == b"true"
-        and fields.stream_options is msgspec.UNSET
-    )
+    counts = members.get("stream") is True and "stream_options" not in members and path in STREAMS_WITH_OPTION
     if counts:
         added.append(_USAGE)
     return splice(body, added), counts
 
 
-def _ids(fields: _Fields) -> list[bytes]:
-    asked = fields.return_token_ids
-    if asked is msgspec.UNSET:
+def _ids(members: Mapping[str, Any]) -> list[bytes]:
+    if "return_token_ids" not in members:
         return [_IDS]
-    if bytes(asked) == b"true":
+    if members["return_token_ids"] is True:
         return []
     raise ApiError(
         400,

@@ -6,16 +6,15 @@ because the kernel takes that from a process that dies. Entries end by themselve
 
 from __future__ import annotations
 
-import fcntl
 import mmap
-import os
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 
 from limits.storage import Storage
+
+from enclave_server.access.shared import SharedLock
 
 SLOTS = 1 << 16
 PROBES = 16
@@ -29,10 +28,9 @@ class SharedCounters(Storage):
 
     def __init__(self, slots: int = SLOTS, *, shared: bool = True) -> None:
         super().__init__()
-        self._shared = shared
+        self._lock = SharedLock() if shared else None
         self._slots = slots
         self._table = mmap.mmap(-1, slots * _SLOT.size)
-        self._lock = os.memfd_create("limits", os.MFD_CLOEXEC)
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -83,16 +81,8 @@ class SharedCounters(Storage):
                 free, free_end = at, end
         return free, 0, now
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        if not self._shared:
-            yield
-            return
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+    def _locked(self) -> AbstractContextManager[None]:
+        return self._lock.held() if self._lock else nullcontext()
 
 
 def _name(key: str) -> bytes:

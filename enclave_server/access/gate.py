@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from enclave_server.access.admission import Admission
 from enclave_server.access.body import for_engine
 from enclave_server.access.keyring import KeyRing
-from enclave_server.access.keys import presented
+from enclave_server.access.keys import Key, presented
 from enclave_server.access.limiter import Limiter
 from enclave_server.access.store import StoreError
 from enclave_server.errors import secrets_missing
@@ -31,13 +31,18 @@ from enclave_server.settings import AccessMode, Settings
 class Visit:
     """One admitted request."""
 
-    salt: bytes | None  # of its tenant
+    key: Key | None = None
+    salt: bytes | None = None  # of its tenant
     reached_engine: bool = False
 
-    def body(self, body: bytes, path: bytes, *, ids: bool = False) -> tuple[bytes, bool]:
-        """What the engine is to get, and whether token counts in its stream are for the gateway alone."""
+    def body(
+        self, body: bytes, members: Mapping[str, Any] | None, path: bytes, *, ids: bool = False
+    ) -> tuple[bytes, bool]:
+        """What the engine is to get, and whether token counts in its stream are for the gateway alone. `members`: of JSON."""
         self.reached_engine = True
-        return for_engine(body, path, self.salt, ids=ids) if body and (self.salt or ids) else (body, False)
+        if members is None or not (self.salt or ids):
+            return body, False
+        return for_engine(body, members, path, self.salt, ids=ids)
 
 
 class Access:
@@ -46,7 +51,10 @@ class Access:
     def __init__(self, settings: Settings, given: Secrets | None = None) -> None:
         self.secrets = given or Secrets(settings)
         self.admission = Admission(
-            in_flight=settings.max_in_flight, queued=settings.max_queued, seconds=settings.queue_seconds
+            in_flight=settings.max_in_flight,
+            queued=settings.max_queued,
+            seconds=settings.queue_seconds,
+            workers=settings.workers,
         )
         self._ring = KeyRing(settings, self.secrets) if settings.access is AccessMode.KEYS else None
         self._limiter = Limiter(settings)
@@ -63,6 +71,11 @@ class Access:
             log.warning("there is no usable API key yet: see `enclave-server keys create`")
         else:
             log.info("access by API key", count=count)
+
+    def begin(self, worker: int) -> None:
+        """In the worker with this number, before its first request."""
+        self.admission.begin(worker)
+        self._limiter.begin(worker)
 
     async def __aenter__(self) -> Self:
         if self._ring is not None:
@@ -87,26 +100,35 @@ class Access:
             return "secrets_missing"
         return "access_unavailable" if self._ring is not None and self._ring.stale else None
 
-    @asynccontextmanager
-    async def admit(self, headers: Iterable[tuple[bytes, bytes]], exchange: Exchange) -> AsyncIterator[Visit]:
-        """Let a request in for the block, or refuse it: 401, 429 or 503. Afterwards its use is counted."""
+    async def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> Visit:
+        """Let a request in until `leave`, or refuse it: 401, 429 or 503."""
         if self.secrets.missing:
             raise secrets_missing()
         if self._ring is None:
-            async with self.admission.place():
-                yield Visit(None)
-            return
+            await self.admission.enter()
+            return Visit()
         key = self._ring.find(presented(headers))
-        visit: Visit | None = None
         try:
-            with self._limiter.enter(key):
-                async with self.admission.place():
-                    visit = Visit(self.salt(key.tenant))
-                    yield visit
-        finally:
-            self._ring.count(key, exchange.usage, refused=visit is None)
-            if visit is not None and visit.reached_engine:
-                self._limiter.charge(key, tokens_of(exchange))
+            self._limiter.enter(key)
+            try:
+                await self.admission.enter()
+            except BaseException:
+                self._limiter.leave(key)
+                raise
+        except BaseException:
+            self._ring.count(key, None, refused=True)
+            raise
+        return Visit(key, self.salt(key.tenant))
+
+    def leave(self, visit: Visit, exchange: Exchange) -> None:
+        """The request has ended: count what it used."""
+        self.admission.leave()
+        if visit.key is None or self._ring is None:
+            return
+        self._limiter.leave(visit.key)
+        self._ring.count(visit.key, exchange.usage, refused=False)
+        if visit.reached_engine:
+            self._limiter.charge(visit.key, tokens_of(exchange))
 
     def salt(self, tenant: str) -> bytes:
         """What keeps a tenant's prefixes in the engine's cache apart: without it, timing tells who asked what before."""

@@ -1,16 +1,12 @@
 """What one key may do at a time: requests and tokens in a minute, and requests at once.
 
 A minute begins with a key's first use and ends with all counts at zero. Tokens are known only when an answer has ended,
-so they are charged then: a key that went over its limit waits for the minute's end. Rates are counted for all workers of
-a gateway together; requests at once are counted in each worker.
+so they are charged then: a key that went over its limit waits for the minute's end. All workers of a gateway count together.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from math import ceil
 
@@ -19,6 +15,7 @@ from limits.strategies import FixedWindowRateLimiter
 
 from enclave_server.access.counters import SharedCounters
 from enclave_server.access.keys import Key
+from enclave_server.access.shared import NamedTally
 from enclave_server.errors import ApiError
 from enclave_server.settings import Settings
 
@@ -34,28 +31,29 @@ class Limiter:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._windows = FixedWindowRateLimiter(SharedCounters(shared=settings.workers > 1))
-        self._running: Counter[str] = Counter()
+        self._running = NamedTally(settings.workers)
+        self.begin = self._running.begin
 
-    @contextmanager
-    def enter(self, key: Key) -> Iterator[None]:
-        """Count one request, for as long as the block lasts; 429 when a limit is reached."""
+    def enter(self, key: Key) -> None:
+        """Count one request until `leave`; 429 when a limit is reached."""
         tokens, requests = self._tokens(key), self._requests(key)
         if tokens is not None and not self._windows.test(tokens, key.id):
             raise self._too_many("token_rate_limit", "tokens a minute", tokens, key)
         most = key.concurrency or self._settings.key_concurrency
-        if most is not None and self._running[key.id] >= most:
-            raise ApiError(
-                429, "concurrency_limit", f"This key may have {most} requests at once.", retry_after=1
-            )
-        if requests is not None and not self._windows.hit(requests, key.id):
-            raise self._too_many("request_rate_limit", "requests a minute", requests, key)
-        self._running[key.id] += 1
+        running = self._running.add(key.id, 1)
         try:
-            yield
-        finally:
-            self._running[key.id] -= 1
-            if not self._running[key.id]:
-                del self._running[key.id]
+            if most is not None and running > most:
+                raise ApiError(
+                    429, "concurrency_limit", f"This key may have {most} requests at once.", retry_after=1
+                )
+            if requests is not None and not self._windows.hit(requests, key.id):
+                raise self._too_many("request_rate_limit", "requests a minute", requests, key)
+        except BaseException:
+            self.leave(key)
+            raise
+
+    def leave(self, key: Key) -> None:
+        self._running.add(key.id, -1)
 
     def charge(self, key: Key, tokens: int) -> None:
         """Count the tokens of an answer."""

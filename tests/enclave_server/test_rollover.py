@@ -311,7 +311,7 @@ async def test_nothing_is_signed_after_the_end(gateway: LiveGateway) -> None:
     async def send(_: object) -> None:
         raise AssertionError("something was sent")
 
-    scope = {"method": "GET", "raw_path": b"/v1/models", "query_string": b""}
+    scope = {"method": "GET", "raw_path": b"/v1/models", "query_string": b"", "headers": []}
     exchange = Exchange(scope, send, replace(identity, statement=ended), ReceiptNumbers())
     with pytest.raises(RuntimeError, match="has ended"):
         await exchange.plain(200, b"{}", Outcome.COMPLETE)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from attestation.receipt import Outcome
 from tests.caller import Caller
-from tests.enclave_server.fake_vllm import fake_python, starts
+from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
 from tests.processes import until
 from tests.served import Served, everything_written, model_settings, served
 from tests.servers import free_port
@@ -35,7 +37,8 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any]) -> None:
-    """A key's rate is one rate, whichever worker a connection comes to, and its use adds up."""
+    """A key's rate and its requests at once are one limit, whichever worker a connection comes to, and its use adds up."""
+    set_plan(tmp_path / "python", behaviour={"delay": 2})
     with served(tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, **values) as gateway:
         key = gateway.run("keys", "create", "one", "--requests-per-minute", "8").strip()
         time.sleep(1)  # by then both workers know it
@@ -44,9 +47,29 @@ def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any]) -> None:
             answers = [caller.call("GET", "/v1/models", headers=headers) for _ in range(16)]
         assert [answer.status for answer in answers] == [200] * 8 + [429] * 8
         assert len({answer.receipt.id.rpartition("-")[0] for answer in answers}) == 2
+        assert at_once(gateway, 12) == [200] * 3 + [429] * 9
         assert gateway.terminate() == 0
-        [row] = json.loads(gateway.run("keys", "usage", "--json"))
-        assert (row["requests"], row["refused"]) == (8, 8)
+        used = {row["name"]: row for row in json.loads(gateway.run("keys", "usage", "--json"))}
+        assert (used["one"]["requests"], used["one"]["refused"]) == (8, 8)
+        assert (used["two"]["requests"], used["two"]["refused"]) == (3, 9)
+
+
+def at_once(gateway: Served, count: int) -> list[int]:
+    """The statuses of so many slow requests with a key that may have three of them at once."""
+    key = gateway.run("keys", "create", "two", "--concurrency", "3").strip()
+    policy = gateway.policy()
+    time.sleep(1)
+
+    def ask(number: int) -> int:
+        with Caller(gateway.origin, policy) as caller:
+            everybody.wait(20)
+            time.sleep(number / 100)  # so that no two are counted in the same instant
+            caller.http.headers["authorization"] = f"Bearer {key}"
+            return caller.chat("x").status
+
+    everybody = threading.Barrier(count)
+    with ThreadPoolExecutor(count) as pool:
+        return sorted(pool.map(ask, range(count)))
 
 
 def test_keys_and_prompts_are_written_nowhere(tmp_path: Path, values: dict[str, Any]) -> None:

@@ -28,16 +28,9 @@ JSON = st.recursive(
 def test_splicing_changes_one_member(value: dict[str, object], space: str) -> None:
     """Whatever object a client sends, the engine reads the same one, and the salt."""
     body = (json.dumps(value) + space).encode()
-    sent, counts = for_engine(body, b"/v1/embeddings", b"salt")
+    sent, counts = for_engine(body, value, b"/v1/embeddings", b"salt")
     assert json.loads(sent) == {**value, "cache_salt": "salt"}
     assert not counts
-
-
-@given(st.binary())
-def test_any_bytes_pass_or_get_a_salt(body: bytes) -> None:
-    """What is no JSON object passes unchanged; the engine, or the gateway elsewhere, refuses it."""
-    sent, _ = for_engine(body, b"/v1/completions", b"salt")
-    assert sent == body or json.loads(sent)["cache_salt"] == "salt"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +47,7 @@ def test_any_bytes_pass_or_get_a_salt(body: bytes) -> None:
 )
 def test_when_a_count_is_asked_for(body: bytes, asked: bool) -> None:
     """Only for a stream whose options the client left open."""
-    sent, counts = for_engine(body, b"/v1/completions", b"salt")
+    sent, counts = for_engine(body, json.loads(body), b"/v1/completions", b"salt")
     assert counts is asked
     assert (b'"stream_options":{"include_usage":true}' in sent) is asked
 

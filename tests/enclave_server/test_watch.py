@@ -1,0 +1,108 @@
+"""What ends a request from outside: the time, and the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from enclave_server.watch import CONNECTION, ClientGoneError, Connection, Watch
+
+
+class LateError(Exception):
+    """Made up."""
+
+
+async def long(begin: Callable[[Watch], None]) -> None:
+    """What takes too long, watched over as `begin` says."""
+    with Watch() as watch:
+        begin(watch)
+        await asyncio.sleep(5)
+
+
+async def test_time_is_over() -> None:
+    """The block ends at its time with the error that was set, which may also take the place of an earlier one."""
+
+    def begin(watch: Watch) -> None:
+        watch.until(watch.now + 3600, partial(LateError, "first"))
+        watch.until(watch.now + 0.01, partial(LateError, "second"))
+
+    with pytest.raises(LateError, match="second"):
+        await long(begin)
+    await asyncio.sleep(0)  # nothing of it is left to cancel this
+
+
+async def test_a_later_time_holds() -> None:
+    """A time that was moved on does not end the block before it has come."""
+
+    def begin(watch: Watch) -> None:
+        watch.until(watch.now + 0.01, partial(LateError, "early"))
+        watch.until(watch.now + 0.1, LateError)
+
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(LateError):
+        await long(begin)
+    assert asyncio.get_running_loop().time() - began >= 0.1
+
+
+async def test_in_time() -> None:
+    """A block that ends by itself is left alone, and so is what comes after it."""
+    connection = Connection(lambda: None)
+    with Watch() as watch:
+        watch.until(watch.now + 0.01, LateError)
+        watch.client({CONNECTION: connection})
+    connection.end()
+    await asyncio.sleep(0.03)
+
+
+async def test_the_client_goes() -> None:
+    """The block ends at once with ClientGoneError; reading goes on meanwhile, for else nobody would see it."""
+    read_on: list[bool] = []
+    connection = Connection(lambda: read_on.append(True))
+    asyncio.get_running_loop().call_soon(connection.end)
+    with pytest.raises(ClientGoneError):
+        await long(lambda watch: watch.client({CONNECTION: connection}))
+    assert read_on
+
+
+async def test_the_client_has_gone_before() -> None:
+    """Nothing is begun for a client that went while its body was looked at."""
+    connection = Connection(lambda: None)
+    connection.end()
+    with pytest.raises(ClientGoneError):
+        await long(lambda watch: watch.client({CONNECTION: connection}))
+
+
+async def test_cancelled_by_others() -> None:
+    """A server that stops is not taken for a client that goes, even when both happen at once."""
+    connection = Connection(lambda: None)
+
+    async def work() -> None:
+        with Watch() as watch:
+            watch.client({CONNECTION: connection})
+            await asyncio.sleep(5)
+
+    for also_gone in (False, True):
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        if also_gone:
+            connection.end()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_the_first_reason_counts() -> None:
+    """What comes after the end was decided changes nothing."""
+    connection = Connection(lambda: None)
+
+    def begin(watch: Watch) -> None:
+        watch.until(watch.now, LateError)
+        watch.client({CONNECTION: connection})
+        connection.end()
+        watch._ring()
+
+    with pytest.raises(ClientGoneError):
+        await long(begin)
