@@ -21,7 +21,7 @@ def test_the_next_boot_has_the_port_while_old_connections_linger(tmp_path: Path,
     with socket.create_connection(("127.0.0.1", settings.port)) as caller:
         for listener in first:
             listener.setblocking(False)
-        accepted = []
+        accepted: list[socket.socket] = []
         while not accepted:
             for listener in first:
                 try:
