@@ -42,7 +42,8 @@ class Served:
             **values,
         }
         self.config.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in values.items()))
-        self.origin = f"https://127.0.0.1:{values['port']}"
+        self.port: int = values["port"]
+        self.origin = f"https://127.0.0.1:{self.port}"
         self.log_file = folder / "log"
         self.temporary = folder / "tmp"
         self.temporary.mkdir()

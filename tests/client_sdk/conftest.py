@@ -170,7 +170,7 @@ class Impostor:
     def __init__(self, folder: Path, port: int) -> None:
         self.heard: list[bytes] = []  # over each connection whose handshake was finished
         self.connections = 0
-        self._port = port
+        self.port = port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate(folder))
 
@@ -178,7 +178,7 @@ class Impostor:
         """Until somebody has asked something, and for so long at most."""
         until = time.monotonic() + seconds
         with (
-            socket.create_server(("127.0.0.1", self._port), backlog=1024) as server,
+            socket.create_server(("127.0.0.1", self.port), backlog=1024) as server,
             ThreadPoolExecutor(32) as threads,
         ):
             server.settimeout(0.05)
@@ -203,6 +203,7 @@ class Switch:
         self.refuse = False  # new connections are closed at once
         self.connections = 0
         self._open: list[socket.socket] = []
+        self._copying: list[threading.Thread] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.origin = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
 
@@ -214,8 +215,10 @@ class Switch:
     def __exit__(self, *_: object) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        self.cut()
         self._thread.join(10)
+        self.cut()
+        for thread in self._copying:
+            thread.join(10)
 
     def cut(self) -> None:
         """Break every connection, as a lost network does."""
@@ -233,10 +236,15 @@ class Switch:
             if self.refuse:
                 near.close()
                 continue
-            far = socket.create_connection(("127.0.0.1", self.port))
+            try:
+                far = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                near.close()
+                continue
             self._open += [near, far]
             for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._copy, args=[one, other], daemon=True).start()
+                self._copying.append(threading.Thread(target=self._copy, args=[one, other], daemon=True))
+                self._copying[-1].start()
 
     @staticmethod
     def _copy(one: socket.socket, other: socket.socket) -> None:
