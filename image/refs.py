@@ -32,7 +32,7 @@ class Edition:
     days: int | None = None
 
     def of(self, current: References) -> References:
-        """`current`, made anew: one epoch later, without the releases that have ended."""
+        """`current`, made anew: one epoch later. Releases that have ended stay, so that they are refused by name."""
         lifetime = current.expires - current.issued if self.days is None else self.days * DAY
         if lifetime <= 0:
             raise ImageError("the next edition would have ended already", "Say how long it lasts with --days")
@@ -41,8 +41,14 @@ class Edition:
             epoch=current.epoch + 1,
             issued=self.now,
             expires=self.now + lifetime,
-            releases=tuple(r for r in current.releases if r.until is None or r.until > self.now),
+            releases=tuple(
+                replace(r, build=None, expected=()) if self.over(r) else r for r in current.releases
+            ),
         )
+
+    def over(self, release: Release) -> bool:
+        """Whether a release has ended: then nothing of it is needed but what it measures."""
+        return release.until is not None and release.until <= self.now
 
 
 def add(current: References, new: References, edition: Edition, *, overlap: int) -> References:
@@ -65,18 +71,18 @@ def add(current: References, new: References, edition: Edition, *, overlap: int)
     before = tuple(
         replace(r, until=last if r.until is None else min(last, r.until)) for r in following.releases
     )
-    return replace(following, releases=(*(before if overlap else ()), *new.releases))
+    return replace(following, releases=(*before, *new.releases))
 
 
 def retire(current: References, ids: Collection[str], edition: Edition, *, at: int) -> References:
-    """The next edition, in which these releases end at `at`. An end that is over takes them out."""
+    """The next edition, in which these releases end at `at`, or when they would anyway."""
     following = edition.of(current)
     _known(following, ids)
     ended = tuple(
         replace(r, until=at if r.until is None else min(at, r.until)) if r.id in ids else r
         for r in following.releases
     )
-    return replace(following, releases=tuple(r for r in ended if r.until is None or r.until > edition.now))
+    return replace(following, releases=ended)
 
 
 def revoke(
@@ -87,7 +93,7 @@ def revoke(
     *,
     gone: Sequence[Release] = (),
 ) -> References:
-    """The next edition, in which these releases are refused wherever they run; `gone` has those that ended before."""
+    """The next edition, in which these releases are refused wherever they run; `gone` has others that there were."""
     if not reason.strip():
         raise ImageError("a revocation has a reason, which people will read")
     following = edition.of(current)
@@ -100,7 +106,7 @@ def revoke(
     left = tuple(r for r in following.releases if r.id not in ids)
     for release in denied:
         for other in left:
-            if same(release, other):
+            if same(release, other) and not edition.over(other):
                 raise ImageError(
                     f"{other.id!r} measures the same as {release.id!r} and would be refused too",
                     "Revoke both, or build the other one anew",

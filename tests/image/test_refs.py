@@ -62,7 +62,8 @@ def test_a_new_release_overlaps_with_the_one_before() -> None:
     assert (made.epoch, made.issued, made.expires) == (4, NOW, NOW + 90 * DAY)
     third = replace(NEWER, releases=(replace(NEW, id="1.5"),))
     later = add(made, third, Edition(now=NOW + 7 * DAY, days=10), overlap=DAY)
-    assert ids(later) == [("1.4", NOW + 8 * DAY), ("1.5", None)]
+    assert ids(later) == [("1.3", NOW + 7 * DAY), ("1.4", NOW + 8 * DAY), ("1.5", None)]
+    assert later.releases[0].build is None
     assert later.expires == NOW + 17 * DAY
 
 
@@ -71,25 +72,27 @@ def test_an_end_is_never_put_off() -> None:
     soon = replace(FIRST, releases=(replace(OLD, until=NOW + 10),))
     assert ids(add(soon, NEWER, EDITION, overlap=DAY))[0] == ("1.3", NOW + 10)
     assert ids(retire(soon, ["1.3"], EDITION, at=NOW + 20)) == [("1.3", NOW + 10)]
-    assert ids(add(FIRST, NEWER, EDITION, overlap=0)) == [("1.4", None)]
+    assert ids(add(FIRST, NEWER, EDITION, overlap=0)) == [("1.3", NOW), ("1.4", None)]
 
 
 def test_retired() -> None:
-    """Later, or at once: then it is in the next edition no more."""
+    """Later, or at once; it stays in the list, so that it is refused by name."""
     both = add(FIRST, NEWER, EDITION, overlap=30 * DAY)
     assert ids(retire(both, ["1.3"], EDITION, at=NOW + DAY)) == [("1.3", NOW + DAY), ("1.4", None)]
-    assert ids(retire(both, ["1.3", "1.4"], EDITION, at=NOW)) == []
+    assert ids(retire(both, ["1.3", "1.4"], EDITION, at=NOW)) == [("1.3", NOW), ("1.4", NOW)]
 
 
 def test_revoked() -> None:
-    """All that it measures goes on the list, with the reason; also of a release that ended long ago."""
+    """All that it measures goes on the list, with the reason; also of a release that is in the list no more, or that an ended one resembles."""
     both = add(FIRST, NEWER, EDITION, overlap=30 * DAY)
     made = revoke(both, ["1.4"], "CVE-2026-0001", EDITION)
     assert [r[0] for r in ids(made)] == ["1.3"]
     (entry,) = made.revoked
     assert (entry.id, entry.reason, entry.snp, entry.vtpm) == ("1.4", "CVE-2026-0001", NEW.snp, NEW.vtpm)
-    gone = revoke(add(FIRST, NEWER, EDITION, overlap=0), ["1.3"], "leaked", EDITION, gone=FIRST.releases)
+    gone = revoke(NEWER, ["1.3"], "leaked", EDITION, gone=FIRST.releases)
     assert gone.revoked[0].tdx == OLD.tdx
+    twin = replace(FIRST, releases=(OLD, replace(OLD, id="1.2", until=NOW)))
+    assert [r.id for r in revoke(twin, ["1.3"], "leaked", EDITION).releases] == ["1.2"]
     assert revoke(made, ["1.4"], "again", EDITION, gone=both.releases).revoked == made.revoked
 
 
