@@ -17,6 +17,7 @@ from enclave_server.app import App
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import TlsContext, keyless_context, tls_context
 from enclave_server.settings import Settings
+from enclave_server.watch import CONNECTION, Connection
 
 _LAST_WORDS_SECONDS = 2.0
 _REQUIRED = (uvloop, httptools)  # imported here, so that an install without them fails at start
@@ -112,13 +113,20 @@ def make_server(app: App, settings: Settings, identities: Identities) -> Server:
 
 def _protocol(identities: Identities) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
-        """Tells the application which statement's TLS key a connection has, and ends those whose statement is about to."""
+        """Tells the application which connection a request came over and which statement's TLS key that has, and ends those
+        whose statement is about to."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             handshake = transport.get_extra_info("ssl_object")
+            self.client_connection = Connection(self.flow.resume_reading)
+            self.app_state = {**self.app_state, CONNECTION: self.client_connection}
             if handshake is not None:  # None only in benchmarks without TLS
-                self.app_state = {**self.app_state, STATE: handshake.context.statement}
+                self.app_state[STATE] = handshake.context.statement
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.client_connection.end()
 
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
