@@ -5,13 +5,17 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestation.binding import report_data
 from attestation.checks import Check
-from attestation.errors import MalformedError
+from attestation.errors import MalformedError, PolicyError
+from attestation.evidence import Evidence
 from attestation.policy import Policy, ReleasePolicy, parse_policy
 from attestation.references import References, dump_references, dump_statement, merge, parse_references
 from attestation.release import (
@@ -261,3 +265,41 @@ def test_unknown_members_are_refused() -> None:
     with pytest.raises(MalformedError) as error:
         parse_references(text)
     assert error.value.check is Check.REFERENCES_FORMAT
+
+
+def azure_evidence(nonce: bytes) -> Evidence:
+    """What a gateway in a simulated Azure VM hands out."""
+    statement = PretendEnclave().statement
+    signed = sha256(report_data(nonce, statement)).digest()
+    return Evidence(statement=statement, cpu=VM.evidence(signed), collateral=VM.collateral(NOW))
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({}, None),
+        ({"vtpm": (OTHER,)}, Check.VTPM_PCR),
+        ({"until": LATER - 600}, Check.POLICY_RETIRED),
+        ({"machines": Machines()}, Check.POLICY_MACHINE),
+    ],
+    ids=["accepted", "other PCRs", "retired", "other machines"],
+)
+def test_an_azure_vm_under_references(changes: dict[str, Any], refused: Check | None) -> None:
+    """The whole decision about a vTPM's evidence: PCRs, end and machines come from the references alone."""
+    release = replace(Release(id="1", vtpm=(MEASURED,)), **changes)
+    bare = replace(
+        POLICY, roots=VM.roots, azure=VtpmPolicy(snp=SnpPolicy(any_measurement=True, any_host_data=True))
+    )
+    references = replace(REFERENCES, releases=(release,))
+    nonce = bytes(32)
+
+    def decide(references: References) -> None:
+        verify(azure_evidence(nonce), merge(bare, references), nonce=nonce, now=NOW)
+
+    if refused is None:
+        decide(references)
+        gone = Revoked(id="0", reason="CVE-2026-0001", vtpm=(MEASURED,))
+        references, refused = replace(references, revoked=(gone,)), Check.POLICY_REVOKED
+    with pytest.raises(PolicyError) as error:
+        decide(references)
+    assert {v.check for v in error.value.violations} == {refused}
