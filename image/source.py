@@ -18,8 +18,6 @@ _LOCKS = {  # whose wheels a stage of Dockerfile.enclave installs
     "gateway": ("requirements-server.lock",),
     "cpu": ("requirements-server.lock", "requirements-engine-cpu.lock"),
 }
-
-
 _CHANGED = "-changed"  # behind a revision: and something that is not committed
 
 
@@ -61,7 +59,7 @@ def clone_source(into: Path, revision: str, *, project: Path = PROJECT) -> None:
         copy_source(into, project=project)
     for kept in (Path("build", "wheels"), Path(".cache", "image", "packages")):
         if (project / kept).exists():
-            shutil.copytree(project / kept, into / kept, copy_function=os.link)
+            shutil.copytree(project / kept, into / kept, copy_function=_link_or_copy)
 
 
 def add_wheels(source: Source, target: str, *, project: Path = PROJECT) -> None:
@@ -76,6 +74,13 @@ def add_wheels(source: Source, target: str, *, project: Path = PROJECT) -> None:
         raise ImageError("there are no wheels to install in the image", "Fetch them: make wheels")
     pip = (sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--no-index")
     run(*pip, "-w", wheels, source.folder, environment={"SOURCE_DATE_EPOCH": EPOCH})
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
 
 
 def _git(project: Path, *arguments: str) -> str:
