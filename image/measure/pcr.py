@@ -15,7 +15,16 @@ from attestation.vtpm import VtpmMeasurement
 from image.errors import ImageError
 from image.measure.authenticode import Pe, parse_pe
 from image.measure.boot_header import filled_in
-from image.measure.efi import CALLING, Measured, action, load_options, measured, separator
+from image.measure.efi import (
+    CALLING,
+    Measured,
+    action,
+    exits,
+    load_options,
+    measured,
+    partition_table,
+    separator,
+)
 from image.measure.profiles import Profile
 from image.measure.registers import replay
 
@@ -32,7 +41,10 @@ _LEFT_OUT = (
     ("PCR1", "the firmware's configuration and its variables"),
     ("PCR2", "firmware of devices"),
     ("PCR3", "configuration of devices"),
-    ("PCR5", "the disk's partition table, and how often the kernel had to ask to leave boot services"),
+    (
+        "PCR5",
+        "the partition table, which clouds rewrite, and how often the kernel asked to leave boot services",
+    ),
     ("PCR6", "the maker's"),
     ("PCR7", "Secure Boot's state and keys"),
 )
@@ -68,8 +80,8 @@ def direct(kernel: bytes, initrd: bytes, line: str, profile: Profile, *, memory:
     return Pcrs(events=events, left_out=_left_out())
 
 
-def unified(image: bytes) -> Pcrs:
-    """A unified kernel image that the firmware finds on a disk."""
+def unified(image: bytes, disk: bytes = b"") -> Pcrs:
+    """A unified kernel image that the firmware finds on a disk, of which `disk` is the beginning."""
     uki = parse_pe(image, "enclave.efi")
     version = stub_version(uki)
     kernel, line = uki.section(".linux"), uki.section(".cmdline")
@@ -83,6 +95,8 @@ def unified(image: bytes) -> Pcrs:
     events.append(application(inner, "kernel", "enclave.efi .linux").into("PCR4"))
     text = line.rstrip(b"\0").decode("ascii", "replace")
     events.append(load_options(text, "enclave.efi .cmdline").into("PCR9"))
+    if disk:
+        events += [event.into("PCR5") for event in (separator(), partition_table(disk), *exits(0))]
     initrd = uki.section(".initrd")
     if version <= _INITRD_AS_IT_IS and initrd is not None:
         events.append(measured("initrd", "enclave.efi .initrd", initrd).into("PCR9"))

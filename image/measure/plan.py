@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,7 @@ from image.measure.tdvf import Tdvf, parse_tdvf
 _PASSES = (1, 2)  # how VMMs measure a TD's first pages: each as it is added, or all after they were added
 _NEEDED = ("vmlinuz", "initrd", "cmdline", "enclave.toml")
 _ON_A_DISK = ("enclave.efi",)
+_DISK, _DISK_HEAD = "disk.raw", 34 * 512  # the partition table is at its beginning
 UEFI, ANY_SHAPE = (
     "uefi",
     "any",
@@ -36,7 +37,7 @@ class Image:
     """A folder that `image build` made, each file held against `image.json`."""
 
     folder: Path
-    files: Mapping[str, bytes]  # those that are measured
+    files: Mapping[str, bytes]  # those that are measured; of the disk its beginning
     description: Mapping[str, Any]
 
     @property
@@ -63,10 +64,16 @@ def read_image(folder: Path) -> Image:
         known = {name: bytes.fromhex(entry["sha256"]) for name, entry in description["files"].items()}
         names = [*_NEEDED, *(name for name in _ON_A_DISK if name in known)]
         files = {name: (folder / name).read_bytes() for name in names}
+        digests = {name: sha256(content).digest() for name, content in files.items()}
+        if _DISK in known:
+            with (folder / _DISK).open("rb") as disk:
+                digests[_DISK] = file_digest(disk, "sha256").digest()
+                disk.seek(0)
+                files[_DISK] = disk.read(_DISK_HEAD)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ImageError(f"{folder} is no image: {exc}", "Make one with `image build`") from exc
-    for name, content in files.items():
-        if sha256(content).digest() != known.get(name):
+    for name, digest in digests.items():
+        if digest != known.get(name):
             raise ImageError(f"{folder / name} is not the file that was built", "Build the image again")
     return Image(folder=folder, files=files, description=description)
 
@@ -80,7 +87,8 @@ def measure(image: Image, machine: Machine, *, release: str = "") -> Release:
         for profile in machine.profiles
         for shape in machine.shapes
     }
-    disk = [pcr.unified(image.files[name]) for name in _ON_A_DISK if name in image.files]
+    head = image.files.get(_DISK, b"")
+    disk = [pcr.unified(image.files[name], head) for name in _ON_A_DISK if name in image.files]
     tds = [_td(image, machine, firmware, shape) for shape in machine.shapes] if firmware else []
     settings = _settings(image)
     return Release(

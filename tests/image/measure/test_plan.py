@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_everything_is_computed(out: Path, tmp_path: Path) -> None:
         ("vtpm", "uefi", "any", "uki"),
     ]
     assert "RTMR0" in [item.register for item in left_out(found)]
+
+
+def test_a_disk(out: Path, tmp_path: Path) -> None:
+    """Its partition table is an event that people can compare, and no value: clouds rewrite it."""
+    files = {name: (out / name).read_bytes() for name in ("vmlinuz", "initrd", "cmdline", "enclave.toml")}
+    entry = b"\1" * 128
+    head = (b"EFI PART".ljust(72, b"\0") + struct.pack("<QII", 2, 128, 128)).ljust(512, b"\0")
+    disk = bytes(512) + head + entry.ljust(128 * 128, b"\0") + bytes(4096)
+    uki = unified(kernel(), b"initrd", LINE)
+    write(out, {**files, "enclave.efi": uki, "disk.raw": disk})
+    found = measure(read_image(out), machine(tmp_path, tdx_firmware=None)).expected[-1]
+    assert [event.what for event in found.events if event.register == "PCR5"] == [
+        "separator",
+        "partition table",
+        "Exit Boot Services Invocation",
+        "Exit Boot Services Returned with Success",
+    ]
+    (out / "disk.raw").write_bytes(disk + b"x")
+    with pytest.raises(ImageError, match=r"disk\.raw is not the file"):
+        read_image(out)
 
 
 def test_nothing_is_guessed(out: Path, tmp_path: Path) -> None:
