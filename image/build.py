@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from enclave_server.verity import BLOCK
+from enclave_server.verity import BLOCK, Verity
 from image.container import EPOCH, Builder
 from image.disk import write_disk
 from image.errors import ImageError
@@ -29,7 +30,12 @@ from image.root import add_guest, make_root
 from image.source import PROJECT, add_wheels, copy_source
 from image.tools import check_tools, run
 
-DESCRIPTION = "image.json"
+DESCRIPTION, DISK = "image.json", "disk.raw"
+UKI = {
+    ".cmdline": "cmdline",
+    ".initrd": "initrd",
+    ".linux": "vmlinuz",
+}  # sections of enclave.efi, and the files in them
 _CONFIG_BYTES = 1 << 20  # more is no configuration
 
 
@@ -75,21 +81,12 @@ def _build(folder: Path, work: Path, config: bytes, target: Target, *, disk: boo
         (folder / "initrd").write_bytes(make_initrd(root, kernel))
         versions = _versions(root, kernel)
     (folder / "vmlinuz").write_bytes(kernel.vmlinuz)
-    measured = Measured(
-        root=cmdline.Verity(root_hash=verity.root_hash, data_blocks=verity.data_blocks, salt=verity.salt),
-        config=sha256(config).digest(),
-    )
-    (folder / "cmdline").write_text(command_line(measured))
-    (folder / "enclave.toml").write_bytes(config)
-    (folder / "config.img").write_bytes(config + bytes(-len(config) % BLOCK))
+    _write_config(folder, config, verity)
     stub = debian.unpack(debian.stub(), work / "stub") / "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
-    sections = {".cmdline": "cmdline", ".initrd": "initrd", ".linux": "vmlinuz"}
-    uki = add_sections(
-        stub.read_bytes(), {section: (folder / name).read_bytes() for section, name in sections.items()}
-    )
+    uki = add_sections(stub.read_bytes(), {name: (folder / file).read_bytes() for name, file in UKI.items()})
     (folder / "enclave.efi").write_bytes(uki)
     if disk:
-        write_disk(folder / "disk.raw", uki=uki, root=folder / "root.img", config=folder / "config.img")
+        write_disk(folder / DISK, uki=uki, root=folder / "root.img", config=folder / "config.img")
     description = {
         "v": 1,
         "source": source.revision,
@@ -103,19 +100,35 @@ def _build(folder: Path, work: Path, config: bytes, target: Target, *, disk: boo
         },
         "tools": {"erofs-utils": run("fsck.erofs", "-V").split()[-1]},  # the one that decides bytes
         "packages": [f"{package.pin} {package.sha256}" for package in debian.packages],
-        "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
     }
-    identity = build_id(description)
-    (folder / DESCRIPTION).write_text(json.dumps({"id": identity, **description}, indent=1) + "\n")
+    return _describe(folder, description)
+
+
+def _write_config(folder: Path, config: bytes, verity: Verity) -> None:
+    """The configuration, as a file and as a disk, and the command line that has its digest."""
+    root = cmdline.Verity(root_hash=verity.root_hash, data_blocks=verity.data_blocks, salt=verity.salt)
+    line = command_line(Measured(root=root, config=sha256(config).digest()))
+    (folder / "cmdline").write_text(line)
+    (folder / "enclave.toml").write_bytes(config)
+    (folder / "config.img").write_bytes(config + bytes(-len(config) % BLOCK))
+
+
+def _describe(folder: Path, description: dict[str, Any]) -> Built:
+    files = {path.name: _described(path) for path in sorted(folder.iterdir())}
+    built = Built(id=build_id(files), description={**description, "files": files})
+    (folder / DESCRIPTION).write_text(json.dumps({"id": built.id, **built.description}, indent=1) + "\n")
     for path in folder.iterdir():
         path.chmod(0o644)
-    return Built(id=identity, description=description)
+    return built
 
 
-def build_id(description: dict[str, Any]) -> str:
-    """SHA-256 over `name`, a space, the digest in hexadecimal and a line's end, of each file in the order of their names."""
-    lines = "".join(f"{name} {file['sha256']}\n" for name, file in sorted(description["files"].items()))
-    return sha256(lines.encode()).hexdigest()
+def build_id(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 over `name`, a space, the digest in hexadecimal and a line's end, of each file in the order of their names.
+
+    The disk for clouds is left out: it is made of the others, so an image with it and one without it are the same build.
+    """
+    named = sorted((name, file["sha256"]) for name, file in files.items() if name != DISK)
+    return sha256("".join(f"{name} {digest}\n" for name, digest in named).encode()).hexdigest()
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hashlib import file_digest
 from itertools import zip_longest
 from pathlib import Path
 
-from image.build import DESCRIPTION, read_description
+from image.build import DESCRIPTION, DISK, read_description
 from image.cpio import read_cpio
 from image.errors import ImageError
 from image.pe import read_sections
@@ -35,7 +35,7 @@ def build_again(out: Path, again: Path) -> None:
     clone = again.parent / "another" / "clone"
     clone_source(clone, description["source"])
     build = ("-m", "enclave_server", "image", "build", "-o", str(again), "--target", description["target"])
-    disk = ("--disk",) if (out / "disk.raw").exists() else ()
+    disk = ("--disk",) if (out / DISK).exists() else ()
     command = (sys.executable, *build, "--config", str((out / "enclave.toml").resolve()), *disk)
     elsewhere = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh")
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TZ": "Asia/Tokyo", "LC_ALL": "C"}

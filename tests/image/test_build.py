@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enclave_server.verity import computed_tree
-from image.build import Target, build_id, build_image, read_description
+from image.build import UKI, Target, build_id, build_image, read_description
 from image.cpio import read_cpio
 from image.guest.cmdline import parse_command_line
 from image.pe import read_sections
@@ -52,13 +52,13 @@ def test_twice_the_same(out: Path, tmp_path: Path) -> None:
 def test_described(out: Path) -> None:
     """image.json, the command line and the files say the same of each other."""
     described, measured = read_description(out), parse_command_line((out / "cmdline").read_bytes())
-    assert described["id"] == build_id(described)
+    assert described["id"] == build_id(described["files"])
     assert {path.name for path in out.iterdir()} == {*described["files"], "image.json"}
     verity, whole = computed_tree(out / "root.img", measured.root.data_blocks, measured.root.salt)
     assert whole
     assert verity.root_hash == measured.root.root_hash
     sections = read_sections((out / "enclave.efi").read_bytes())
-    for section, name in ((".cmdline", "cmdline"), (".initrd", "initrd"), (".linux", "vmlinuz")):
+    for section, name in UKI.items():
         assert sections[section] == (out / name).read_bytes()
 
 

@@ -88,7 +88,7 @@ def test_no_image(tmp_path: Path) -> None:
 
 
 def test_build_id() -> None:
-    """It is over the names and digests of the files, in the order of their names, and over nothing else."""
+    """It is over the names and digests of the files but the disk for clouds, in the order of their names, and nothing else."""
     files = {"b": {"sha256": "00", "size": 1}, "a": {"sha256": "11", "size": 2}}
-    found = build_id({"files": files, "source": "x"})
-    assert found == build_id({"files": dict(reversed(files.items()))}) == sha256(b"a 11\nb 00\n").hexdigest()
+    with_disk = {"disk.raw": {"sha256": "22", "size": 3}, **files}
+    assert build_id(files) == build_id(with_disk) == sha256(b"a 11\nb 00\n").hexdigest()
