@@ -115,6 +115,21 @@ def revoke(
     return replace(following, releases=left, revoked=(*following.revoked, *entries))
 
 
+def statement_of(references: References, *, now: int, before: Sequence[bytes] = ()) -> bytes:
+    """What is to be signed of this edition.
+
+    Another edition in the envelopes of `before` must be older and have revoked nothing that is not revoked any more.
+    """
+    if references.expires <= now:
+        raise ImageError("these references have ended", "Make a new edition: `refs add`, `refs retire`")
+    payload = dump_statement(references)
+    for envelope in before:
+        found, _ = parse_envelope(envelope)
+        if found != payload:
+            _follows(references, parse_statement(found))
+    return payload
+
+
 def sign_edition(
     references: References,
     keys: Sequence[SigningKey],
@@ -123,21 +138,11 @@ def sign_edition(
     existing: bytes = b"",
     previous: bytes = b"",
 ) -> bytes:
-    """The envelope of this edition. What others have signed in `existing` stays, when it is of this very edition.
-
-    Another edition in `existing`, and `previous`, must be older and have revoked nothing that is not revoked any more.
-    """
-    if references.expires <= now:
-        raise ImageError("these references have ended", "Make a new edition: `refs add`, `refs retire`")
-    payload, signatures = dump_statement(references), list[bytes]()
-    for envelope in (existing, previous):
-        if not envelope:
-            continue
-        before, found = parse_envelope(envelope)
-        if before == payload:
-            signatures = found if envelope is existing else signatures
-        else:
-            _follows(references, parse_statement(before))
+    """The envelope of this edition. What others have signed in `existing` stays, when it is of this very edition."""
+    payload = statement_of(references, now=now, before=[e for e in (existing, previous) if e])
+    signatures = list[bytes]()
+    if existing and parse_envelope(existing)[0] == payload:
+        signatures = parse_envelope(existing)[1]
     for key in keys:
         if not any(signed_by(key.public_key(), signature, payload) for signature in signatures):
             signatures.append(sign(payload, key))

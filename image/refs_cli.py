@@ -20,7 +20,8 @@ from attestation.reviewers import Reviewer, signed_by
 from client_sdk.files import parse_hex, parse_time, read_raw, replace_file
 from client_sdk.present import clean
 from image.errors import ImageError
-from image.refs import DAY, Edition, add, retire, revoke, sign_edition
+from image.refs import DAY, Edition, add, retire, revoke, sign_edition, statement_of
+from image.refs_keyless import sign_keyless
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -136,6 +137,39 @@ def sign_references(
     )
     replace_file(output, envelope)
     typer.echo(f"{output}: {len(parse_envelope(envelope)[1])} signatures")
+
+
+@cli.command(name="sign-keyless")
+def sign_as_identity(
+    refs: Annotated[Path, typer.Argument(metavar="REFS", help="The reference values.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The Sigstore bundle.")],
+    previous: Annotated[
+        Path | None, typer.Option("--previous", metavar="FILE", help="The envelope that clients have now.")
+    ] = None,
+    token: Annotated[
+        Path | None,
+        typer.Option(
+            "--token", metavar="FILE", help="An OpenID Connect token; the workflow's own unless given."
+        ),
+    ] = None,
+    instance: Annotated[
+        Path | None,
+        typer.Option("--instance", metavar="FILE", help="A Sigstore instance's client trust configuration."),
+    ] = None,
+) -> None:
+    """Sign as an identity that Sigstore vouches for: what is signed, and by whom, stands in a public log for ever.
+
+    The same is refused as by `sign`. The bundle is a file of its own, which clients name beside the reviewer's identity.
+    """
+    before = [read_raw(file) for file in (output, previous) if file is not None and file.exists()]
+    statement = statement_of(read_references(read_raw(refs)), now=int(time()), before=before)
+    bundle = sign_keyless(
+        statement,
+        token=None if token is None else read_raw(token).decode(errors="replace").strip(),
+        instance=None if instance is None else read_raw(instance),
+    )
+    replace_file(output, bundle)
+    typer.echo(f"{output}: signed")
 
 
 @cli.command()

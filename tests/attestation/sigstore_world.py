@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     SECP256R1,
     EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
     generate_private_key,
 )
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -74,6 +75,7 @@ class SigstoreWorld:
     authority: EllipticCurvePrivateKey = field(default_factory=_key)
     certificate_log: EllipticCurvePrivateKey = field(default_factory=_key)
     signature_log: EllipticCurvePrivateKey = field(default_factory=_key)
+    at: datetime = SIGNED_AT  # when everything is signed
 
     @property
     def root(self) -> x509.Certificate:
@@ -110,13 +112,13 @@ class SigstoreWorld:
         ).encode()
 
     def certificate(
-        self, key: EllipticCurvePrivateKey, *, identity: str = IDENTITY, issuer: str = ISSUER
+        self, key: EllipticCurvePublicKey, *, identity: str = IDENTITY, issuer: str = ISSUER
     ) -> x509.Certificate:
         """Ten minutes for one signature, logged before it was given out."""
-        begin = SIGNED_AT - timedelta(minutes=1)
+        begin = self.at - timedelta(minutes=1)
         builder = (
             x509.CertificateBuilder(
-                self.root.subject, x509.Name([]), key.public_key(), 7, begin, begin + timedelta(minutes=10)
+                self.root.subject, x509.Name([]), key, 7, begin, begin + timedelta(minutes=10)
             )
             .add_extension(_usage(digital_signature=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
@@ -139,7 +141,7 @@ class SigstoreWorld:
 
     def _sct(self, tbs: bytes | None) -> bytes:
         """A promise of the certificate's log (RFC 6962 §3.2); of nothing where there is nothing to promise yet."""
-        at = int(SIGNED_AT.timestamp()) * 1000
+        at = int(self.at.timestamp()) * 1000
         entry = sha256(_spki(self.authority)).digest() + len(tbs or b"").to_bytes(3) + (tbs or b"")
         signature = self.certificate_log.sign(
             struct.pack(">BBQH", 0, 0, at, 1) + entry + struct.pack(">H", 0), _SHA256
@@ -157,29 +159,14 @@ class SigstoreWorld:
     ) -> dict[str, Any]:
         """A bundle (v0.3) around `payload`. `logged` is what the log's entry is about, where it lies."""
         key = _key()
-        certificate = self.certificate(key, identity=identity, issuer=issuer)
+        certificate = self.certificate(key.public_key(), identity=identity, issuer=issuer)
         signature = key.sign(pae(payload), _SHA256)
-        body = rfc8785.dumps(
-            {
-                "apiVersion": "0.0.1",
-                "kind": "dsse",
-                "spec": {
-                    "envelopeHash": {"algorithm": "sha256", "value": "00" * 32},
-                    "payloadHash": {"algorithm": "sha256", "value": sha256(logged or payload).hexdigest()},
-                    "signatures": [
-                        {
-                            "signature": _b64(signature),
-                            "verifier": _b64(certificate.public_bytes(Encoding.PEM)),
-                        }
-                    ],
-                },
-            }
-        )
+        entry = self.entry(logged or payload, _b64(signature), _b64(certificate.public_bytes(Encoding.PEM)))
         return {
             "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
             "verificationMaterial": {
                 "certificate": {"rawBytes": _b64(certificate.public_bytes(Encoding.DER))},
-                "tlogEntries": [self._entry(body)],
+                "tlogEntries": [entry],
             },
             "dsseEnvelope": {
                 "payload": _b64(payload),
@@ -188,17 +175,28 @@ class SigstoreWorld:
             },
         }
 
-    def _entry(self, body: bytes) -> dict[str, Any]:
-        """Entry 2 of a log with three: promised, and proven under a checkpoint."""
+    def entry(self, payload: bytes, signature: str, verifier: str) -> dict[str, Any]:
+        """Entry 2 of a log with three, about a signature: promised, and proven under a checkpoint."""
+        body = rfc8785.dumps(
+            {
+                "apiVersion": "0.0.1",
+                "kind": "dsse",
+                "spec": {
+                    "envelopeHash": {"algorithm": "sha256", "value": "00" * 32},
+                    "payloadHash": {"algorithm": "sha256", "value": sha256(payload).hexdigest()},
+                    "signatures": [{"signature": signature, "verifier": verifier}],
+                },
+            }
+        )
         others = [sha256(b"\0another").digest(), sha256(b"\0entry").digest()]
         left = sha256(b"\1" + others[0] + others[1]).digest()
         root = sha256(b"\1" + left + sha256(b"\0" + body).digest()).digest()
-        log_id, at = sha256(_spki(self.signature_log)).digest(), int(SIGNED_AT.timestamp())
+        log_id, at = sha256(_spki(self.signature_log)).digest(), int(self.at.timestamp())
         promise = rfc8785.dumps(
             {"body": _b64(body), "integratedTime": at, "logID": log_id.hex(), "logIndex": 2}
         )
         note = f"log.example - 1\n3\n{_b64(root)}\n"
-        signature = log_id[:4] + self.signature_log.sign(note.encode(), _SHA256)
+        signed_note = log_id[:4] + self.signature_log.sign(note.encode(), _SHA256)
         return {
             "logIndex": "2",
             "logId": {"keyId": _b64(log_id)},
@@ -210,7 +208,7 @@ class SigstoreWorld:
                 "rootHash": _b64(root),
                 "treeSize": "3",
                 "hashes": [_b64(left)],
-                "checkpoint": {"envelope": f"{note}\n\u2014 log.example {_b64(signature)}\n"},
+                "checkpoint": {"envelope": f"{note}\n\u2014 log.example {_b64(signed_note)}\n"},
             },
             "canonicalizedBody": _b64(body),
         }
