@@ -23,6 +23,7 @@ from image.guest import dm, init, lockdown, modules, net, start
 from image.guest.cmdline import Verity
 from image.guest.disks import find_disk, named
 from image.guest.linux import Refused
+from tests.tsm import tsm as tsm_folder
 
 GUEST = Path(init.__file__).parent
 VERITY = Verity(root_hash=b"\xab" * 32, data_blocks=9, salt=b"\x01\x02")
@@ -219,6 +220,15 @@ def test_the_gateway_finds_the_entries_that_are_prepared_for_it(tmp_path: Path) 
         tsm.prepared_name(number) for number in range(tsm.MOST_PREPARED)
     }
     assert start.REPORTS == tsm.TSM
+
+
+def test_a_machine_without_a_tee_has_no_entries(tmp_path: Path) -> None:
+    """The kernel's folder is there, and says that nobody answers; the gateway will name the TEE that it misses."""
+    with tsm_folder(tmp_path / "report", bytes) as kernel:
+        kernel.mkdir_errors = [errno.ENXIO, errno.EIO]
+        start.prepare_reports(kernel.folder, 0, 0)
+        with pytest.raises(OSError, match="Input/output"):
+            start.prepare_reports(kernel.folder, 0, 0)
 
 
 def test_units_and_image_open_the_same_hardware_to_the_gateway() -> None:
