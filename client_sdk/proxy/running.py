@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import typer
 
+from client_sdk._worlds import Clock
 from client_sdk.outcome import foreign, probe_path
 from client_sdk.present import clean
 from client_sdk.proxy.errors import NoAnswerError, api_error
@@ -50,23 +51,26 @@ class Plan:
 class Running:
     """One proxy from its start to its end. Says what changes on standard error, and nothing of what passes."""
 
-    def __init__(self, plan: Plan, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: Plan, *, clock: Clock | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._plan, self._notes = plan, foreign(load_policy(plan.policy))
-        trust = Trust(plan.policy)  # reads the file again for every attestation
+        self._clock = clock = clock or _now
+        trust = Trust(plan.policy, clock=clock)  # reads the file again for every attestation
 
         def make() -> httpx.AsyncBaseTransport:
             return async_attested_transport(trust, channel=plan.channel, verify=plan.verify, limits=LIMITS)
 
         origins = dict.fromkeys(check_url(url) for url in plan.urls)
         self.proxy = Proxy(
-            [Upstream(origin, make, _now, monotonic) for origin in origins],
+            [Upstream(origin, make, clock, monotonic) for origin in origins],
             plan.guard,
-            clock=_now,
+            clock=clock,
             verify=plan.verify,
             api_key=plan.api_key,
             save=plan.save,
         )
-        self._pages = Pages(self.proxy, trust, channel=plan.channel, policy=self._policy, started=_now())
+        self._pages = Pages(self.proxy, trust, channel=plan.channel, policy=self._policy, started=clock())
         self.server = Server(plan.guard.check, self._answer, api_error)
 
     def _policy(self) -> str:
@@ -78,7 +82,10 @@ class Running:
         return f"{self._plan.policy.name}, SHA-256 {digest[:16]}…"
 
     async def _answer(self, head: Head, body: bytes) -> Answer:
-        if head.method in {"GET", "HEAD"} and (page := self._pages.answer(head.target, _now())) is not None:
+        if (
+            head.method in {"GET", "HEAD"}
+            and (page := self._pages.answer(head.target, self._clock())) is not None
+        ):
             return page
         return await self.proxy.answer(head, body)
 

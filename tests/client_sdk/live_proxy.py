@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from client_sdk._worlds import Clock
 from client_sdk.proxy.guard import Guard
 from client_sdk.proxy.running import Plan, Running
 from client_sdk.receipts import Verify
@@ -69,6 +70,7 @@ def live_proxy(
     api_key: str | None = None,
     save: Path | None = None,
     guard: Guard | None = None,
+    clock: Clock | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[LiveProxy]:
     """A proxy in front of these enclaves."""
@@ -85,7 +87,7 @@ def live_proxy(
         api_key=api_key,
         save=save,
     )
-    running, worker = Running(plan, monotonic=monotonic), _Thread()
+    running, worker = Running(plan, clock=clock, monotonic=monotonic), _Thread()
     try:
         yield LiveProxy(running, worker, worker.run(running.server.start(plan.host, 0)))
     finally:
