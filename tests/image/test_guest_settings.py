@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -138,6 +141,19 @@ def test_rules_open_what_the_table_names() -> None:
     assert "ip daddr 192.0.2.53 udp dport 53 ct state new accept" in rules
     assert "dport 67" not in rules
     assert "udp sport 68 udp dport 67 accept" in ruleset(Guest(network="dhcp", ingress=(1,)))
+
+
+@pytest.mark.skipif(not shutil.which("nft") or os.geteuid() != 0, reason="needs nft and root")
+@pytest.mark.parametrize(
+    "guest", [Guest(ingress=(8443,)), Guest(network="dhcp", ingress=(1,)), parse_guest(FULL)]
+)
+def test_the_kernel_takes_the_rules(guest: Guest) -> None:
+    """Checked by nft in a network of its own, and not put in force."""
+    command = ["unshare", "--net", "nft", "--check", "--file", "-"]
+    done = subprocess.run(command, input=ruleset(guest), capture_output=True, text=True, check=False)
+    if "unshare failed" in done.stderr:
+        pytest.skip(done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_gateway_takes_the_table_as_it_is_and_its_digest_covers_it() -> None:
