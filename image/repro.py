@@ -18,6 +18,8 @@ from image.pe import read_sections
 from image.source import clone_source
 from image.tools import run
 
+_NAMED = 3  # of the paths that differ
+
 
 def repeat(out: Path) -> str:
     """One line that says that both are the same. Raises otherwise."""
@@ -71,7 +73,7 @@ def _inside(name: str, first: Path, second: Path) -> str | None:
                 for image, tree in zip((first, second), trees, strict=True):
                     tree.mkdir()
                     run("fsck.erofs", f"--extract={tree}", "--overwrite", "--preserve", image)
-                return next(different_paths(*trees), None)
+                return _some(list(different_paths(*trees)))
         case "initrd":
             return _first_name(
                 {member.name: (member.mode, member.content) for member in read_cpio(first.read_bytes())},
@@ -84,13 +86,24 @@ def _inside(name: str, first: Path, second: Path) -> str | None:
 
 
 def different_paths(one: Path, other: Path) -> Iterator[str]:
-    """The paths, seen from the root of both trees, that are not the same in both: in kind, rights, owner or content."""
-    names = sorted({path.relative_to(tree) for tree in (one, other) for path in tree.rglob("*")})
+    """The paths, seen from the root of both trees, that are not the same in both: in kind, rights, owner or content.
+
+    What is made of other files comes last: compiled modules, and pip's lists of digests.
+    """
+    names = sorted(
+        {path.relative_to(tree) for tree in (one, other) for path in tree.rglob("*")},
+        key=lambda path: (path.name == "RECORD" or "__pycache__" in path.parts, path),
+    )
     for name in names:
         states = [_state(tree / name) for tree in (one, other)]
         if states[0] != states[1]:
             what = next((a or b)[0] for a, b in zip_longest(*states, fillvalue=()) if a != b)
             yield f"/{name} ({what})"
+
+
+def _some(names: list[str]) -> str | None:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more or None
 
 
 def _state(path: Path) -> list[tuple[str, object]]:

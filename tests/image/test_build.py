@@ -17,7 +17,7 @@ from image.pe import read_sections
 from image.repro import build_again, first_difference
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("apt-get", "buildah", "mkfs.erofs", "fsck.erofs", "mmdebstrap")
+TOOLS = ("apt-get", "buildah", "cpio", "mkfs.erofs", "fsck.erofs", "mmdebstrap")
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,3 +86,18 @@ def test_what_is_inside(out: Path, tmp_path: Path) -> None:
     assert not unwanted & (names | initrd)
     assert {"enclave-server", "nft", "tpm2_quote", "start.py"} <= names
     assert not [path for path in tree.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o6000]
+
+
+def test_initrd_is_enough(out: Path, tmp_path: Path) -> None:
+    """Unpacked, it has every module that its list names, and its Python imports all that process 1 needs, with nothing else there."""
+    members = {member.name: member for member in read_cpio((out / "initrd").read_bytes())}
+    listed = members["usr/lib/enclave/modules.list"].content.decode().splitlines()
+    assert listed
+    assert {path.lstrip("/") for path in listed} <= members.keys()
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    subprocess.run(["cpio", "-idm", "--quiet"], input=(out / "initrd").read_bytes(), cwd=unpacked, check=True)
+    home = "/usr/lib/enclave"
+    code = f"import sys; sys.path.insert(0, {home!r}); import image.guest.init as i; print(i.sha256(b'').hexdigest()[:8])"
+    python = ["/usr/sbin/chroot", str(unpacked), "/usr/bin/python3.11", "-ISB", "-c", code]
+    assert subprocess.run(python, env={}, capture_output=True, text=True, check=True).stdout == "e3b0c442\n"

@@ -15,7 +15,7 @@ from image.build import DESCRIPTION, build_id, read_description
 from image.cli import cli
 from image.errors import ImageError
 from image.pe import add_sections
-from image.repro import first_difference
+from image.repro import _some, different_paths, first_difference
 from image.root import make_root
 from tests.image.test_pe import program
 
@@ -56,6 +56,24 @@ def test_named(tmp_path: Path) -> None:
     uki = make_image(tmp_path / "uki")
     (uki / "enclave.efi").write_bytes(add_sections(program(), {".initrd": b"", ".linux": b"kernel"}))
     assert first_difference(one, uki) == "enclave.efi, .initrd"
+
+
+def test_causes_come_first(tmp_path: Path) -> None:
+    """Compiled modules and lists of digests are named after what they are made of; three are named, and the rest counted."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    names = ("a/RECORD", "a/__pycache__/x.pyc", "b/x.py", "c")
+    for number, tree in enumerate((one, other)):
+        for name in names:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(bytes([number]))
+    found = list(different_paths(one, other))
+    assert found == [
+        "/b/x.py (content)",
+        "/c (content)",
+        "/a/RECORD (content)",
+        "/a/__pycache__/x.pyc (content)",
+    ]
+    assert _some(found) == "/b/x.py (content), /c (content), /a/RECORD (content) and 1 more"
 
 
 def test_tree_of_the_root(tmp_path: Path) -> None:
