@@ -15,6 +15,7 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 _END = b"\n\n"
 _ONLY_USAGE = b'"choices":[],"usage":{'  # cannot stand inside a JSON string, whose quotes are escaped
 _ERRORS = (b'data: {"error"', b'data: {"object":"error"', b"event: error\n", b"event: response.failed\n")
+_LATER_COMMENT = b"\n" + COMMENT
 
 
 class Events:
@@ -70,7 +71,7 @@ class Events:
 
     def _look(self, whole: bytes) -> None:
         self._before, self._last = self._last, whole
-        for mark in _ERRORS:
-            self.failed = self.failed or whole.startswith(mark) or b"\n\n" + mark in whole
-        if whole.startswith(COMMENT) or b"\n" + COMMENT in whole:
+        if b"error" in whole or b"failed" in whole:  # as each of the marks has, and hardly any other event
+            self.failed |= any(whole.startswith(mark) or _END + mark in whole for mark in _ERRORS)
+        if _LATER_COMMENT in whole or whole.startswith(COMMENT):
             raise UpstreamError("the engine wrote a comment that only the gateway may write")

@@ -156,7 +156,8 @@ class Exchange:
 
     async def events(self, data: bytes) -> None:
         """Whole events, as the engine wrote them: one write. A checkpoint that is due follows them."""
-        await self._write(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sent(data)
         now = time.monotonic()
         if self.first_byte is None:
             self.first_byte = self._signed_at = now
@@ -179,16 +180,17 @@ class Exchange:
         self.error_code = error.code
         anthropic = self.target.startswith("/v1/messages")
         if self.streaming:
-            await self._write(error.to_event(anthropic=anthropic))
+            event = error.to_event(anthropic=anthropic)
+            await self._send({"type": "http.response.body", "body": event, "more_body": True})
+            self._sent(event)
             await self.end(Outcome.ABORTED)
             return
         headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
         body = error.to_json(anthropic=anthropic)
         await self.plain(error.status, body, Outcome.ERROR, headers=headers)
 
-    async def _write(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        # After sending: the server waits before it writes, and what is cancelled there has not been sent.
+    def _sent(self, data: bytes) -> None:
+        """Count events. After sending: the server waits before it writes, and what is cancelled there has not been sent."""
         self.event_count += data.count(b"\n\n")
         self.response.update(data)
 

@@ -27,7 +27,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode()
         value = _decode(text)
-        if "\\u" in text and _SURROGATE.search(text):
+        if b"\\u" in body and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except (ValueError, RecursionError):
         raise ApiError(
@@ -35,7 +35,7 @@ def read_object(body: bytes) -> dict[str, Any]:
         ) from None
     if type(value) is not dict:
         raise ApiError(400, "invalid_type", "The request's body is not a JSON object.")
-    if text.count("{") + text.count("[") > MAX_DEPTH:
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
         _check_depth(value)
     return value
 
