@@ -12,6 +12,7 @@ from attestation.errors import MalformedError
 from attestation.evidence import SnpEvidence, TdxEvidence, parse_evidence
 from attestation.measure import Algorithm, EventLog, LogKind, Registers, parse_log, replay, verify_log
 from attestation.measure.explain import Boot
+from attestation.measure.replay import initial
 from attestation.references import References
 from attestation.release import Release
 from attestation.snp.product import product_of_cpuid
@@ -75,7 +76,10 @@ def _guest(report: Report) -> Shown:
 
 def _log_alone(log: EventLog) -> Shown:
     algorithm = Algorithm.SHA384 if log.kind is LogKind.CC else Algorithm.SHA256
-    values = replay(log, algorithm)
+    empty = {
+        i: initial(log, i, algorithm) for i in range(log.kind.registers) if log.kind.name_of(i) != "MRTD"
+    }
+    values = empty | replay(log, algorithm)
     registers = {log.kind.name_of(i): value for i, value in values.items()}
     platform = "tdx" if log.kind is LogKind.CC else "vtpm"
     shown = _explained(platform, registers, Registers(kind=log.kind, algorithm=algorithm, values=values), log)

@@ -7,21 +7,25 @@ that holds one value (MRTD, an SEV-SNP launch digest) has no events: it is found
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from attestation.measure.cells import (
+    FAILURE,
+    INVOCATION,
+    MAX_RETRIES,
+    SINGLE,
+    Wanted,
+    cells_of,
+    digest_of,
+    title_of,
+)
 from attestation.measure.claims import MeasuredEvent
-from attestation.measure.eventlog import DIGEST_BYTES, Algorithm
+from attestation.measure.eventlog import Algorithm
 from attestation.measure.replay import digest
 from attestation.release import Expected, ExpectedEvent, Release
-from attestation.tdx.policy import TdxMeasurement
-from attestation.vtpm import VtpmMeasurement
-
-_INVOCATION = b"Exit Boot Services Invocation"
-_FAILURE = b"Exit Boot Services Returned with Failure"
-_MAX_RETRIES = 2  # honest firmware may be refused so often before it leaves
-_SINGLE = ("MRTD", "MEASUREMENT")  # hold one value, and no events
 
 
 class State(StrEnum):
@@ -80,7 +84,9 @@ class Register:
     difference: Difference | None = None  # None also where no log tells the events
     sources: tuple[str, ...] = ()  # the files and settings that make it
     known: tuple[str, ...] = ()  # where else in the references the found value stands
+    what: str = ""  # which of several values it is, where it is one of them
     reason: str = ""  # why nothing is predicted
+    near: int = 0  # how many events it has in common, less those that it has not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +105,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        return _title(self.release, self.cell)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """What a cell wants of a register: any of these values, or these events where it has some."""
-
-    values: tuple[bytes, ...]
-    events: tuple[ExpectedEvent, ...] = ()
-    reason: str = ""
+        return title_of(self.release, self.cell)
 
 
 def explain(boot: Boot, releases: Sequence[Release]) -> tuple[Comparison, ...]:
@@ -116,16 +113,16 @@ def explain(boot: Boot, releases: Sequence[Release]) -> tuple[Comparison, ...]:
     cells = [
         (release.id, cell, wanted)
         for release in releases
-        for cell, wanted in _cells(release, boot.platform, boot.algorithm)
+        for cell, wanted in cells_of(release, boot.platform, boot.algorithm)
     ]
     known: dict[bytes, dict[str, None]] = {}  # what each digest and value is elsewhere, in order and once
     for name, cell, wanted in cells:
         for register, one in wanted.items():
-            for value in one.values:
-                known.setdefault(value, {})[f"{register} of {_title(name, cell)}"] = None
-            for event in one.events if register not in _SINGLE else ():
-                if (found := _digest(event, boot.algorithm)) is not None:
-                    known.setdefault(found, {})[f"{event.what} of {_title(name, cell)}"] = None
+            for value in () if register in SINGLE and one.events else one.values:
+                known.setdefault(value, {})[f"{register} of {title_of(name, cell)}"] = None
+            for event in one.events:
+                if (found := digest_of(event, boot.algorithm)) is not None:
+                    known.setdefault(found, {})[f"{event.what} of {title_of(name, cell)}"] = None
     compared = [
         Comparison(
             release=name,
@@ -137,78 +134,12 @@ def explain(boot: Boot, releases: Sequence[Release]) -> tuple[Comparison, ...]:
     return tuple(sorted(compared, key=_distance))
 
 
-def _distance(comparison: Comparison) -> tuple[int, int]:
-    """Fewer registers that differ come first; of as many, those that differ later."""
-    bad = [r for r in comparison.registers if r.state in (State.DIFFERS, State.NOT_SHOWN)]
-    return len(bad), -sum(r.difference.position for r in bad if r.difference is not None)
+def _distance(comparison: Comparison) -> tuple[bool, int]:
+    """What fits comes first, then what has more events in common."""
+    return not comparison.same, -sum(register.near for register in comparison.registers)
 
 
-def _cells(
-    release: Release, platform: str, algorithm: Algorithm
-) -> Iterator[tuple[Expected, dict[str, _Wanted]]]:
-    """What is expected on a platform, event by event; where a release does not say, its bare values."""
-    measurements: tuple[TdxMeasurement | VtpmMeasurement, ...] = ()
-    if platform != "snp":
-        measurements = release.tdx if platform == "tdx" else release.vtpm
-    named = [_named(measurement) for measurement in measurements]
-    expected = [cell for cell in release.expected if cell.platform == platform]
-    for cell in expected:
-        left = {left.register: left.reason for left in cell.left_out}
-        by_name = {name: tuple(e for e in cell.events if e.register == name) for name in _names(cell)}
-        wanted = {
-            name: _wanted(name, by_name.get(name, ()), algorithm, left.get(name, "")) for name in by_name
-        }
-        for name in sorted(
-            {name for one in named for name in one} - set(wanted)
-        ):  # such as a PCR that stays empty
-            values = tuple(dict.fromkeys(v for one in named if name in one for v in one[name].values))
-            wanted[name] = _Wanted(values=values)
-        yield cell, wanted
-    bare = Expected(platform=platform, profile="", shape="", boot="")
-    for one in () if expected else named:
-        yield bare, one
-    for value in sorted(release.snp) if platform == "snp" and not expected else ():
-        yield bare, {"MEASUREMENT": _Wanted(values=(value,))}
-
-
-def _names(cell: Expected) -> list[str]:
-    """The registers of a cell, in order."""
-    return list(
-        dict.fromkeys((*(e.register for e in cell.events), *(left.register for left in cell.left_out)))
-    )
-
-
-def _named(measurement: TdxMeasurement | VtpmMeasurement) -> dict[str, _Wanted]:
-    values = {spec.name.upper(): getattr(measurement, spec.name) for spec in fields(measurement)}
-    return {name: _Wanted(values=(value,)) for name, value in values.items() if value is not None}
-
-
-def _wanted(name: str, events: tuple[ExpectedEvent, ...], algorithm: Algorithm, reason: str) -> _Wanted:
-    digests = [_digest(event, algorithm) for event in events]
-    known = [one for one in digests if one is not None]
-    if name in _SINGLE:
-        return _Wanted(values=tuple(known), events=events)
-    if reason or len(known) < len(events):
-        return _Wanted(values=(), events=events, reason=reason)
-    forms = [known]
-    invocation, failure = digest(algorithm, _INVOCATION), digest(algorithm, _FAILURE)
-    if invocation in known:
-        at = known.index(invocation)
-        forms += [
-            [*known[:at], *([invocation, failure] * times), *known[at:]]
-            for times in range(1, _MAX_RETRIES + 1)
-        ]
-    return _Wanted(values=tuple(_extended(form, algorithm) for form in forms), events=events)
-
-
-def _extended(digests: Sequence[bytes], algorithm: Algorithm) -> bytes:
-    value = bytes(DIGEST_BYTES[algorithm])
-    for one in digests:
-        value = digest(algorithm, value + one)
-    return value
-
-
-def _register(boot: Boot, name: str, wanted: _Wanted, known: Mapping[bytes, Mapping[str, None]]) -> Register:
+def _register(boot: Boot, name: str, wanted: Wanted, known: Mapping[bytes, Mapping[str, None]]) -> Register:
     found, difference, reason = boot.registers.get(name), None, wanted.reason
     if found in wanted.values:
         state = State.SAME
@@ -216,7 +147,7 @@ def _register(boot: Boot, name: str, wanted: _Wanted, known: Mapping[bytes, Mapp
         state = State.NOT_PREDICTED
     elif found is None:
         state = State.NOT_SHOWN
-    elif name in boot.events and name not in _SINGLE and wanted.events:
+    elif name in boot.events and name not in SINGLE and wanted.events:
         difference = _first(wanted.events, boot.events[name], boot.algorithm, known)
         if wanted.reason and difference is not None and difference.expected is None:
             difference = None  # what comes after cannot be predicted
@@ -227,6 +158,12 @@ def _register(boot: Boot, name: str, wanted: _Wanted, known: Mapping[bytes, Mapp
     else:
         state = State.DIFFERS
     differs = state is State.DIFFERS and found is not None
+    near = {State.SAME: 1, State.NOT_PREDICTED: 0}.get(state, -1)
+    if wanted.events and name in boot.events and name not in SINGLE:
+        near = _in_common(
+            [digest_of(e, boot.algorithm) for e in wanted.events],
+            [e.digest for e in _without_retries(boot.events[name], boot.algorithm)],
+        )
     return Register(
         name=name,
         state=state,
@@ -235,8 +172,17 @@ def _register(boot: Boot, name: str, wanted: _Wanted, known: Mapping[bytes, Mapp
         difference=difference,
         sources=tuple(dict.fromkeys(e.source for e in wanted.events if e.source)),
         known=tuple(known.get(found, ())) if differs and found is not None else (),
+        what=next((e.what for e in wanted.events if found == digest_of(e, boot.algorithm)), ""),
         reason=reason,
+        near=near,
     )
+
+
+def _in_common(wanted: Sequence[bytes | None], measured: Sequence[bytes]) -> int:
+    """Events that both have, less those of either alone; one that cannot be computed is like any."""
+    both = (Counter(one for one in wanted if one is not None) & Counter(measured)).total()
+    both += min(wanted.count(None), len(measured) - both)
+    return both - (len(wanted) - both) - (len(measured) - both)
 
 
 def _first(
@@ -247,7 +193,7 @@ def _first(
 ) -> Difference | None:
     """Where the two part for the first time."""
     found = _without_retries(shown, algorithm)
-    wanted = [_digest(event, algorithm) for event in expected]
+    wanted = [digest_of(event, algorithm) for event in expected]
     measured = [event.digest for event in found]
     for at in range(max(len(wanted), len(measured))):
         if at < len(wanted) and at < len(measured) and wanted[at] in (None, measured[at]):
@@ -278,23 +224,14 @@ def _change(wanted: Sequence[bytes | None], measured: Sequence[bytes]) -> Change
 
 def _without_retries(shown: Sequence[MeasuredEvent], algorithm: Algorithm) -> list[MeasuredEvent]:
     """The events without exits from boot services that were refused, as firmware may be, and the attempt after each."""
-    failure, invocation = digest(algorithm, _FAILURE), digest(algorithm, _INVOCATION)
+    failure, invocation = digest(algorithm, FAILURE), digest(algorithm, INVOCATION)
     kept: list[MeasuredEvent] = []
     retried = 0
     for event in shown:
         tried = bool(kept) and kept[-1].digest == invocation
-        if event.digest == failure and tried and retried < _MAX_RETRIES:
+        if event.digest == failure and tried and retried < MAX_RETRIES:
             retried += 1
             kept.pop()
         else:
             kept.append(event)
     return kept
-
-
-def _digest(event: ExpectedEvent, algorithm: Algorithm) -> bytes | None:
-    return event.sha256 if algorithm is Algorithm.SHA256 else event.sha384
-
-
-def _title(release: str, cell: Expected) -> str:
-    parts = (("release", release), ("profile", cell.profile), ("shape", cell.shape), ("boot", cell.boot))
-    return ", ".join(f"{name} {value}" for name, value in parts if value)

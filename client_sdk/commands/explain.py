@@ -129,7 +129,7 @@ def _register(register: Register) -> Iterator[str]:
         yield f"{register.name}: {register.state}: {register.reason}"
         return
     if register.state is not State.DIFFERS or register.difference is None:
-        yield f"{register.name}: {register.state}"
+        yield f"{register.name}: {register.state}{f': {register.what}' if register.what else ''}"
     if register.state is State.DIFFERS and register.difference is not None:
         yield from _difference(register.name, register.difference)
     elif register.state is State.DIFFERS:
