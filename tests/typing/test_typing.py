@@ -23,6 +23,7 @@ def test_mypy_accepts_a_users_code() -> None:
     assert not found.returncode, found.stdout
 
 
+@pytest.mark.slow
 def test_pyright_accepts_a_users_code() -> None:
     """Under pyright's strict rules, which the file asks for itself."""
     if find_spec("pyright") is None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from attestation.receipt import Outcome
+from enclave_server.__main__ import cli
 from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
 from tests.processes import until
@@ -36,11 +38,18 @@ def values(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def keys(gateway: Served, *arguments: str) -> str:
+    """What `enclave-server keys` prints, without another interpreter; some tests here start the real one."""
+    done = CliRunner().invoke(cli, ["keys", *arguments, "--config", str(gateway.config)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any]) -> None:
     """A key's rate and its requests at once are one limit, whichever worker a connection comes to, and its use adds up."""
     set_plan(tmp_path / "python", behaviour={"delay": 2})
     with served(tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, **values) as gateway:
-        key = gateway.run("keys", "create", "one", "--requests-per-minute", "8").strip()
+        key = keys(gateway, "create", "one", "--requests-per-minute", "8").strip()
         time.sleep(1)  # by then both workers know it
         with Caller(gateway.origin, gateway.policy()) as caller:
             headers = {"authorization": f"Bearer {key}", "connection": "close"}
@@ -49,14 +58,14 @@ def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any]) -> None:
         assert len({answer.receipt.id.rpartition("-")[0] for answer in answers}) == 2
         assert at_once(gateway, 12) == [200] * 3 + [429] * 9
         assert gateway.terminate() == 0
-        used = {row["name"]: row for row in json.loads(gateway.run("keys", "usage", "--json"))}
+        used = {row["name"]: row for row in json.loads(keys(gateway, "usage", "--json"))}
         assert (used["one"]["requests"], used["one"]["refused"]) == (8, 8)
         assert (used["two"]["requests"], used["two"]["refused"]) == (3, 9)
 
 
 def at_once(gateway: Served, count: int) -> list[int]:
     """The statuses of so many slow requests with a key that may have three of them at once."""
-    key = gateway.run("keys", "create", "two", "--concurrency", "3").strip()
+    key = keys(gateway, "create", "two", "--concurrency", "3").strip()
     policy = gateway.policy()
     time.sleep(1)
 
@@ -88,12 +97,12 @@ def test_keys_and_prompts_are_written_nowhere(tmp_path: Path, values: dict[str, 
             caller.post("/v1/chat/completions", {"model": key})  # the stand-in fails, and prints what it got
             assert caller.chat(CANARY).status == 429
             assert caller.call("GET", "/v1/models", headers={"x-api-key": key}).status == 401
-            [listed] = json.loads(gateway.run("keys", "list", "--json"))
+            [listed] = json.loads(keys(gateway, "list", "--json"))
             gateway.run("keys", "revoke", listed["id"])
             until(lambda: caller.get("/v1/models").status == 401)
             numbers = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).content
         assert gateway.terminate() == 0
-        [row] = json.loads(gateway.run("keys", "usage", "--json"))
+        [row] = json.loads(keys(gateway, "usage", "--json"))
         assert row["completion_tokens"] == 10
     written = everything_written(tmp_path / "gateway", private) + numbers
     for secret in (CANARY, key, re.sub(r"^sk-enclave-", "", key)):
