@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -64,6 +65,14 @@ def test_another_root(part: str) -> None:
     with pytest.raises(VerificationError):
         proven(other.bundle(PAYLOAD))
     assert proven(other.bundle(PAYLOAD), other.trusted_root()) == PAYLOAD
+
+
+def test_the_public_instances_root() -> None:
+    """The root that the library brings is one that can be pinned; what our own instance signed is nothing under it."""
+    store = files("sigstore") / "_store" / "https%3A%2F%2Ftuf-repo-cdn.sigstore.dev" / "trusted_root.json"
+    with pytest.raises(VerificationError) as error:
+        proven(WORLD.bundle(PAYLOAD), store.read_bytes())
+    assert error.value.check is Check.REFERENCES_KEYLESS
 
 
 def _flipped(text: str) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +18,9 @@ from attestation.errors import AttestationError
 from attestation.evidence import Evidence, TdxEvidence, dump_evidence
 from attestation.measure import Algorithm, parse_log, replay
 from attestation.policy import Policy
-from attestation.references import References, dump_envelope, dump_references, dump_statement
+from attestation.references import References, dump_envelope, dump_references, dump_statement, sign
 from attestation.release import Expected, ExpectedEvent, LeftOut, Release, Revoked
+from attestation.reviewers import ReferencesPolicy, Reviewer
 from attestation.simulator.snp import MEASUREMENT, SimulatedSnp
 from attestation.simulator.tdx import DEFAULT_TD
 from attestation.simulator.vtpm import PCRS, SimulatedVtpm
@@ -40,6 +43,7 @@ from tests.attestation.measure.logs import (
 )
 from tests.client_sdk.pretend import SIMULATOR, PretendEnclave
 from tests.client_sdk.test_cli import attested
+from tests.vectors import needs_vectors, read
 
 REGISTERS = ("RTMR0", "RTMR1", "RTMR2")
 NAMES = {
@@ -330,3 +334,43 @@ def test_what_cannot_be_explained(files: Files) -> None:
         str(files.put("t", tpm_log(b"uki"))),
     )
     assert wrong.returncode == 2
+
+
+def test_the_references_of_a_policy(files: Files) -> None:
+    """A policy's references are read as it names them, with every event; unsigned ones are refused."""
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    wanted = ReferencesPolicy(file="signed.json", name="acme", reviewers=(Reviewer(name="ann", key=public),))
+    file = files.put("policy.toml", dump_policy(Policy(tdx=TdxPolicy(), references=wanted)).encode())
+    payload = dump_statement(replace(ISSUED, releases=(RELEASE,)))
+    document = files.document(changed(KERNEL, b"another"))
+    files.put("signed.json", dump_envelope(payload, [sign(payload, key)]))
+    done = attested("explain", str(document), "--policy", str(file))
+    assert done.returncode == 1
+    assert "made by vmlinuz" in done.stdout
+    files.put("signed.json", dump_envelope(payload, []))
+    assert attested("explain", str(document), "--policy", str(file)).returncode == 3
+
+
+@needs_vectors
+def test_a_real_td(files: Files) -> None:
+    """The quote and log of a live TD: all its registers by its own events. Another machine booted the same, and shows a log that is not of that boot."""
+    live = {
+        n: (read(f"eventlog/ccel-cdai-live{n}.quote.bin"), read(f"eventlog/ccel-cdai-live{n}.bin"))
+        for n in (1, 2)
+    }
+    shown = read_boot(*live[2]).boot
+    assert set(shown.events) >= set(REGISTERS)
+    events = [
+        ExpectedEvent(register=name, what=str(e.role), source=str(e.role), sha384=e.digest)
+        for name in REGISTERS
+        for e in shown.events[name]
+    ]
+    cell = Expected(platform="tdx", profile="", shape="", boot="", events=tuple(events))
+    refs = files.refs(Release(id="live", expected=(cell,)))
+    log_file = files.put("ccel.bin", live[2][1])
+    assert "RTMR2: as expected" in told(files.put("q2", live[2][0]), refs, "--log", str(log_file), status=0)
+    other = told(
+        files.put("q1", live[1][0]), refs, "--log", str(files.put("ccel1.bin", live[1][1])), status=0
+    )
+    assert "note: RTMR2: the log does not lead to this value" in other
