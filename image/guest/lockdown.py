@@ -12,6 +12,7 @@ SYSCTLS = {
     "kernel.kptr_restrict": "2",
     "kernel.perf_event_paranoid": "3",
     "kernel.unprivileged_bpf_disabled": "2",
+    "kernel.io_uring_disabled": "2",
     "kernel.yama.ptrace_scope": "3",
     "kernel.sysrq": "0",
     "kernel.panic_on_oops": "1",
