@@ -113,7 +113,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
             replays=replays,
             receipt_log=receipt_log,
         )
-        make_server(app, settings, identities).run(sockets=[listener])
+        make_server(app, settings, identities, secrets).run(sockets=[listener])
         return 0
 
     def keeper() -> int:

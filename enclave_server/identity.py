@@ -30,6 +30,7 @@ from attestation.tlog import VerifierKey, own_key
 from enclave_server.engine_flags import answer_flags
 from enclave_server.engine_topology import topology
 from enclave_server.settings import Settings
+from enclave_server.tls_certificate import Issuer
 
 _PR_SET_DUMPABLE = 4  # prctl(2)
 SKEW = 300  # seconds: a client's clock may be behind ours
@@ -207,16 +208,19 @@ def keyless_context() -> TlsContext:
     return context
 
 
-def tls_context(identity: Identity) -> TlsContext:
-    """TLS 1.3 with this identity's key. `ssl` reads keys from files only, so it gets one that exists in memory alone."""
+def tls_context(identity: Identity, issuer: Issuer | None = None) -> TlsContext:
+    """TLS 1.3 with this identity's key, in a certificate by `issuer` or by itself. `ssl` reads keys from files only, so it gets one that exists in memory alone."""
     context = keyless_context()
     context.statement = identity.statement_digest
     key = identity.keys.tls.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    public = identity.keys.tls.public_key()
+    issued = issuer.certify(public, identity.statement, identity.statement_digest) if issuer else b""
+    shown = issued or certificate(identity).public_bytes(serialization.Encoding.PEM)
     descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(certificate(identity).public_bytes(serialization.Encoding.PEM) + key)
+        file.write(shown + key)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     return context

@@ -15,6 +15,7 @@ import weakref
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from hmac import compare_digest
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from attestation.provisioning import MAX_SECRETS_BYTES, OwnerSecrets
 from enclave_server.model import ModelError
 from enclave_server.model_pack import open_index, parse_key
 from enclave_server.settings import SecretName, Settings
+from enclave_server.tls_certificate import Issuer, check_issuer, parse_issuer
 
 MIN_PEPPER_BYTES = 32
 _POLL_SECONDS = 0.1
@@ -39,7 +41,7 @@ class Secrets:
     """Made once, before workers are forked."""
 
     def __init__(self, settings: Settings) -> None:
-        self._awaited, self._pack = bool(settings.secrets), settings.model_pack
+        self._awaited, self._settings = bool(settings.secrets), settings
         self._values: Mapping[str, bytes] | None = None  # as this process has read them
         if self._awaited:
             self._file = os.memfd_create("secrets", os.MFD_CLOEXEC)
@@ -72,6 +74,12 @@ class Secrets:
         """To be asked for once they are there, where the settings list it."""
         return self._read()[SecretName.MODEL_KEY]
 
+    @property
+    def tls_issuer(self) -> Issuer | None:
+        """None where the settings do not list it."""
+        pem = self._read().get(SecretName.TLS_ISSUER)
+        return parse_issuer(pem, self._settings.tls_names) if pem is not None else None
+
     async def arrival(self) -> None:
         """Wait until they are there."""
         while self.missing:  # noqa: ASYNC110 - another process sets it
@@ -79,7 +87,7 @@ class Secrets:
 
     def take(self, given: OwnerSecrets) -> None:
         """Keep what was verified and checked. The same again changes nothing; anything else is refused."""
-        check_values(given.values, self._pack)
+        check_values(given.values, pack=self._settings.model_pack, names=self._settings.tls_names)
         content = json.dumps({n: b64encode(v).decode() for n, v in given.values.items()}).encode()
         with self._alone():
             if self._memory[0]:
@@ -122,14 +130,29 @@ class Secrets:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
-def check_values(values: Mapping[str, bytes], pack: Path | None = None) -> None:
-    """Each can be used for what it is, the model's key for this pack. Nothing of them is quoted."""
+def check_values(
+    values: Mapping[str, bytes], *, pack: Path | None = None, names: tuple[str, ...] = ()
+) -> None:
+    """Each can be used for what it is: the model's key for this pack, the issuer for these names. Nothing of them is quoted."""
     if (url := values.get(SecretName.DATABASE_URL)) is not None:
         read_database_url(url)
     if (pepper := values.get(SecretName.KEY_PEPPER)) is not None:
         check_pepper(pepper)
     if (key := values.get(SecretName.MODEL_KEY)) is not None and pack is not None:
         _check_model_key(key, pack)
+    if (pem := values.get(SecretName.TLS_ISSUER)) is not None:
+        _check_issuer(pem, names)
+
+
+def _check_issuer(pem: bytes, names: tuple[str, ...]) -> None:
+    try:
+        check_issuer(parse_issuer(pem, names), datetime.now(UTC))
+    except ValueError as exc:
+        raise VerificationError(
+            Check.SECRET_VALUE,
+            f"tls_issuer cannot be used: {exc}",
+            advice="docs/secrets.md says how to make one",
+        ) from None
 
 
 def _check_model_key(key: bytes, pack: Path) -> None:

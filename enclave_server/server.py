@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from enclave_server.app import App
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import TlsContext, keyless_context, tls_context
+from enclave_server.provisioning import Secrets
 from enclave_server.settings import Settings
 from enclave_server.watch import CONNECTION, Connection
 
@@ -26,8 +27,8 @@ _REQUIRED = (uvloop, httptools)  # imported here, so that an install without the
 class TlsKeys:
     """The context of each handshake: that of the identity which is current at that moment."""
 
-    def __init__(self, identities: Identities) -> None:
-        self._identities = identities
+    def __init__(self, identities: Identities, secrets: Secrets | None) -> None:
+        self._identities, self._secrets = identities, secrets
         self._contexts: dict[bytes, TlsContext] = {}  # by the digest of the statement
         self.context = keyless_context()
         self.context.sni_callback = self._choose
@@ -39,7 +40,8 @@ class TlsKeys:
         """OpenSSL calls this for every ClientHello, also for one without a server's name."""
         identity = self._identities.current
         if identity.statement_digest not in self._contexts:
-            self._contexts[identity.statement_digest] = tls_context(identity)
+            issuer = self._secrets.tls_issuer if self._secrets and identity.statement.secrets else None
+            self._contexts[identity.statement_digest] = tls_context(identity, issuer)
         handshake.context = self._contexts[identity.statement_digest]
 
 
@@ -83,9 +85,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(app: App, settings: Settings, identities: Identities) -> Server:
+def make_server(
+    app: App, settings: Settings, identities: Identities, secrets: Secrets | None = None
+) -> Server:
     """A server for one process: TLS 1.3 with the current key, no access log, no headers of its own."""
-    keys = TlsKeys(identities)
+    keys = TlsKeys(identities, secrets)
     return Server(
         uvicorn.Config(
             app,
@@ -149,7 +153,9 @@ def listen(settings: Settings) -> list[socket.socket]:
 
 def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also while connections of one before linger
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+    )  # also while connections of one before linger
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
     try:
         listener.bind((host, port))

@@ -75,6 +75,7 @@ class SecretName(StrEnum):
     DATABASE_URL = "database_url"
     KEY_PEPPER = "key_pepper"
     MODEL_KEY = "model_key"
+    TLS_ISSUER = "tls_issuer"
 
 
 class Settings(BaseSettings):
@@ -124,6 +125,9 @@ class Settings(BaseSettings):
     amd_kds_url: str = "https://kdsintf.amd.com"
     nvidia_rim_url: str = "https://rim.attestation.nvidia.com/v1/rim"
     nvidia_ocsp_url: str | None = None  # in place of the responder that certificates name
+
+    # in the certificates of its TLS keys, which the secret tls_issuer signs, for clients that do not attest
+    tls_names: tuple[str, ...] = ()
 
     # the engine: a child process with a Python environment of its own, or one that runs already; see docs/engine.md
     engine_python: Path | None = None
@@ -286,6 +290,15 @@ class Settings(BaseSettings):
             raise ValueError('secrets: database_url and key_pepper are for access = "keys"')
         if (self.model_pack is not None) != (SecretName.MODEL_KEY in self.secrets):
             raise ValueError("model_pack and the secret model_key belong together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _certificate(self) -> Self:
+        if bool(self.tls_names) != (SecretName.TLS_ISSUER in self.secrets):
+            raise ValueError("tls_names and the secret tls_issuer belong together: set both or neither")
+        for name in self.tls_names:
+            if not re.fullmatch(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}", name):
+                raise ValueError(f"tls_names: {name!r} is no DNS name in lower case")
         return self
 
     @model_validator(mode="after")

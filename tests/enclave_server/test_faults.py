@@ -133,8 +133,8 @@ def test_truncated_pack(tmp_path: Path) -> None:
     (tmp_path / "model/config.json").write_text("{}")
     pack = tmp_path / "model.pack"
     write_pack(tmp_path / "model", pack, b"k" * 32, model_id="me/model@1")
-    check_values({"model_key": b"k" * 32}, pack)
+    check_values({"model_key": b"k" * 32}, pack=pack)
     os.truncate(pack, pack.stat().st_size - 1)
     with pytest.raises(AttestationError, match=ModelProblem.PACK) as refused:
-        check_values({"model_key": b"k" * 32}, pack)
+        check_values({"model_key": b"k" * 32}, pack=pack)
     assert refused.value.check is Check.SECRET_VALUE
