@@ -5,6 +5,7 @@ The partitions' names are those that the guest looks for. Every number and name 
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from dataclasses import dataclass
@@ -50,8 +51,11 @@ def write_disk(out: Path, *, uki: bytes, root: Path, config: Path) -> None:
     with out.open("wb") as file:
         for partition in partitions:
             file.seek(start)
-            content = partition.content
-            file.write(content if isinstance(content, bytes) else content.read_bytes())
+            if isinstance(partition.content, bytes):
+                file.write(partition.content)
+            else:
+                with partition.content.open("rb") as content:
+                    shutil.copyfileobj(content, file)
             entries += _partition_entry(partition, start)
             start += partition.size
         size = start + _MIB
