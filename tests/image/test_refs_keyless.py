@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,17 +18,19 @@ from typing import Any
 
 import jwt
 import pytest
+import rfc8785
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.errors import VerificationError
-from attestation.references import References, dump_references
+from attestation.references import PREDICATE_TYPE, References, dump_references
 from attestation.release import Release
 from attestation.reviewers import ReferencesPolicy, Reviewer
 from image.cli import main
 from tests.attestation.sigstore_world import IDENTITY, ISSUER, SigstoreWorld
 
+COSIGN = os.environ.get("COSIGN") or shutil.which("cosign")
 NOW = int(time())
 REFERENCES = References(
     name="acme",
@@ -168,6 +173,11 @@ def desk(tmp_path: Path, instance: Instance, capsys: pytest.CaptureFixture[str])
     return Desk(tmp_path, instance, capsys)
 
 
+def _without_proof(bundle: Any) -> Any:
+    bundle["verificationMaterial"]["tlogEntries"][0].pop("inclusionProof")
+    return bundle
+
+
 def test_signed_and_verified(desk: Desk) -> None:
     """What the instance vouched for is what a client accepts that pins identity, issuer and root; and no other one."""
     desk.sign()
@@ -177,6 +187,29 @@ def test_signed_and_verified(desk: Desk) -> None:
     assert policy.verify(bundle, root) == REFERENCES
     with pytest.raises(VerificationError, match="do not match"):
         replace(policy, reviewers=(replace(reviewer, identity="eve@acme.example"),)).verify(bundle, root)
+
+
+@pytest.mark.skipif(not COSIGN, reason="cosign is not installed (COSIGN names another place)")
+@pytest.mark.parametrize(
+    ("identity", "edit", "status"),
+    [(IDENTITY, lambda b: b, 0), ("eve@acme.example", lambda b: b, 1), (IDENTITY, _without_proof, 1)],
+    ids=["this one", "another identity", "no inclusion proof"],
+)
+def test_cosign_agrees(desk: Desk, identity: str, edit: Callable[[Any], Any], status: int) -> None:
+    """Offline, under the same pinned root: what we accept it accepts, and what we refuse it refuses."""
+    desk.sign()
+    bundle = edit(json.loads((desk.folder / "bundle.json").read_bytes()))
+    (desk.folder / "bundle.json").write_text(json.dumps(bundle))
+    (desk.folder / "root.json").write_bytes(desk.instance.world.trusted_root())
+    (desk.folder / "entry").write_bytes(rfc8785.dumps(json.loads(dump_references(REFERENCES))["releases"][0]))
+    command = [str(COSIGN), "verify-blob-attestation", "--new-bundle-format", "--bundle", "bundle.json"]
+    command += ["--trusted-root", "root.json", "--type", PREDICATE_TYPE, "entry"]
+    command += ["--certificate-identity", identity, "--certificate-oidc-issuer", ISSUER]
+    home = {"HOME": str(desk.folder), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        command, check=False, cwd=desk.folder, env=home, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status, done.stderr
 
 
 def test_an_edition_that_does_not_follow(desk: Desk) -> None:
