@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
 from types import ModuleType, TracebackType
 from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from attestation.errors import VerificationError
 from attestation.sealed import AnswerOpener
 from attestation.sealed_head import ResponseHead
-from client_sdk.receipts import StreamCheck
+from client_sdk._bodies import (
+    AsyncStream,
+    AsyncUnsealed,
+    BlockingStream,
+    BlockingUnsealed,
+    Clock,
+    Done,
+    Http,
+)
+from client_sdk.streams import StreamCheck
 
-Http = Any  # requests, responses and transports of either library
-Clock = Callable[[], datetime]
-Done = Callable[[], Coroutine[Any, Any, None]]  # tells that an answer was read or given up; called once
 Trace = Callable[[str, Any], Any]  # httpcore's: told of each step of a request; may raise
 T = TypeVar("T")
 
@@ -55,24 +59,13 @@ class World(Protocol):
     async def close(self, thing: Http) -> None: ...
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends, because everything it awaits is blocking."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    work.close()
-    raise RuntimeError("a blocking operation was suspended")
-
-
 class Blocking:
     """The world of `httpx.Client`."""
 
     def __init__(self, http: ModuleType) -> None:
         self.http = http
-        self._stream = type("VerifiedStream", (_BlockingStream, http.SyncByteStream), {})
-        self._unsealed = type("UnsealedStream", (_BlockingUnsealed, http.SyncByteStream), {})
+        self._stream = type("VerifiedStream", (BlockingStream, http.SyncByteStream), {})
+        self._unsealed = type("UnsealedStream", (BlockingUnsealed, http.SyncByteStream), {})
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return _ThreadLock()
@@ -122,8 +115,8 @@ class Async:
 
     def __init__(self, http: ModuleType) -> None:
         self.http = http
-        self._stream = type("AsyncVerifiedStream", (_AsyncStream, http.AsyncByteStream), {})
-        self._unsealed = type("AsyncUnsealedStream", (_AsyncUnsealed, http.AsyncByteStream), {})
+        self._stream = type("AsyncVerifiedStream", (AsyncStream, http.AsyncByteStream), {})
+        self._unsealed = type("AsyncUnsealedStream", (AsyncUnsealed, http.AsyncByteStream), {})
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return anyio.Lock()
@@ -194,130 +187,3 @@ class _ThreadLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
-
-
-async def _nothing() -> None:
-    """For a stream that is closed a second time."""
-
-
-class _Stream:
-    """The body of a streamed answer: verified events, or an error. Closing it gives its connection back."""
-
-    def __init__(
-        self,
-        stream: Http,
-        check: StreamCheck,
-        clock: Clock,
-        done: Done,
-        broken: tuple[type[Exception], ...],
-    ) -> None:
-        self._stream, self._check, self._clock, self._done, self._broken = stream, check, clock, done, broken
-
-    def _finished(self) -> Done:
-        done, self._done = self._done, _nothing
-        return done
-
-    def _cut(self, exc: Exception) -> VerificationError:
-        return self._check.truncated(f"the connection broke ({type(exc).__name__}: {exc})")
-
-
-class _BlockingStream(_Stream):
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for data in self._stream:
-                if self._check.passes(data):
-                    yield data
-                    continue
-                for events in self._check.feed(data, self._clock()):
-                    yield events
-        except self._broken as exc:
-            raise self._cut(exc) from exc
-        if events := self._check.finish(self._clock()):
-            yield events
-        self._check.conclude()
-
-    def close(self) -> None:
-        try:
-            self._stream.close()
-        finally:
-            run(self._finished()())
-
-
-class _AsyncStream(_Stream):
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for data in self._stream:
-                if self._check.passes(data):
-                    yield data
-                    continue
-                for events in self._check.feed(data, self._clock()):
-                    yield events
-        except self._broken as exc:
-            raise self._cut(exc) from exc
-        if events := self._check.finish(self._clock()):
-            yield events
-        self._check.conclude()
-
-    async def aclose(self) -> None:
-        try:
-            await self._stream.aclose()
-        finally:
-            await self._finished()()
-
-
-class _Unsealed:
-    """The body inside a sealed answer. `begin` reads until the head is there, which is one chunk."""
-
-    def __init__(self, stream: Http, opener: AnswerOpener) -> None:
-        self._stream, self._opener = stream, opener
-        self._begun = b""
-
-    def _taken(self) -> bytes:
-        """Once: openai 3.x reads what is left of a stream by iterating over it again."""
-        begun, self._begun = self._begun, b""
-        return begun
-
-
-class _BlockingUnsealed(_Unsealed):
-    def begin(self) -> ResponseHead:
-        self._reads = iter(self._stream)
-        for data in self._reads:
-            self._begun += self._opener.feed(data)
-            if self._opener.head is not None:
-                return self._opener.head
-        raise self._opener.truncated()
-
-    def __iter__(self) -> Iterator[bytes]:
-        if begun := self._taken():
-            yield begun
-        for data in self._reads:
-            if opened := self._opener.feed(data):
-                yield opened
-        self._opener.end()
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-class _AsyncUnsealed(_Unsealed):
-    async def begin(self) -> ResponseHead:
-        self._reads = aiter(self._stream)
-        async for data in self._reads:
-            self._begun += self._opener.feed(data)
-            if self._opener.head is not None:
-                return self._opener.head
-        raise self._opener.truncated()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if begun := self._taken():
-            yield begun
-        async for data in self._reads:
-            if opened := self._opener.feed(data):
-                yield opened
-        self._opener.end()
-
-    async def aclose(self) -> None:
-        try:
-            await self._reads.aclose()
-        finally:
-            await self._stream.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -14,7 +14,7 @@ from cryptography.x509 import ocsp
 
 from attestation import nitro, snp, tdx, vtpm
 from attestation._json import parse_json
-from attestation._x509 import common_name, parse_certificate, parse_crl
+from attestation._x509 import parse_certificate
 from attestation.binding import parse_statement
 from attestation.checks import Check
 from attestation.collateral import MAX_COLLATERAL_BYTES, IntelCollateral
@@ -26,12 +26,12 @@ from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.nvidia.devices import GpuDevice, parse_list
 from attestation.nvidia.evidence import parse_evidence as parse_gpu
 from attestation.nvidia.rim import load_rim
+from client_sdk.describe_x509 import PEM, certificate, certificates, guarded, ocsp_answer, revocation_list
 from client_sdk.foreign.document import TITLES, Foreign, NitroEvidence
 from client_sdk.foreign.formats import recognise
 from client_sdk.present import plain
 
 _JWT = re.compile(rb"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]*")
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def _quote(quote: tdx.Quote) -> dict[str, Any]:
     read: dict[str, Any] = plain(quote)
     for word in ("td_attributes", "xfam", "seam_attributes"):
         read["td"][word] = f"{read['td'][word]:#018x}"
-    read["pck_chain"] = [_certificate(cert) for cert in _certificates(quote.pck_chain)]
+    read["pck_chain"] = [certificate(cert) for cert in certificates(quote.pck_chain)]
     read["qe_report"] = _without(read["qe_report"], "raw")
     return _without(read, "signed")
 
@@ -186,7 +186,7 @@ def _device(device: GpuDevice) -> dict[str, Any]:
         "arch": str(device.arch),
         "state": plain(device.state),
         "report": _without(plain(parse_gpu(device.report)), "signed"),
-        "chain": [_certificate(cert) for cert in _certificates(device.chain)],
+        "chain": [certificate(cert) for cert in certificates(device.chain)],
     }
 
 
@@ -202,8 +202,8 @@ def _intel(collateral: IntelCollateral) -> dict[str, Any]:
     return {
         "tcb_info": read(collateral.tcb_info),
         "qe_identity": read(collateral.qe_identity),
-        "root_ca_crl": _crl(collateral.root_ca_crl),
-        "pck_crl": _crl(collateral.pck_crl),
+        "root_ca_crl": revocation_list(collateral.root_ca_crl),
+        "pck_crl": revocation_list(collateral.pck_crl),
     }
 
 
@@ -233,7 +233,7 @@ def _manifest(data: bytes) -> Described:
         "product": rim.product,
         "version": rim.version,
         "active measurements": sorted(rim.golden),
-        "chain": [_certificate(cert) for cert in rim.chain],
+        "chain": [certificate(cert) for cert in rim.chain],
     }
     return Described("NVIDIA reference manifest (RIM)", content)
 
@@ -253,14 +253,13 @@ def _claims(token: bytes) -> dict[str, Any]:
 
 
 def _pem(text: bytes) -> Described:
-    labels = {match[1] for match in _PEM.finditer(text)}
+    labels = {match[1] for match in PEM.finditer(text)}
     if labels == {b"CERTIFICATE"}:
-        return Described(
-            "certificates", {"certificates": [_certificate(cert) for cert in _certificates(text)]}
-        )
+        return Described("certificates", {"certificates": [certificate(cert) for cert in certificates(text)]})
     if labels == {b"X509 CRL"}:
         return Described(
-            "revocation list", _crl(_guard(x509.load_pem_x509_crl, text).public_bytes(Encoding.DER))
+            "revocation list",
+            revocation_list(guarded(x509.load_pem_x509_crl, text).public_bytes(Encoding.DER)),
         )
     raise MalformedError(Check.EVIDENCE_FORMAT, "PEM, but neither certificates nor a revocation list")
 
@@ -268,65 +267,15 @@ def _pem(text: bytes) -> Described:
 def _der(data: bytes) -> Described:
     try:
         return Described(
-            "certificate", _certificate(parse_certificate(data, Check.EVIDENCE_FORMAT, "DER file"))
+            "certificate", certificate(parse_certificate(data, Check.EVIDENCE_FORMAT, "DER file"))
         )
     except MalformedError:
         pass
     try:
-        return Described("revocation list", _crl(data))
+        return Described("revocation list", revocation_list(data))
     except MalformedError:
-        answer = _guard(ocsp.load_der_ocsp_response, data)
-        return Described("OCSP answer", _guard(_ocsp, answer))
-
-
-def _ocsp(answer: ocsp.OCSPResponse) -> dict[str, Any]:
-    if answer.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-        return {"status": answer.response_status.name}
-    singles = [
-        {
-            "serial": f"{single.serial_number:x}",
-            "status": single.certificate_status.name,
-            "this_update": plain(single.this_update_utc),
-            "next_update": plain(single.next_update_utc),
-        }
-        for single in answer.responses
-    ]
-    return {"status": "SUCCESSFUL", "certificates": singles}
-
-
-def _certificates(pem: bytes) -> list[x509.Certificate]:
-    blocks = [match[0] for match in _PEM.finditer(pem)]
-    return [parse_certificate(block, Check.EVIDENCE_FORMAT, "certificate") for block in blocks]
-
-
-def _certificate(cert: x509.Certificate) -> dict[str, Any]:
-    def read(cert: x509.Certificate) -> dict[str, Any]:  # cryptography parses most of it only now
-        return {
-            "subject": common_name(cert.subject),
-            "issuer": common_name(cert.issuer),
-            "not_before": plain(cert.not_valid_before_utc),
-            "not_after": plain(cert.not_valid_after_utc),
-        }
-
-    fields: dict[str, Any] = _guard(read, cert)
-    return fields
-
-
-def _crl(der: bytes) -> dict[str, Any]:
-    crl = parse_crl(der, Check.EVIDENCE_FORMAT, "revocation list")
-    return {
-        "issuer": _guard(common_name, crl.issuer),
-        "this_update": plain(crl.last_update_utc),
-        "next_update": plain(crl.next_update_utc),
-        "revoked": _guard(len, crl),
-    }
-
-
-def _guard(read: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return read(value)
-    except Exception as exc:  # cryptography raises ValueError and several others for bad DER
-        raise MalformedError(Check.EVIDENCE_FORMAT, f"not acceptable DER ({exc})") from exc
+        answer = guarded(ocsp.load_der_ocsp_response, data)
+        return Described("OCSP answer", guarded(ocsp_answer, answer))
 
 
 def _without(content: Mapping[str, Any], *names: str) -> dict[str, Any]:

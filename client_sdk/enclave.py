@@ -17,11 +17,14 @@ from attestation.errors import VerificationError
 from attestation.receipt import NONCE_HEADER
 from attestation.sealed import PATH as SEALED_PATH
 from attestation.verdict import Verdict
-from client_sdk._worlds import Clock, Http, TooLongError, World
+from client_sdk._bodies import Clock, Http
+from client_sdk._worlds import TooLongError, World
+from client_sdk.exchange import Exchange
 from client_sdk.kept import EVIDENCE_PATH, Fetched, KeptSession, fetch_evidence, survive_forks
-from client_sdk.receipts import Attestation, Exchange, PlainCheck, StreamCheck, Verify, check_answer
+from client_sdk.receipts import Attestation, PlainCheck, check_answer
 from client_sdk.sealing import HEADERS, MAX_ERROR_BYTES, Channel, is_sealed, not_sealed, seal
 from client_sdk.session import make_nonce
+from client_sdk.streams import StreamCheck, Verify
 from client_sdk.tls import pinned_context, unpinned_context
 
 #: The gateway's own routes, which carry no user's data and no receipts (docs/protocol.md §6).

@@ -25,7 +25,8 @@ from attestation.errors import AttestationError, MalformedError, UnavailableErro
 from attestation.evidence import MAX_DOCUMENT_BYTES, MEDIA_TYPE
 from attestation.receipt import NONCE_HEADER
 from attestation.verdict import Verdict
-from client_sdk._worlds import Clock, broken
+from client_sdk._bodies import Clock
+from client_sdk._worlds import broken
 from client_sdk.session import Session, State
 from client_sdk.terms import Terms
 from client_sdk.tls import unpinned_context

@@ -26,8 +26,9 @@ import openai
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
-from client_sdk.receipts import Attestation, Verify
+from client_sdk.receipts import Attestation
 from client_sdk.session import MAX_AGE
+from client_sdk.streams import Verify
 from client_sdk.terms import PolicyLike
 from client_sdk.transport import (
     DEFAULT_CHANNEL,

@@ -14,7 +14,7 @@ from attestation import sealed
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError, VerificationError
 from attestation.sealed_head import OF_THE_CONNECTION, RequestHead
-from client_sdk.receipts import Exchange
+from client_sdk.exchange import Exchange
 
 MAX_ERROR_BYTES = 64 * 1024
 #: What goes around every sealed request, whatever is inside.

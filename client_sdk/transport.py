@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.verdict import Verdict
-from client_sdk._worlds import Async, Blocking, Clock, Http, World, run
+from client_sdk._bodies import Clock, Http, run
+from client_sdk._worlds import Async, Blocking, World
 from client_sdk.enclave import Enclave
 from client_sdk.kept import KeptSession, fetch_evidence
-from client_sdk.receipts import Attestation, Verify
+from client_sdk.receipts import Attestation
 from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session, State
+from client_sdk.streams import Verify
 from client_sdk.terms import PolicyLike, Terms
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from attestation._b64 import b64url_decode
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from client_sdk import OpenAI
-from client_sdk.receipts import Exchange, check_answer
+from client_sdk.exchange import Exchange
+from client_sdk.receipts import check_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

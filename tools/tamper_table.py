@@ -9,7 +9,13 @@ from typing import Any
 from attestation.checks import Check
 from tests.attestation import test_bundle, test_disclosure, test_sealed
 from tests.attestation.tlog import test_notes
-from tests.client_sdk import test_checkpoints, test_tamper, test_tamper_fields, test_tamper_sealed
+from tests.client_sdk import (
+    test_checkpoints,
+    test_tamper,
+    test_tamper_fields,
+    test_tamper_live,
+    test_tamper_sealed,
+)
 
 _TOP = """# Tamper table
 
@@ -47,15 +53,15 @@ def page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    live, fields, sealed = test_tamper, test_tamper_fields, test_tamper_sealed
+    live, fields, sealed = test_tamper_live, test_tamper_fields, test_tamper_sealed
     said = dict.fromkeys(live.SAYS, Check.RECEIPT_RESPONSE)
     stripped = {f"the seal taken off: {name}": Check.SEALED_MISSING for name in sealed.STRIPPED}
     heads = dict.fromkeys(test_sealed.HEADS, Check.SEALED_FORMAT)
-    yield _cases("Evidence", live.EVIDENCE_TABLE)
-    yield _cases("Plain answers", live.PLAIN_TABLE, live.LIVE_PLAIN)
+    yield _cases("Evidence", test_tamper.EVIDENCE_TABLE)
+    yield _cases("Plain answers", test_tamper.PLAIN_TABLE, live.LIVE_PLAIN)
     yield _cases("What an answer says, plain or streamed", said)
     yield _cases("Answers of another request or enclave, plain or streamed", live.SCENES)
-    yield _cases("Streams", live.STREAM_TABLE, live.STREAM_RECEIPTS, live.LIVE_STREAMED)
+    yield _cases("Streams", test_tamper.STREAM_TABLE, test_tamper.STREAM_RECEIPTS, live.LIVE_STREAMED)
     yield _cases("Checkpoints", test_checkpoints.TABLE)
     yield _cases("The signature's envelope, of receipts and checkpoints", fields.JWS)
     yield _cases("Sealed requests", sealed.REQUESTS)

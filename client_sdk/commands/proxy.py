@@ -18,7 +18,7 @@ from client_sdk.exits import ExitCode, exit_code
 from client_sdk.present import clean
 from client_sdk.proxy.guard import Guard
 from client_sdk.proxy.running import Plan, Running
-from client_sdk.receipts import Verify
+from client_sdk.streams import Verify
 from client_sdk.transport import DEFAULT_CHANNEL
 
 PORT = 8642

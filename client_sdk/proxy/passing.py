@@ -18,12 +18,13 @@ from typing import Self
 import anyio.to_thread
 
 from attestation.bundle import dump_bundle
-from client_sdk._worlds import Clock
+from client_sdk._bodies import Clock
 from client_sdk.proxy.errors import NoAnswerError, api_error
 from client_sdk.proxy.guard import Guard
 from client_sdk.proxy.http import Answer, BrokenStreamError, Head, Headers, date_header
 from client_sdk.proxy.upstream import Reply, Upstream
-from client_sdk.receipts import Attestation, StreamCheck, Verify
+from client_sdk.receipts import Attestation
+from client_sdk.streams import StreamCheck, Verify
 
 #: RFC 9110 §7.6.1; and what a stranger's page or another server left with a browser, which is no enclave's business.
 _OF_THE_CONNECTION = frozenset(

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import typer
 
-from client_sdk._worlds import Clock
+from client_sdk._bodies import Clock
 from client_sdk.outcome import foreign, probe_path
 from client_sdk.present import clean
 from client_sdk.proxy.errors import NoAnswerError, api_error
@@ -23,8 +23,8 @@ from client_sdk.proxy.http import Answer, Head, Server
 from client_sdk.proxy.page import Pages
 from client_sdk.proxy.passing import Proxy
 from client_sdk.proxy.upstream import Upstream
-from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
+from client_sdk.streams import Verify
 from client_sdk.terms import load_policy
 from client_sdk.transport import Trust, async_attested_transport, check_url
 

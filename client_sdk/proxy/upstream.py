@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 
 from attestation.errors import AttestationError
-from client_sdk._worlds import Clock, broken
+from client_sdk._bodies import Clock
+from client_sdk._worlds import broken
 from client_sdk.proxy.errors import NoAnswerError
 from client_sdk.proxy.http import Headers
 from client_sdk.receipts import Attestation

@@ -20,7 +20,7 @@ from attestation.policy import StatementPolicy
 from attestation.receipt import Outcome, ServedModel
 from attestation.verdict import Verdict
 from attestation.verify import verify
-from client_sdk.receipts import Exchange
+from client_sdk.exchange import Exchange
 from tests.client_sdk.pretend import (
     ANSWER,
     EVENTS,

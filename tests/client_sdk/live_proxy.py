@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 
-from client_sdk._worlds import Clock
+from client_sdk._bodies import Clock
 from client_sdk.proxy.guard import Guard
 from client_sdk.proxy.running import Plan, Running
-from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
+from client_sdk.streams import Verify
 from tests.servers import MODEL, _Thread
 
 CHAT = "/v1/chat/completions"

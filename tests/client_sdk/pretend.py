@@ -31,7 +31,7 @@ from attestation.roots import Roots
 from attestation.sealed import SealingKeys
 from attestation.simulator.tdx import DEFAULT_TD, SimulatedTdx
 from attestation.tdx.policy import TdxMeasurement, TdxPolicy
-from client_sdk.receipts import Exchange
+from client_sdk.exchange import Exchange
 from client_sdk.session import Session
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

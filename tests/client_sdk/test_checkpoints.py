@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from attestation.checks import Check
 from attestation.errors import AttestationError
 from attestation.receipt import COMMENT, Outcome, Request, Response, RunningDigest, ServedModel
-from client_sdk.receipts import Attestation, PlainCheck, StreamCheck, Verify
+from client_sdk.receipts import Attestation, PlainCheck
+from client_sdk.streams import StreamCheck, Verify
 from tests.client_sdk.pretend import ANSWER, EVENTS, NOW, PretendEnclave, stream_headers
 
 ENCLAVE, STRANGER = PretendEnclave(), PretendEnclave()
@@ -240,7 +241,7 @@ def test_a_checkpoint_is_no_plain_answer() -> None:
 
 def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that never proves anything does not fill the memory of who wants proof before use."""
-    monkeypatch.setattr("client_sdk.receipts.MAX_HELD_BYTES", 200)
+    monkeypatch.setattr("client_sdk.streams.MAX_HELD_BYTES", 200)
     give: Callable[[], object] = lambda: read(make(Verify.BEFORE_USE), *[ONE] * 10)  # noqa: E731
     with pytest.raises(AttestationError) as caught:
         give()

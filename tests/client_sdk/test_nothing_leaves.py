@@ -28,7 +28,7 @@ from attestation.references import References, dump_envelope, dump_statement, si
 from attestation.release import Release, Revoked
 from attestation.reviewers import ReferencesPolicy, Reviewer
 from client_sdk import AsyncOpenAI, OpenAI, Trust, async_attested_transport, attested_transport
-from client_sdk._worlds import Clock
+from client_sdk._bodies import Clock
 from client_sdk.policy_toml import dump_policy
 from client_sdk.sealing import Channel
 from tests.caller import untrusting

@@ -16,8 +16,8 @@ import openai
 import pytest
 
 from client_sdk.proxy.guard import Guard
-from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
+from client_sdk.streams import Verify
 from tests.client_sdk.conftest import Recorded
 from tests.client_sdk.live_proxy import ASKED, CHAT, STREAMED, LiveProxy, live_proxy
 from tests.client_sdk.test_cli import attested

@@ -16,11 +16,11 @@ import httpx
 import openai
 import pytest
 
-from client_sdk.receipts import Verify
 from client_sdk.sealing import Channel
+from client_sdk.streams import Verify
 from tests.client_sdk.conftest import Recorded, Relay, Switch
 from tests.client_sdk.live_proxy import ASKED, CHAT, STREAMED, LiveProxy, live_proxy
-from tests.client_sdk.test_tamper import Meddler
+from tests.client_sdk.test_tamper_live import Meddler
 from tests.processes import until
 from tests.servers import FakeEngine, LiveGateway, free_port, live_gateway
 

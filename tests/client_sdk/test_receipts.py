@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, VerificationError
 from attestation.receipt import COMMENT, MAX_CLOCK_SKEW, RECEIPT_HEADER, Outcome, Request, RunningDigest
-from client_sdk import receipts
-from client_sdk.receipts import Attestation, Exchange, PlainCheck, StreamCheck, check_answer
+from client_sdk import streams
+from client_sdk.exchange import Exchange
+from client_sdk.receipts import Attestation, PlainCheck, check_answer
+from client_sdk.streams import StreamCheck
 from tests.client_sdk.pretend import ANSWER, EVENTS, NOW, PROMPT, PretendEnclave, stream_headers
 
 ENCLAVE = PretendEnclave()
@@ -185,7 +187,7 @@ class TestStream:
 
     def test_an_event_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Memory is bounded, for an event that never ends and for what follows a terminal one."""
-        monkeypatch.setattr(receipts, "MAX_HELD_BYTES", 1000)
+        monkeypatch.setattr(streams, "MAX_HELD_BYTES", 1000)
         with pytest.raises(MalformedError):
             stream(b"data: " + b"x" * 1000)
         with pytest.raises(MalformedError):

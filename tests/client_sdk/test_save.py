@@ -9,7 +9,8 @@ import pytest
 from attestation.audit import audit
 from attestation.bundle import parse_bundle
 from attestation.receipt import verify_receipt
-from client_sdk.receipts import Attestation, PlainCheck, StreamCheck, check_answer
+from client_sdk.receipts import Attestation, PlainCheck, check_answer
+from client_sdk.streams import StreamCheck
 from tests.client_sdk.pretend import ANSWER, EVENTS, NOW, POLICY, PretendEnclave, stream_headers
 from tests.client_sdk.test_cli import attested
 from tests.servers import LiveGateway

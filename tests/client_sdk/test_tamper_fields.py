@@ -19,7 +19,8 @@ from attestation.errors import AttestationError
 from attestation.receipt import COMMENT, RECEIPT_HEADER, Outcome, Receipt, Usage
 from attestation.sealed import AnswerOpener
 from attestation.sealed_head import parse_request_head, parse_response_head
-from client_sdk.receipts import PlainCheck, StreamCheck
+from client_sdk.receipts import PlainCheck
+from client_sdk.streams import StreamCheck
 from tests.attestation.test_sealed import exchange, read, seal, unseal
 from tests.client_sdk.pretend import ANSWER, EVENTS, NOW, PretendEnclave, stream_headers
 

@@ -16,7 +16,9 @@ from attestation._b64 import b64url_encode
 from attestation.binding import gpu_nonce, parse_statement, report_data
 from attestation.errors import AttestationError
 from attestation.receipt import NONCE_HEADER, RECEIPT_HEADER, Receipt
-from client_sdk.receipts import Exchange, PlainCheck, StreamCheck
+from client_sdk.exchange import Exchange
+from client_sdk.receipts import PlainCheck
+from client_sdk.streams import StreamCheck
 from tools.receipt_vectors import FOLDER, TIME, texts
 
 ROOT = Path(__file__).parent.parent.parent
