@@ -59,6 +59,29 @@ def test_any_change_is_seen(model: Path, change: str) -> None:
         check_model(model, before)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "chat_template.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapters/mine/adapter_model.safetensors",
+        ".hidden",
+    ],
+)
+def test_templates_and_adapters_count(model: Path, name: str) -> None:
+    """Whatever shapes prompts or weights is part of the model, whether it is loaded or merely lies there."""
+    before = read_manifest(model).digest()
+    (model / name).parent.mkdir(parents=True, exist_ok=True)
+    (model / name).write_text("{{ one }}")
+    one = read_manifest(model).digest()
+    (model / name).write_text("{{ two }}")
+    assert len({before, one, read_manifest(model).digest()}) == 3
+
+
 def test_changed_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that grows for as long as it is hashed is refused, and read no further."""
 
