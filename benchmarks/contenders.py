@@ -75,6 +75,9 @@ class Contender:
     target: str
     pid: int | None
     headers: tuple[str, ...] = ()
+    path: str = "/v1/chat/completions"
+    seal: Callable[[bytes], bytes] = bytes  # what is sent for a body
+    streams: bool = True  # it is measured with streams too
 
     def cpu_seconds(self) -> float:
         """CPU time of the process tree so far, from the scheduler's own nanosecond accounts."""
@@ -93,7 +96,7 @@ def build(name: str) -> Path:
 @contextmanager
 def mock_engine(folder: Path) -> Iterator[Engine]:
     port, path = free_port(), folder / "engine.sock"
-    with _process("mock_engine", [str(build("mock_engine")), str(port), str(path)], port, ENGINE_CPU) as pid:
+    with process("mock_engine", [str(build("mock_engine")), str(port), str(path)], port, ENGINE_CPU) as pid:
         yield Engine(port, path, pid)
 
 
@@ -110,23 +113,27 @@ def nginx(engine: Engine, folder: Path) -> Iterator[Contender]:
     port, config = free_port(), folder / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""  # who else may not read the folder
     config.write_text(_NGINX.format(folder=folder, upstream=f"unix:{engine.socket}", port=port, user=user))
-    with _process("nginx", [str(program), "-c", str(config)], port, CONTENDER_CPU) as pid:
+    with process("nginx", [str(program), "-c", str(config)], port, CONTENDER_CPU) as pid:
         yield Contender("nginx", f"127.0.0.1:{port}", pid)
 
 
 @contextmanager
 def ours(
-    engine: Engine, folder: Path, *, workers: int = 1, pinned: bool = True, checkpoints: bool = True
+    engine: Engine, folder: Path, *, workers: int = 1, pinned: bool = True, other: str = ""
 ) -> Iterator[Contender]:
-    """The gateway with receipts and access control; not pinned, its workers use whatever cores there are."""
+    """The gateway with receipts and access control; not pinned, its workers use whatever cores there are.
+
+    `other`: without-checkpoints, or without-memory of sealed requests, so that one can be sent many times."""
     name = "ours" if workers == 1 else f"ours, {workers} workers"
-    name = name if checkpoints else f"{name} without checkpoints"
+    name = f"{name} {other.replace('-', ' ')}" if other else name
     folder = folder / name.replace(", ", "-").replace(" ", "-")
     folder.mkdir(exist_ok=True)
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.ours", str(port), str(engine.socket), str(folder)]
-    command += [str(workers), *([] if checkpoints else ["no-checkpoints"])]
-    with _process("ours", command, port, CONTENDER_CPU if pinned else None, ready="/readyz") as pid:
+    command += [str(workers), *([other] if other else [])]
+    with process(
+        name.replace(" ", "-"), command, port, CONTENDER_CPU if pinned else None, ready="/readyz"
+    ) as pid:
         headers = (f"Authorization: Bearer {(folder / 'key').read_text()}",)
         yield Contender(name, f"127.0.0.1:{port}", pid, headers)
 
@@ -148,7 +155,7 @@ def litellm(engine: Engine, folder: Path) -> Iterator[Contender]:
         "1",
     ]
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
-    with _process("litellm", command, port, CONTENDER_CPU, environment, "/health/liveliness") as pid:
+    with process("litellm", command, port, CONTENDER_CPU, environment, "/health/liveliness") as pid:
         yield Contender("LiteLLM proxy", f"127.0.0.1:{port}", pid)
 
 
@@ -157,7 +164,7 @@ def vllm_router(engine: Engine, _: Path) -> Iterator[Contender]:
     program, port = str(_installed("vllm-router", VLLM_ROUTER)), free_port()
     command = [program, "--worker-urls", f"http://127.0.0.1:{engine.port}", "--policy", "round_robin"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
-    with _process("vllm-router", command, port, CONTENDER_CPU, ready="/health") as pid:
+    with process("vllm-router", command, port, CONTENDER_CPU, ready="/health") as pid:
         yield Contender("vllm-router", f"127.0.0.1:{port}", pid)
 
 
@@ -165,7 +172,7 @@ CONTENDERS: Mapping[str, Callable[[Engine, Path], AbstractContextManager[Contend
     "direct": direct,
     "nginx": nginx,
     "ours": ours,
-    "ours without checkpoints": partial(ours, checkpoints=False),
+    "ours without checkpoints": partial(ours, other="without-checkpoints"),
     "vllm-router": vllm_router,
     "LiteLLM proxy": litellm,
 }
@@ -195,7 +202,7 @@ def _installed(name: str, requirement: str) -> Path:
 
 
 @contextmanager
-def _process(
+def process(
     name: str,
     command: Sequence[str],
     port: int,

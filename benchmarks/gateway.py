@@ -30,6 +30,7 @@ from benchmarks.contenders import (
     mock_engine,
     ours,
 )
+from benchmarks.further import floor, sealed_ours
 from benchmarks.gateway_report import Results, write_report
 
 PACE_US = 20_000
@@ -50,6 +51,7 @@ class Load:
 LOADS = (
     *(Load(f"plain c{n}", False, n) for n in (1, 16, 64)),
     *(Load(f"stream c{n}", True, n) for n in (1, 16, 64)),
+    Load("paced c1", True, 1, PACE_US),
     Load("paced c32", True, 32, PACE_US),
 )
 
@@ -59,8 +61,9 @@ WARM_UP = Load("warm-up", False, 4)
 
 def measure(contender: Contender, load: Load, folder: Path, seconds: float) -> dict[str, float]:
     """One run of the load generator against one contender; a longer one when no answer came in the time."""
-    body = folder / "body.json"
-    body.write_text(json.dumps({"model": "mock", "messages": MESSAGES, "stream": load.stream}))
+    body = folder / "body"
+    asked = {"model": "mock", "messages": MESSAGES, "stream": load.stream}
+    body.write_bytes(contender.seal(json.dumps(asked).encode()))
     for longer in (1, 4, 16):
         command = [
             str(build("load")),
@@ -69,7 +72,7 @@ def measure(contender: Contender, load: Load, folder: Path, seconds: float) -> d
             str(longer * seconds),
             str(body),
         ]
-        found = run_load([*command, "/v1/chat/completions", *contender.headers], contender)
+        found = run_load([*command, contender.path, *contender.headers], contender)
         if found["all_requests"] and found["p50"]:
             return found
     raise SkippedError(f"{contender.name} answered nothing: {load.name}")
@@ -94,6 +97,8 @@ def run_round(contenders: Sequence[Contender], engine: Engine, folder: Path, sec
     for load in LOADS:
         engine.pace(load.pace)
         for contender in contenders:
+            if load.stream and not contender.streams:
+                continue
             length = PACED_SECONDS if load.pace else seconds
             results[contender.name][load.name] = measure(contender, load, folder, length)
     engine.pace(0)
@@ -115,7 +120,7 @@ def main(rounds: int, seconds: float, only: Sequence[str]) -> None:
         engine = stack.enter_context(mock_engine(folder))
         contenders: list[Contender] = []
         skipped: dict[str, str] = {}
-        for name, start in CONTENDERS.items():
+        for name, start in {**CONTENDERS, "ours sealed": sealed_ours, "floor": floor}.items():
             if only and name not in only:
                 continue
             try:

@@ -1,12 +1,13 @@
 """The gateway in front of the mock engine: all of its own work, but no TLS (the load generator speaks none) and no vLLM.
 
-    python -m benchmarks.ours PORT ENGINE_SOCKET FOLDER WORKERS [no-checkpoints]
+    python -m benchmarks.ours PORT ENGINE_SOCKET FOLDER WORKERS [without-checkpoints|without-memory]
 
 The API key that it demands is written to FOLDER/key.
 """
 
 from __future__ import annotations
 
+import secrets
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from enclave_server.identities import Succession
 from enclave_server.identity import make_identity
 from enclave_server.model import read_manifest
 from enclave_server.prefork import Family, SharedStatus
+from enclave_server.replays import Replays
 from enclave_server.server import listen, make_server
 from enclave_server.settings import Settings
 from enclave_server.tee import open_tee
@@ -48,9 +50,16 @@ def settings_for(port: int, folder: Path, workers: int, **others: Any) -> Settin
     )
 
 
-def main(port: int, engine_socket: Path, folder: Path, workers: int, *, checkpoints: bool) -> int:
+class WithoutMemory(Replays):
+    """Does all the work of remembering, and takes a request for another one when it comes again."""
+
+    def remember(self, enc: bytes, now: float) -> None:
+        super().remember(secrets.token_bytes(len(enc)), now)
+
+
+def main(port: int, engine_socket: Path, folder: Path, workers: int, other: str = "") -> int:
     logs.configure()
-    rare = {} if checkpoints else {"checkpoint_events": 10**6, "checkpoint_seconds": 3600}
+    rare = {"checkpoint_events": 10**6, "checkpoint_seconds": 3600} if other == "without-checkpoints" else {}
     settings = settings_for(port, folder, workers, **rare)
     access = Access(settings)
     access.prepare()
@@ -61,6 +70,8 @@ def main(port: int, engine_socket: Path, folder: Path, workers: int, *, checkpoi
     identities, succession = Succession.of(settings, make_identity(settings, engine_version="0"))
     status = SharedStatus()
     status.unready = None
+    remembered = settings.sealed_remembered
+    replays = WithoutMemory(remembered) if other == "without-memory" else Replays(remembered)
 
     def work(listener: socket.socket) -> int:
         app = create_app(
@@ -70,6 +81,7 @@ def main(port: int, engine_socket: Path, folder: Path, workers: int, *, checkpoi
             engine=status,
             upstream=Upstream(engine_socket, read_seconds=60),
             access=access,
+            replays=replays,
         )
         server = make_server(app, settings, identities)
         server.config.ssl_context_factory = None
@@ -92,5 +104,4 @@ def main(port: int, engine_socket: Path, folder: Path, workers: int, *, checkpoi
 
 if __name__ == "__main__":
     port, socket_path, directory, count, *rest = sys.argv[1:]
-    checkpoints = rest != ["no-checkpoints"]
-    sys.exit(main(int(port), Path(socket_path), Path(directory), int(count), checkpoints=checkpoints))
+    sys.exit(main(int(port), Path(socket_path), Path(directory), int(count), *rest))

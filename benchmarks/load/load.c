@@ -209,7 +209,10 @@ static void write_request(const char *body_file, const char *path, char **header
     fclose(file);
     request = malloc(body_len + 8192);
     char *at = request;
-    at += sprintf(at, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", path, body_len);
+    const char *type = "Content-Type: application/json\r\n";
+    for (int i = 0; i < count; i++)
+        if (!strncasecmp(headers[i], "Content-Type:", 13)) type = "";
+    at += sprintf(at, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\n%sContent-Length: %d\r\n", path, type, body_len);
     for (int i = 0; i < count; i++) at += sprintf(at, "%.1000s\r\n", headers[i]);
     at += sprintf(at, "\r\n");
     memcpy(at, body, body_len);
