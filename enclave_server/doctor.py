@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 
 from attestation.errors import AttestationError
 from attestation.evidence import SnpEvidence, TdxEvidence
@@ -38,6 +39,7 @@ _LEAST_KERNEL = (6, 7)  # configfs-tsm
 _LEAST_DRIVER = 550  # confidential computing as this gateway asks for it
 _SUPPORTED = range(32, 34)  # vLLM 0.x
 _LEAST_FREE = 64 * 1024 * 1024
+_SWAPS, _DEVICES = Path("/proc/swaps"), Path("/sys/block")
 _DAY = 86_400
 _PATIENCE = 5.0  # seconds for an engine that should run already
 _CLOCK_UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
@@ -91,6 +93,7 @@ class Doctor:
             "collateral": self._collateral,
             "clients": self._clients,
             "disk": self._disk,
+            "memory": self._memory,
         }
         for step, look in steps.items():
             try:
@@ -259,10 +262,30 @@ class Doctor:
             )
         return Health.OK, f"{present} has {free // 2**20} MiB left", ""
 
+    def _memory(self) -> tuple[Health, str, str]:
+        """Keys, secrets and an encrypted model that was opened are in memory alone, unless that goes to a disk."""
+        if plain := _swaps_in_plain():
+            advice = "swapoff -a, or swap to a device of dm-crypt: what is in memory alone must reach no disk"
+            return Health.WARNING, f"swaps to {', '.join(plain)}, which is not known to be encrypted", advice
+        return Health.OK, "nothing of it goes to a disk in plain", ""
+
 
 _ANY_TD = TdxPolicy(any_measurement=True, any_mr_config_id=True, any_mr_owner=True, any_mr_owner_config=True)
 _ANY_GUEST = SnpPolicy(any_measurement=True, any_host_data=True)
 _NOT_REACHED = (Health.NOT_REACHED, "", "")
+
+
+def _swaps_in_plain() -> list[str]:
+    """Swap areas that are neither memory again (zram) nor of dm-crypt."""
+    names = [line.split()[0] for line in _SWAPS.read_text().splitlines()[1:]]
+    plain = []
+    for name in names:
+        device = Path(name).resolve().name
+        uuid = _DEVICES / device / "dm/uuid"
+        crypt = uuid.is_file() and uuid.read_text().startswith("CRYPT-")
+        if not crypt and not device.startswith("zram"):
+            plain.append(name)
+    return plain
 
 
 def _clock_state() -> int:

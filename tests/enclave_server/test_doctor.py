@@ -191,6 +191,31 @@ def test_clock_kernel_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert advice
 
 
+def test_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swap in memory or on dm-crypt is fine; on a plain partition or file it is a warning that names it."""
+    swaps, devices = tmp_path / "swaps", tmp_path / "block"
+    monkeypatch.setattr(module, "_SWAPS", swaps)
+    monkeypatch.setattr(module, "_DEVICES", devices)
+    for name, uuid in (("dm-0", "CRYPT-PLAIN-swap"), ("dm-1", "LVM-abc")):
+        (devices / name / "dm").mkdir(parents=True)
+        (devices / name / "dm/uuid").write_text(uuid)
+    with machine(tmp_path) as box:
+        doctor = Doctor(box.settings, None, {})
+        head = "Filename Type Size Used Priority\n"
+        for good in ("", "/dev/zram0 partition 1 0 5\n", "/dev/dm-0 partition 1 0 5\n"):
+            swaps.write_text(head + good)
+            assert doctor._memory()[0] is Health.OK
+        for bad in ("/dev/vda2", "/dev/dm-1", "/swapfile"):
+            swaps.write_text(f"{head}/dev/zram0 partition 1 0 5\n{bad} file 1 0 -2\n")
+            health, found, advice = doctor._memory()
+            assert (health, bad in found, "zram" in found, bool(advice)) == (
+                Health.WARNING,
+                True,
+                False,
+                True,
+            )
+
+
 def test_command(tmp_path: Path, python: Path) -> None:
     """In words and in JSON; exit status 1 when something failed."""
     model = tmp_path / "model"
