@@ -38,6 +38,7 @@ TARGETS = (
     "attestation.disclosure:parse_disclosure",
     "attestation.parts:messages_of",
     "attestation.parts:texts_of",
+    "attestation.references:read_references",
     "attestation.tlog.note:parse_note",
     "attestation.tlog.proof:parse_proof",
     "attestation.tlog.tiles:parse_entries",
@@ -86,6 +87,10 @@ def seeds() -> Iterator[bytes]:
     yield from (device.report, gpus.evidence(bytes(32)), stapled.ocsp[0], stapled.rims[0])
     yield from (make_quote(bytes(32), (bytes(32),) * 24), make_hcl_report(bytes(1184), b'{"keys": []}'))
     yield b'[{"imr": 3, "event_type": 134217729, "digest": "", "event": "app-id", "event_payload": "00"}]'
+    yield (
+        b'{"name": "n", "epoch": 1, "issued": 0, "expires": 1, "releases": [{"id": "i", "snp": ["%s"]}]}'
+        % (b"00" * 48)
+    )
     yield b'{"signing_address": "%s", "intel_quote": "%s"}' % (b"00" * 20, quote.hex().encode())
     body = b64encode(compress(quote))
     yield b'{"format": "https://tinfoil.sh/predicate/tdx-guest/v2", "body": "%s"}' % body
