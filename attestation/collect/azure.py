@@ -23,10 +23,10 @@ from attestation.checks import Check
 from attestation.collect._errors import unavailable
 from attestation.collect.tdx_guest import TDREPORT_BYTES
 from attestation.errors import AttestationError
-from attestation.measure import Registers, parse_log, verify_log
 from attestation.measure.eventlog import MAX_LOG_BYTES
 from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report, parse_quote
 from attestation.vtpm.quote import PCR_COUNT
+from attestation.vtpm.verify import verify_boot_log
 
 HCL_REPORT, ATTESTATION_KEY = "0x01400001", "0x81000003"  # where the paravisor keeps them
 METADATA = "http://169.254.169.254"
@@ -67,7 +67,7 @@ def with_boot_log(evidence: AzureEvidence, file: Path) -> AzureEvidence:
     try:
         with file.open("rb") as opened:
             content = opened.read(MAX_LOG_BYTES + 1)
-        verify_log(parse_log(content), Registers.pcrs(dict(enumerate(evidence.pcrs))))
+        verify_boot_log(content, dict(enumerate(evidence.pcrs)))
     except (OSError, AttestationError):
         return evidence
     return replace(evidence, event_log=content)

@@ -30,6 +30,7 @@ from attestation.vtpm.hcl import HclReport, ReportType, VmConfiguration, parse_h
 from attestation.vtpm.quote import TpmQuote, parse_quote
 
 _REPORT_DATA_BYTES = 64
+_IMA = 10  # Linux' Integrity Measurement Architecture begins with a digest of PCR 0 to 9 (security/integrity/ima, boot_aggregate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def verify(
     pcrs = _check_pcrs(quote, evidence.pcrs)  #                           5. over these PCRs
     event_log = None
     if evidence.event_log:  #                                             6. which the log explains
-        event_log = verify_log(parse_log(evidence.event_log), Registers.pcrs(pcrs), leave_out=leave_out)
+        event_log = verify_boot_log(evidence.event_log, pcrs, leave_out=leave_out)
     return VtpmClaims(
         hardware=hardware,
         pcrs=pcrs,
@@ -90,6 +91,16 @@ def verify(
         firmware_version=quote.firmware_version,
         event_log=event_log,
     )
+
+
+def verify_boot_log(
+    content: bytes, pcrs: Mapping[int, bytes], *, leave_out: Collection[int] = ()
+) -> EventLogClaims:
+    """Claims from the firmware's log of a boot. Linux measures into PCR 10 by itself, always, and tells no firmware."""
+    log = parse_log(content)
+    by_kernel = {_IMA} if any(pcrs.get(_IMA, b"")) else set()
+    by_kernel -= {event.register for event in log.events}
+    return verify_log(log, Registers.pcrs(pcrs), leave_out={*leave_out, *by_kernel})
 
 
 def _verify_hardware(

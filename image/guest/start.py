@@ -50,6 +50,7 @@ HARDWARE = {
     "/dev/sev-guest": 0o660,
     "/dev/tpmrm0": 0o660,
     "/sys/firmware/acpi/tables/data/CCEL": 0o440,
+    "/sys/kernel/security/tpm0/binary_bios_measurements": 0o440,
     "/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384": 0o660,
 }
 REPORTS, PREPARED = Path("/sys/kernel/config/tsm/report"), 8  # as attestation.collect.tsm looks for

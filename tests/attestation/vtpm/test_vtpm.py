@@ -141,6 +141,17 @@ def test_pcrs_that_a_system_extends_may_be_left_out() -> None:
     assert claims.event_log.left_out == ("PCR11",)
 
 
+def test_what_linux_measures_by_itself_is_left_out() -> None:
+    """IMA extends PCR 10 in every boot; a log that speaks of that register has to lead to it."""
+    pcrs = list(_booted(b"kernel"))
+    pcrs[10] = b"\1" * 32
+    claims = _claims(pcrs=tuple(pcrs), event_log=_log(b"kernel"))
+    assert claims.event_log is not None
+    assert claims.event_log.left_out == ("PCR10",)
+    with pytest.raises(VerificationError, match="PCR10"):
+        _claims(pcrs=tuple(pcrs), event_log=_log(b"kernel") + entry(10, 1, b"x", b"x", [11]))
+
+
 # What the bytes may say
 
 
