@@ -16,7 +16,7 @@ from attestation.policy import Policy
 from attestation.references import merge, parse_references
 from attestation.release import Release
 from attestation.snp import SnpPolicy
-from attestation.tdx import TdxPolicy
+from attestation.tdx import TdxPolicy, parse_quote
 from attestation.vtpm import VtpmPolicy
 from enclave_server.settings import Settings
 from image.cli import cli
@@ -24,7 +24,8 @@ from image.errors import ImageError
 from image.measure.plan import Machine, left_out, measure, read_image
 from image.measure.profiles import PROFILES
 from image.measure.shapes import shape_named
-from tests.image.measure.files import firmware, kernel, snp_firmware, unified
+from tests.image.measure.files import VARIABLES, firmware, kernel, snp_firmware, unified
+from tests.vectors import needs_vectors, read
 
 CONFIG = (
     'model_dir = "/model"\nmodel_name = "m"\nmodel_digest = "' + "07" * 32 + '"\ntee = "simulated-tdx"\n'
@@ -169,6 +170,34 @@ def test_the_command(out: Path, tmp_path: Path) -> None:
     assert len(policy.tdx.measurements) == 6
     assert len(policy.snp.measurements) == 4
     assert len(policy.azure.measurements) == 1
+
+
+@needs_vectors
+def test_with_the_log_of_a_real_td(out: Path, tmp_path: Path) -> None:
+    """A log of a TD of this shape completes RTMR0: the value is the one in that TD's quote, and no other."""
+    if not VARIABLES.is_file():
+        pytest.skip(f"{VARIABLES} is not here: apt-get install ovmf")
+    (tmp_path / "tdx.fd").write_bytes(firmware(variables=VARIABLES.read_bytes()))
+    (tmp_path / "ccel").write_bytes(read("eventlog/ccel-cdai-live2.bin"))
+    arguments = ["measure", str(out), "--shape", "1cpu-2gib", "--tdx-firmware", str(tmp_path / "tdx.fd")]
+    arguments += ["--ccel", f"1cpu-2gib={tmp_path / 'ccel'}", "-o", str(tmp_path / "a.json")]
+    result = CliRunner().invoke(cli, [*arguments, "--profile", "qemu10-edk2-2025.02"], catch_exceptions=False)
+    assert result.exit_code == 0
+    (release,) = parse_references((tmp_path / "a.json").read_bytes()).releases
+    quoted = parse_quote(read("eventlog/ccel-cdai-live2.quote.bin")).td.rtmr0
+    assert {measurement.rtmr0 for measurement in release.tdx} == {quoted}
+    assert "RTMR0" not in [item.register for item in left_out(release)]
+    assert "RTMR0" in result.output
+
+
+@pytest.mark.parametrize("item", ["small", "small=", "other=ccel", "small=missing", "small=a.json"])
+def test_no_log(out: Path, tmp_path: Path, item: str) -> None:
+    """A log of no shape, of another one, one that is not there, and a file that is none."""
+    (tmp_path / "a.json").write_text("{}")
+    arguments = ["measure", str(out), "--shape", "small", "-o", str(tmp_path / "b.json"), "--ccel"]
+    result = CliRunner().invoke(cli, [*arguments, item.replace("=a", f"={tmp_path}/a")])
+    assert isinstance(result.exception, ImageError)
+    assert not (tmp_path / "b.json").exists()
 
 
 @pytest.mark.parametrize("name", ["vmlinuz", "initrd", "cmdline", "enclave.toml"])

@@ -15,13 +15,16 @@ from image.measure.authenticode import parse_pe
 from image.measure.efi import GLOBAL, IMAGE_SECURITY, Measured
 from image.measure.profiles import PROFILES, Profile
 from image.measure.registers import extend
-from tests.image.measure.files import kernel, layout, unified
+from image.measure.snp import takes_hashes
+from image.measure.tdvf import parse_tdvf
+from tests.image.measure.files import VARIABLES, kernel, layout, unified
 from tests.vectors import needs_vectors, read
 
 pytestmark = needs_vectors
 
 GIB = 1 << 30
-VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")  # the same bytes in each release of Debian's ovmf so far
+INSTALLED = Path("/usr/share/ovmf/OVMF.fd")
+FIRMWARE = Path(__file__).parents[3] / ".cache" / "firmware" / "2026.08"
 DIRECT = {
     "boot-direct-qemu7.2-edk2-2022.11": "qemu7.2-edk2-2022.11",
     "boot-direct-qemu10-edk2-2026.08": "qemu10-edk2-2026.08",
@@ -125,6 +128,26 @@ def test_the_names_of_a_unified_images_sections() -> None:
 def test_the_memory_handed_to_a_td(log: str, gib: int, temporary: tuple[int, int]) -> None:
     """The first event of three real TDs' RTMR0 is the TD HOB of their memory and firmware."""
     assert layout(temporary).hand_off(gib * GIB).sha384 == digests(log, 1)[0]
+
+
+def test_debians_own_firmware() -> None:
+    """The layout that a real TD's first event came from is that of Debian 12's OVMF; no kernel hashes are in it."""
+    if not INSTALLED.is_file():
+        pytest.skip(f"{INSTALLED} is not here: apt-get install ovmf")
+    found = parse_tdvf(INSTALLED.read_bytes())
+    assert found.hand_off(2 * GIB).sha384 == digests("ccel-trustee-ovmf.bin", 1)[0]
+    assert not found.secure_boot
+    assert not takes_hashes(INSTALLED)
+
+
+def test_firmware_for_confidential_vms() -> None:
+    """Debian's builds for TDX and SEV-SNP: keys in the one, kernel hashes in the other."""
+    tdx, snp = FIRMWARE / "OVMF.inteltdx.ms.fd", FIRMWARE / "OVMF.amdsev.fd"
+    if not (tdx.is_file() and snp.is_file()):
+        pytest.skip(f"no ovmf-inteltdx and ovmf-amdsev in {FIRMWARE}")
+    assert parse_tdvf(tdx.read_bytes()).secure_boot
+    assert takes_hashes(snp)
+    assert not takes_hashes(tdx)
 
 
 def rtmr0_of(memory: int, profile: Profile, host: rtmr.HostEvents | None = None) -> tuple[ExpectedEvent, ...]:
