@@ -51,6 +51,12 @@ class PackedModel:
         self._status.unready = "engine_starting"
 
     def _open(self, key: bytes, stop: threading.Event) -> None:
+        try:
+            self._unpack(key, stop)
+        except OSError as exc:
+            raise _bad_place(f"{self._settings.model_dir} cannot be used ({exc.strerror})") from exc
+
+    def _unpack(self, key: bytes, stop: threading.Event) -> None:
         settings, directory = self._settings, self._settings.model_dir
         manifest = unpack(self._pack, key, directory, stop=stop)
         check_digest(manifest, settings.model_digest, self._pack)
