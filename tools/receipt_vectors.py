@@ -16,7 +16,17 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation._b64 import b64url_encode
-from attestation.binding import PURPOSE, Engine, Image, Keys, Model, Statement, gpu_nonce, report_data
+from attestation.binding import (
+    PURPOSE,
+    Engine,
+    Image,
+    Keys,
+    Model,
+    Statement,
+    Topology,
+    gpu_nonce,
+    report_data,
+)
 from attestation.checks import Check
 from attestation.receipt import (
     COMMENT,
@@ -48,8 +58,8 @@ KEY = Ed25519PrivateKey.from_private_bytes(fixed("receipt"))
 NONCE = fixed("request nonce")
 
 
-def statement(*, log: bool = False) -> bytes:
-    """One enclave's statement, with or without a log of receipts; only its receipt key is used here."""
+def statement(*, log: bool = False, topology: Topology | None = None) -> bytes:
+    """One enclave's statement, with or without a log of receipts and a topology; only its receipt key is used here."""
     keys = {
         spec.name: fixed(spec.name, spec.metadata["size"])
         for spec in fields(Keys)
@@ -62,7 +72,7 @@ def statement(*, log: bool = False) -> bytes:
         not_before=TIME - 3600,
         not_after=TIME + 7 * 86400,
         model=Model(names=("m", "größer"), digest=fixed("model")),
-        engine=Engine(name="vllm", version="0.32.0", flags=("--seed", "0")),
+        engine=Engine(name="vllm", version="0.32.0", flags=("--seed", "0"), topology=topology),
         config=fixed("config"),
         image=Image(build="b", source="s"),
     ).to_bytes()
@@ -71,6 +81,9 @@ def statement(*, log: bool = False) -> bytes:
 def binding() -> dict[str, Any]:
     """Statements with the two digests that commit to them."""
     plain, logged, nonce = statement(), statement(log=True), fixed("evidence nonce")
+    shared = Topology(
+        external=True, nodes=2, replicas=3, data_parallel=1, tensor_parallel=8, pipeline_parallel=2
+    )
     gpu = '[{"arch":"HOPPER","evidence":"AA==","certificate":"AA==","nonce":"00"}]'
     return {
         "about": "docs/protocol.md, section 2; digests in hex, texts as UTF-8; made by tools/receipt_vectors.py",
@@ -88,6 +101,11 @@ def binding() -> dict[str, Any]:
                 ("without GPUs", plain, ""),
                 ("with a GPU", plain, gpu),
                 ("with a log of receipts", logged, ""),
+                (
+                    "with an engine on two machines that the gateway did not start",
+                    statement(topology=shared),
+                    "",
+                ),
             )
         ],
     }

@@ -185,3 +185,16 @@ def test_token_ids_beside_the_count(start: Any, calling: Any, operator: Any, eng
     assert b"usage" not in answer.body
     sent = json.loads(engine.requests[-1].body)
     assert sent.keys() - body.keys() == {"cache_salt", "stream_options", "return_token_ids"}
+
+
+def test_a_form_is_limited_and_passes_unchanged(
+    start: Any, calling: Any, operator: Any, engine: FakeEngine
+) -> None:
+    """Audio counts as any request does; a tenant's salt belongs into JSON and is not put into a form."""
+    key = operator.create("one", "--requests-per-minute", "1")
+    caller = calling(start(), key)
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{"a":1}\r\n--x--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answers = [caller.post("/v1/audio/transcriptions", part, kind) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 429]
+    assert [seen.body for seen in engine.requests] == [part]
