@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from image.packages import Debian
@@ -37,13 +37,18 @@ class Builder:
     def base(self, debian: Debian) -> str:
         """Debian with Python, of the very packages that the lock names: an image that nobody else needs to have."""
         self.store.mkdir(parents=True, exist_ok=True)
-        archive = self.store / f"base-{debian.digest()[:16]}.tar"
-        if not archive.exists():
-            debian.bootstrap(archive, epoch=EPOCH)
-        recipe = self.store / "Dockerfile"
-        recipe.write_text(f"FROM scratch\nADD {archive.name} /\n")
-        self.buildah("bud", "--quiet", "--timestamp", EPOCH, "--tag", _BASE, "--file", recipe, self.store)
-        return _BASE
+        name = f"{_BASE}:{debian.digest()[:16]}"
+        with (self.store / "lock").open("w") as lock:
+            flock(lock, LOCK_EX)  # builds that run beside each other share it
+            if name not in self.buildah("images", "--format", "{{.Name}}:{{.Tag}}").split():
+                archive, recipe = self.store / "base.tar", self.store / "Dockerfile"
+                debian.bootstrap(archive, epoch=EPOCH)
+                recipe.write_text(f"FROM scratch\nADD {archive.name} /\n")
+                self.buildah(
+                    "bud", "--quiet", "--timestamp", EPOCH, "--tag", name, "--file", recipe, self.store
+                )
+                archive.unlink()
+        return name
 
     def build(self, target: str, base: str) -> str:
         """The image's id. Nothing is taken from an earlier build."""
@@ -61,8 +66,3 @@ class Builder:
             yield Path(self.buildah("mount", container))
         finally:
             self.buildah("rm", container)
-
-
-def missing_rights() -> list[str]:
-    """What buildah needs and does not have here."""
-    return [] if os.geteuid() == 0 else ["root"]
