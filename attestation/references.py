@@ -26,6 +26,7 @@ from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError
 from attestation.release import Release, Revoked, limited
+from attestation.snp.policy import NO_HOST_DATA
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -62,11 +63,16 @@ def merge(policy: Policy, references: References) -> Policy:
         model_digests=policy.statement.model_digests | models,
         config_digests=policy.statement.config_digests | configs,
     )
+    launched = frozenset[bytes]().union(*(r.config_files for r in releases))
     tdx = policy.tdx and replace(
-        policy.tdx, measurements=(*policy.tdx.measurements, *(m for r in releases for m in r.tdx))
+        policy.tdx,
+        measurements=(*policy.tdx.measurements, *(m for r in releases for m in r.tdx)),
+        mr_config_id=policy.tdx.mr_config_id | {digest.ljust(48, b"\0") for digest in launched},
     )
     snp = policy.snp and replace(
-        policy.snp, measurements=policy.snp.measurements.union(*(r.snp for r in releases))
+        policy.snp,
+        measurements=policy.snp.measurements.union(*(r.snp for r in releases)),
+        host_data=launched | (policy.snp.host_data or {NO_HOST_DATA}) if launched else policy.snp.host_data,
     )
     azure = policy.azure and replace(
         policy.azure, measurements=(*policy.azure.measurements, *(m for r in releases for m in r.vtpm))

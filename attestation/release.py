@@ -91,6 +91,9 @@ class Release:
     vtpm: tuple[VtpmMeasurement, ...] = ()
     models: frozenset[bytes] = field(default=frozenset(), metadata=_32)
     configs: frozenset[bytes] = field(default=frozenset(), metadata=_32)
+    config_files: frozenset[bytes] = field(
+        default=frozenset(), metadata=_32
+    )  # SHA-256; a host may say it once more
     machines: Machines | None = None  # None: any machine
     until: int | None = None  # Unix seconds: accepted before, refused from then on
     build: Build | None = None

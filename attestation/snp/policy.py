@@ -19,7 +19,7 @@ from attestation.snp.report import FirmwareVersion, GuestPolicy, PlatformInfo, R
 from attestation.snp.verify import SnpClaims
 
 _16, _32, _48, _64 = ({"size": n} for n in (16, 32, 48, 64))
-_NO_HOST_DATA = bytes(32)
+NO_HOST_DATA = bytes(32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class SnpPolicy:
         if not self.any_measurement:
             yield from _listed(Check.SNP_MEASUREMENT, self.measurements, report.measurement)
         if not self.any_host_data:
-            yield from _listed(Check.SNP_HOST_DATA, self.host_data or {_NO_HOST_DATA}, report.host_data)
+            yield from _listed(Check.SNP_HOST_DATA, self.host_data or {NO_HOST_DATA}, report.host_data)
         yield from _narrowed(Check.SNP_FAMILY_ID, self.family_ids, report.family_id)
         yield from _narrowed(Check.SNP_IMAGE_ID, self.image_ids, report.image_id)
         yield from _narrowed(Check.SNP_ID_KEY, self.id_keys, report.id_key_digest)

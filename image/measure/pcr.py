@@ -47,6 +47,7 @@ _LEFT_OUT = (
     ),
     ("PCR6", "the maker's"),
     ("PCR7", "Secure Boot's state and keys"),
+    ("PCR10", "the kernel's own measurements (IMA)"),
 )
 
 

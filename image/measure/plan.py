@@ -26,6 +26,9 @@ _PASSES = (1, 2)  # how VMMs measure a TD's first pages: each as it is added, or
 _NEEDED = ("vmlinuz", "initrd", "cmdline", "enclave.toml")
 _ON_A_DISK = ("enclave.efi",)
 _DISK, _DISK_HEAD = "disk.raw", 34 * 512  # the partition table is at its beginning
+_SEAL = LeftOut(
+    register="RTMR3", reason="the gateway's seal, which is another in each boot: require_serving_seal"
+)
 UEFI, ANY_SHAPE = (
     "uefi",
     "any",
@@ -89,8 +92,11 @@ def measure(image: Image, machine: Machine, *, release: str = "") -> Release:
     }
     head = image.files.get(_DISK, b"")
     disk = [pcr.unified(image.files[name], head) for name in _ON_A_DISK if name in image.files]
-    tds = [_td(image, machine, firmware, shape) for shape in machine.shapes] if firmware else []
     settings = _settings(image)
+    sealed = settings.serving_seal
+    tds = (
+        [_td(image, machine, firmware, shape, sealed=sealed) for shape in machine.shapes] if firmware else []
+    )
     return Release(
         id=release or str(image.description.get("id", ""))[:16],
         tdx=tuple(dict.fromkeys(measurement for _, measurements in tds for measurement in measurements)),
@@ -98,6 +104,7 @@ def measure(image: Image, machine: Machine, *, release: str = "") -> Release:
         vtpm=pcr.forms([*boots.values(), *disk]),
         models=frozenset({bytes.fromhex(settings.model_digest)}),
         configs=frozenset({settings.digest()}),
+        config_files=frozenset({sha256(image.files["enclave.toml"]).digest()}),
         build=_build(image, machine),
         expected=(
             *(expected for expected, _ in tds),
@@ -119,7 +126,7 @@ def _tdx_firmware(machine: Machine) -> Tdvf | None:
 
 
 def _td(
-    image: Image, machine: Machine, firmware: Tdvf, shape: Shape
+    image: Image, machine: Machine, firmware: Tdvf, shape: Shape, *, sealed: bool
 ) -> tuple[Expected, tuple[TdxMeasurement, ...]]:
     (profile,) = machine.profiles
     kernel, initrd = image.files["vmlinuz"], image.files["initrd"]
@@ -146,7 +153,7 @@ def _td(
         shape=shape.name,
         boot="direct",
         events=events,
-        left_out=(missing,) if missing else (),
+        left_out=(*((missing,) if missing else ()), *((_SEAL,) if sealed else ())),
     )
     measurements = tuple(
         TdxMeasurement(
@@ -154,6 +161,7 @@ def _td(
             rtmr0=None if missing else values["RTMR0"],
             rtmr1=replay([event.into("RTMR1") for event in form], "sha384")["RTMR1"],
             rtmr2=values["RTMR2"],
+            rtmr3=None if sealed else bytes(48),  # nothing in this image extends it
         )
         for mrtd in mrtds
         for form in started

@@ -124,6 +124,23 @@ def test_pcrs_are_accepted_together() -> None:
     assert violation.expected == f"pcr4={PCRS[4].hex()} pcr11={'11' * 32}"
 
 
+def test_a_host_may_repeat_the_configurations_digest() -> None:
+    """In HOST_DATA or MRCONFIGID, where `image launch` puts it; who sets nothing is accepted as before, and nothing else is."""
+    digest = b"\x0a" * 32
+    references = replace(REFERENCES, releases=(replace(RELEASE, config_files=frozenset({digest})),))
+    policy = merge(Policy(tdx=TdxPolicy(), snp=SnpPolicy()), references)
+    assert policy.snp is not None
+    assert policy.tdx is not None
+    assert policy.snp.host_data == {bytes(32), digest}
+    assert policy.tdx.mr_config_id == {bytes(48), digest + bytes(16)}
+    own = merge(Policy(snp=SnpPolicy(host_data=frozenset({b"\x0b" * 32}))), references)
+    assert own.snp is not None
+    assert own.snp.host_data == {b"\x0b" * 32, digest}
+    bare = merge(Policy(snp=SnpPolicy()), REFERENCES)
+    assert bare.snp is not None
+    assert bare.snp.host_data == frozenset()
+
+
 def test_what_names_no_pcr_matches_none() -> None:
     """An empty measurement is not one that everything has; a PCR that the quote lacks is not there."""
     assert not VtpmMeasurement().matches(dict(enumerate(PCRS)))

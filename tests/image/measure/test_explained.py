@@ -42,8 +42,7 @@ def booted(cell: Expected, *, log: bool = True) -> Boot:
         )
     values = {r: v if v is not None else b"\xff" * 48 for r, v in replay(cell.events, algorithm).items()}
     values |= {r: e[-1].digest for r, e in events.items() if r in ("MRTD", "MEASUREMENT")}
-    if cell.platform == "vtpm":
-        values["PCR12"] = bytes(32)
+    values |= {"vtpm": {"PCR12": bytes(32)}, "tdx": {"RTMR3": bytes(48)}}.get(cell.platform, {})
     return Boot(platform=cell.platform, registers=values, events=events if log else {})
 
 

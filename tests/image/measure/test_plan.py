@@ -81,11 +81,12 @@ def test_everything_is_computed(out: Path, tmp_path: Path) -> None:
     found = measure(read_image(out), machine(tmp_path))
     assert len(found.tdx) == 6  # both shapes measure the same, but in RTMR0
     assert len({(m.mrtd, m.rtmr1) for m in found.tdx}) == 6
-    assert {m.rtmr0 for m in found.tdx} == {None}
+    assert {(m.rtmr0, m.rtmr3) for m in found.tdx} == {(None, bytes(48))}
     assert len(found.snp) == 8
     assert len(found.vtpm) == 2
     assert found.models == {b"\x07" * 32}
     assert found.configs == {Settings.load(CONFIG).digest()}
+    assert found.config_files == {sha256(CONFIG).digest()}
     assert found.build is not None
     assert found.build.versions == ("gateway 0.1", "kernel 6.12")
     assert [artifact.name for artifact in found.build.firmware] == ["tdx.fd", "snp.fd"]
@@ -119,6 +120,16 @@ def test_a_disk(out: Path, tmp_path: Path) -> None:
     (out / "disk.raw").write_bytes(disk + b"x")
     with pytest.raises(ImageError, match=r"disk\.raw is not the file"):
         read_image(out)
+
+
+def test_a_sealed_gateway(out: Path, tmp_path: Path) -> None:
+    """Its seal makes RTMR3 another in each boot, so no value is predicted; without a seal nothing may extend it."""
+    files = {name: (out / name).read_bytes() for name in ("vmlinuz", "initrd", "cmdline")}
+    sealed = CONFIG.replace(b'"simulated-tdx"', b'"tdx"') + b"serving_seal = true\n"
+    write(out, {**files, "enclave.toml": sealed})
+    found = measure(read_image(out), machine(tmp_path))
+    assert {m.rtmr3 for m in found.tdx} == {None}
+    assert "RTMR3" in [item.register for item in left_out(found)]
 
 
 def test_nothing_is_guessed(out: Path, tmp_path: Path) -> None:
