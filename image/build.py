@@ -59,6 +59,8 @@ def build_image(out: Path, *, config: bytes, target: Target, disk: bool) -> Buil
     check_tools("apt-get", "buildah", "dpkg-deb", "fsck.erofs", "mkfs.erofs", "mmdebstrap")
     if not 0 < len(config) <= _CONFIG_BYTES or config.endswith(b"\0"):
         raise ImageError("the configuration is empty, longer than 1 MiB, or ends with a zero byte")
+    if out.exists() and not (out / DESCRIPTION).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ImageError(f"{out} exists and is no image", "Give another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}-") as made:
         folder = Path(made) / "image"
@@ -162,8 +164,6 @@ def _described(path: Path) -> dict[str, Any]:
 def _replace(folder: Path, out: Path) -> None:
     """`out` is the old folder or the new one, and never a mixture."""
     if out.exists():
-        if not (out / DESCRIPTION).exists() and any(out.iterdir()):
-            raise ImageError(f"{out} exists and is no image", "Give another folder")
         old = folder.with_name("old")
         out.rename(old)
         folder.rename(out)
