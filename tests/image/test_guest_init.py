@@ -79,6 +79,11 @@ def test_a_module_that_does_not_load_stops_the_start(tmp_path: Path, monkeypatch
         modules.load(tmp_path / "list")
 
 
+def test_nothing_is_loaded_that_goes_around_the_firewall() -> None:
+    """The rules see IPv4 and IPv6; the host's own sockets would be a way out that they do not."""
+    assert not any("vsock" in name or "hv_sock" in name for name in modules.NEEDED)
+
+
 @pytest.mark.parametrize("text", ["m/a.ko", "/m/../a.ko", "/m/a.so", "/m/a.ko\n/m/a.ko", "\n"])
 def test_a_list_of_anything_but_modules_is_refused(text: str) -> None:
     """Absolute paths of modules, each once."""
