@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -120,8 +121,9 @@ def _member(kind: type[StrEnum], value: object) -> StrEnum:
 
 
 def _time(value: object) -> datetime:
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        return value.astimezone(UTC)
+    with suppress(OverflowError):  # the offset may lead out of the years that there are
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            return value.astimezone(UTC)
     raise _MisfitError(f"must be a date and time with an offset, found {value!r}")
 
 

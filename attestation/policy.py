@@ -203,7 +203,7 @@ def parse_policy(text: str, kind: type[Policy] = Policy) -> Policy:
         raise MalformedError(Check.POLICY_FORMAT, f"{len(text)} characters, the limit is {MAX_POLICY_BYTES}")
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # also of a number with thousands of digits
         raise MalformedError(Check.POLICY_FORMAT, f"not TOML: {exc}") from exc
     return load_table(kind, table, "policy")
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from attestation.checks import Check
 from attestation.errors import MalformedError, UnavailableError, VerificationError
@@ -39,9 +39,11 @@ class Reviewer:
     )
 
     @property
-    def who(self) -> tuple[str | None, ...]:
-        """What tells one reviewer from another."""
-        return (self.key and self.key.strip(), self.identity, self.issuer)
+    def who(self) -> tuple[object, ...]:
+        """What tells one reviewer from another: the key itself, however its PEM is written, or the identity."""
+        if self.key is None:
+            return (self.identity, self.issuer)
+        return (self.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),)
 
     def check(self) -> None:
         """Either a key, or all of identity, issuer and root."""
@@ -57,7 +59,7 @@ class Reviewer:
     def public_key(self) -> PublicKey:
         try:
             key = load_pem_public_key((self.key or "").encode())
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             key = None
         if isinstance(key, Ed25519PublicKey):
             return key

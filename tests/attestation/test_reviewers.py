@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.checks import Check
 from attestation.errors import MalformedError, UnavailableError, VerificationError
@@ -91,6 +95,30 @@ def test_one_identity_is_one_reviewer() -> None:
     twice = replace(BOTH, reviewers=(RELEASE, replace(RELEASE, name="another", bundle="b")))
     with pytest.raises(MalformedError, match="twice"):
         twice.verify(signed(), FILES)
+
+
+def test_one_key_is_one_reviewer_however_it_is_written() -> None:
+    """Other line ends, a comment, a compressed point: the same key signs once, and would count twice."""
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    plain = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    point = key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    short = base64.b64encode(bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + point)
+    compressed = f"-----BEGIN PUBLIC KEY-----\n{short.decode()}\n-----END PUBLIC KEY-----"
+    for other in (plain.replace("\n", "\r\n"), f"my key\n{plain}", compressed):
+        assert Reviewer(name="b", key=other).public_key() == key
+        twice = (Reviewer(name="a", key=plain), Reviewer(name="b", key=other))
+        with pytest.raises(MalformedError, match="twice"):
+            replace(BOTH, reviewers=twice).verify(signed(by=()), FILES)
+
+
+def test_a_key_of_another_kind_is_no_key() -> None:
+    """Whatever algorithm the PEM names, known to the library or not, the policy is malformed, and nothing else."""
+    unknown = base64.b64encode(bytes.fromhex("300c3005060342010103030000ff")).decode()
+    x25519 = X25519PrivateKey.generate().public_key()
+    known = x25519.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    for pem in (f"-----BEGIN PUBLIC KEY-----\n{unknown}\n-----END PUBLIC KEY-----", known, "", "-----BEGIN"):
+        with pytest.raises(MalformedError, match="no Ed25519 or P-256"):
+            Reviewer(name="a", key=pem).check()
 
 
 def test_from_files_beside_the_policy(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError
+from attestation.policy import parse_policy
 
 
 class Colour(StrEnum):
@@ -82,4 +83,22 @@ def test_every_mistake_names_its_key(toml: str, names: str) -> None:
     """Missing, unknown and mistyped keys are errors that say which."""
     with pytest.raises(MalformedError, match=names) as error:
         load_table(Outer, tomllib.loads(toml), "t")
+    assert error.value.check is Check.POLICY_FORMAT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[release]\nexpires = 0001-01-01T00:00:00+10:00",
+        "[release]\nexpires = 9999-12-31T23:59:59-10:00",
+        f"[release]\nepoch = {'1' * 5000}",
+        "[release]\nepoch = true",
+        f"a = {'[' * 5000}",
+    ],
+    ids=["before all years", "after all years", "endless number", "truth", "depth"],
+)
+def test_a_policy_that_leads_out_of_all_bounds_is_malformed(text: str) -> None:
+    """Times whose offset leaves the years that there are, numbers that no machine reads: one error, as for any mistake."""
+    with pytest.raises(MalformedError) as error:
+        parse_policy(text)
     assert error.value.check is Check.POLICY_FORMAT
