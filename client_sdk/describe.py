@@ -12,14 +12,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from attestation import nitro, snp, tdx, vtpm
+from attestation import bundle, disclosure, nitro, snp, tdx, vtpm
 from attestation._json import parse_json
 from attestation._x509 import parse_certificate
 from attestation.binding import parse_statement
+from attestation.bundle import MAX_BUNDLE_BYTES
 from attestation.checks import Check
 from attestation.collateral import MAX_COLLATERAL_BYTES, IntelCollateral
 from attestation.errors import MalformedError, VerificationError
-from attestation.evidence import MAX_DOCUMENT_BYTES, SnpEvidence, TdxEvidence, parse_evidence
+from attestation.evidence import SnpEvidence, TdxEvidence, parse_evidence
 from attestation.measure.dstack import parse_dstack_log
 from attestation.measure.eventlog import parse_log
 from attestation.nvidia.collateral import NvidiaCollateral
@@ -79,10 +80,10 @@ def _binary(data: bytes) -> Described:
 
 
 def _json(data: bytes) -> Described:
-    value = parse_json(data, Check.EVIDENCE_FORMAT, "JSON file", limit=MAX_DOCUMENT_BYTES)
+    value = parse_json(data, Check.EVIDENCE_FORMAT, "JSON file", limit=MAX_BUNDLE_BYTES)
     match value:
-        case {"__cmwc_t": _}:
-            return Described("evidence document", _document(data))
+        case {"__cmwc_t": _} | {"purpose": bundle.PURPOSE | disclosure.PURPOSE}:
+            return _ours(value, data)
         case {"tcb_info": _, "qe_identity": _}:
             return Described("Intel collateral", _intel(IntelCollateral.parse(data)))
         case {"rims": _, "ocsp": _}:
@@ -110,6 +111,40 @@ def _json(data: bytes) -> Described:
             devices_read = [_device(device) for device in parse_list(data)]
             return Described("NVIDIA GPU evidence", {"devices": devices_read})
     raise MalformedError(Check.EVIDENCE_FORMAT, "JSON, but no kind of evidence that this program knows")
+
+
+def _ours(value: Mapping[str, Any], data: bytes) -> Described:
+    match value.get("purpose"):
+        case bundle.PURPOSE:
+            return Described("saved answers", _saved(data))
+        case disclosure.PURPOSE:
+            return Described("disclosure of a saved chat", _disclosed(data))
+    return Described("evidence document", _document(data))
+
+
+def _saved(data: bytes) -> dict[str, Any]:
+    """Prompts and answers are not shown, only how long they are."""
+    saved = bundle.parse_bundle(data)
+    exchanges = [
+        {
+            "receipt": _claims(exchange.receipt.encode())["claims"],
+            "request": "not saved" if exchange.request is None else f"{len(exchange.request)} bytes",
+            "response": "not saved" if exchange.response is None else f"{len(exchange.response)} bytes",
+            "logged": exchange.log is not None,
+        }
+        for exchange in saved.exchanges
+    ]
+    return {"exchanges": exchanges, "evidence": _document(saved.evidence)}
+
+
+def _disclosed(data: bytes) -> dict[str, Any]:
+    found = disclosure.parse_disclosure(data)
+    shown = {
+        name: ["shown" if isinstance(part, disclosure.Shown) else "hidden" for part in parts]
+        for name, parts in (("messages", found.messages), ("choices", found.choices))
+    }
+    receipt = _claims(found.receipt.encode())["claims"]
+    return {**shown, "receipt": receipt, "evidence": _document(found.evidence)}
 
 
 def _document(data: bytes) -> dict[str, Any]:

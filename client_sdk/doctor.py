@@ -121,7 +121,7 @@ class Doctor:
 
     def _read_policy(self) -> str:
         if self._file is None:
-            raise _SkippedError("no --policy given")
+            raise _SkippedError("no --policy given; `attested lock` makes one")
         self._policy = load_policy(self._file)
         return f"{self._file} is one; `attested policy explain` says what it accepts"
 

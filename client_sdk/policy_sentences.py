@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from enum import StrEnum
+from datetime import UTC, datetime
 from typing import Any
 
 from attestation.policy import Policy
@@ -63,7 +63,7 @@ def sentence(words: tuple[str, str], value: Any) -> str:
     """A switch picks its words; a value fills them; nothing, none and zero are the words for "without"."""
     if isinstance(value, bool):
         return words[0] if value else words[1]
-    empty = value is None or value == 0 or (isinstance(value, (tuple, frozenset)) and not value)
+    empty = value is None or value == 0 or (isinstance(value, (str, tuple, frozenset)) and not value)
     return words[1] if empty else words[0].replace("{}", words_of(value))
 
 
@@ -73,6 +73,8 @@ def words_of(value: Any) -> str:
         case Root():
             vendor = "" if is_vendor(value) else ", which is NO hardware vendor's"
             return f"{value.name!r} ({value.spki_sha256.hex()[:16]}…{vendor})"
+        case datetime():
+            return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
         case bytes():
             return "zero" if value and not any(value) else value.hex() or "an empty value"
         case tuple():
@@ -81,8 +83,6 @@ def words_of(value: Any) -> str:
             )
         case frozenset():
             return " or ".join(sorted(map(words_of, value)))
-        case StrEnum():
-            return str(value)
         case str() if len(value) > _LONG:
             return f"a text of {len(value)} characters"
     if is_dataclass(value) and type(value).__str__ is object.__str__:

@@ -18,6 +18,7 @@ from attestation.bundle import Bundle, parse_bundle
 from attestation.disclosure import Disclosure, Part, Shown
 from attestation.errors import AttestationError
 from client_sdk.audit_work import Refused, Tally, Terms, audit_path, read_raw_saved
+from client_sdk.commands.options import AsJson, PolicyFile
 from client_sdk.exits import ExitCode
 from client_sdk.files import parse_time
 from client_sdk.present import clean
@@ -32,9 +33,7 @@ def audit(
         Path,
         typer.Argument(metavar="FILE|DIR", help="A bundle or a disclosure, or a folder of them (*.json)."),
     ],
-    policy: Annotated[
-        Path, typer.Option("--policy", metavar="FILE", help="What you accept (TOML); see docs/policy.md.")
-    ],
+    policy: PolicyFile,
     at: Annotated[
         datetime | None,
         typer.Option("--at", parser=parse_time, metavar="TIME", help="In place of each receipt's own time."),
@@ -45,7 +44,7 @@ def audit(
     logged: Annotated[
         bool, typer.Option("--logged", help="Refuse what is not shown to be in the enclave's log.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify saved exchanges again: receipts, the saved bytes, and the evidence as of each receipt's time. Offline.
 

@@ -54,6 +54,8 @@ def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     whole answer is proven.
     """
     text = prompt if prompt is not None else sys.stdin.read()
+    if not text.strip():
+        raise typer.BadParameter("there is no prompt: give it as an argument or on standard input")
     try:
         from client_sdk import openai as sdk  # noqa: PLC0415 - an extra, and half a second to load
     except ImportError:

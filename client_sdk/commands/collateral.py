@@ -16,7 +16,7 @@ from attestation.fetch import Fetcher, Sources
 from attestation.snp.report import REPORT_BYTES
 from attestation.vtpm import AzureEvidence
 from client_sdk.amd_file import dump_amd
-from client_sdk.commands.options import AsJson
+from client_sdk.commands.options import AsJson, EvidenceFile
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import read_file
 from client_sdk.present import clean, working
@@ -31,7 +31,7 @@ def _group() -> None:
 
 @app.command()
 def fetch(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
-    evidence: Path,
+    evidence: EvidenceFile,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where the collateral goes.")
     ],

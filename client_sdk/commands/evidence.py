@@ -16,6 +16,7 @@ from rich.console import Console
 from attestation.ear import SigningKey, appraise, load_signing_key, make_ear, sign_ear
 from attestation.errors import AttestationError, UnavailableError
 from attestation.roots import is_vendor
+from client_sdk.commands.options import AsJson, EvidenceFile
 from client_sdk.exits import exit_code
 from client_sdk.files import parse_hex, parse_time
 from client_sdk.judge import AmdFiles, Judged, Terms, judge_nitro, judge_snp, judge_tdx, load_terms
@@ -45,7 +46,6 @@ PolicyFile = Annotated[
         "--policy", metavar="FILE", help="A policy (TOML). Without it, measurements are not judged."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 EarKey = Annotated[
     Path | None,
     typer.Option(
@@ -69,7 +69,7 @@ class Output:
 
 @app.command()
 def tdx(
-    quote: Path,
+    quote: EvidenceFile,
     collateral: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Intel's collateral, in dcap-qvl's layout.")
     ] = None,
@@ -87,7 +87,7 @@ def tdx(
 
 @app.command()
 def snp(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
-    report: Path,
+    report: EvidenceFile,
     vek: Annotated[Path | None, typer.Option(metavar="CERT", help="The VCEK or VLEK certificate.")] = None,
     chain: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Its issuer (ASK or ASVK), then the ARK.")
@@ -111,7 +111,7 @@ def snp(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
 
 @app.command()
 def nitro(
-    document: Path,
+    document: EvidenceFile,
     at: At = None,
     root: RootFiles = None,
     policy: PolicyFile = None,
@@ -126,7 +126,7 @@ def nitro(
 
 @app.command()
 def azure(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
-    file: Path,
+    file: EvidenceFile,
     nonce: Annotated[
         bytes | None,
         typer.Option("--nonce", parser=parse_hex, metavar="HEX", help="The nonce that was asked with."),
@@ -155,7 +155,7 @@ def azure(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
 
 @app.command()
 def nvidia(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
-    evidence: Path,
+    evidence: EvidenceFile,
     nonce: Nonce,
     rim: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A reference manifest (SWID XML).")

@@ -23,7 +23,7 @@ from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.roots import is_vendor
 from client_sdk.amd_file import parse_amd
 from client_sdk.commands.evidence import At, PolicyFile, RootFiles
-from client_sdk.commands.options import AsJson
+from client_sdk.commands.options import AsJson, EvidenceFile
 from client_sdk.exits import exit_code
 from client_sdk.files import parse_hex, read_file, read_raw
 from client_sdk.foreign.document import TITLES, Foreign, Seen
@@ -64,7 +64,7 @@ class Given:
 
 
 def foreign(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
-    file: Path,
+    file: EvidenceFile,
     nonce: Annotated[
         bytes | None,
         typer.Option("--nonce", parser=parse_hex, metavar="HEX", help="The nonce that was asked with."),

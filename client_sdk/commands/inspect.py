@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from attestation.errors import AttestationError
+from client_sdk.commands.options import AsJson, EvidenceFile
 from client_sdk.describe import describe
 from client_sdk.exits import exit_code
 from client_sdk.files import read_file
@@ -20,8 +20,8 @@ _MANY = 4  # values that still stand on one line
 
 
 def inspect(
-    file: Path,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    file: EvidenceFile,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a file is and what it says. Nothing is verified: anyone could have written it."""
     try:

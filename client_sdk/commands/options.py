@@ -9,7 +9,19 @@ import typer
 
 from client_sdk.sealing import Channel
 
-Url = Annotated[str, typer.Argument(metavar="URL", help="Where the gateway answers: https://host:port")]
+
+def _with_scheme(url: str) -> str:
+    """Which schemes will do is for the transport to say."""
+    if "://" not in url:
+        raise typer.BadParameter(f"{url!r} is no URL; is https://{url} meant?")
+    return url
+
+
+Url = Annotated[
+    str,
+    typer.Argument(metavar="URL", callback=_with_scheme, help="Where the gateway answers: https://host:port"),
+]
+EvidenceFile = Annotated[Path, typer.Argument(metavar="FILE", help="Raw, in hex or in base64.")]
 PolicyFile = Annotated[
     Path, typer.Option("--policy", metavar="FILE", help="What you accept (TOML); see docs/policy.md.")
 ]

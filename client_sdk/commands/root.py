@@ -33,7 +33,12 @@ class Commands(TyperGroup):
 
 
 def _complete(name: str, command: Any) -> None:
-    """Help that fills its lines, with examples at its end."""
+    """Help that fills its lines, with examples at its end, arguments in capitals, and no type after a switch."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+        elif parameter.metavar is None and parameter.param_type_name == "argument":
+            parameter.metavar = parameter.name.upper()
     command.help = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
     command.epilog = epilog(name)
 

@@ -94,6 +94,8 @@ class Running:
         port = await self.server.start(self._plan.host, self._plan.port)
         host = f"[{self._plan.host}]" if ":" in self._plan.host else self._plan.host
         _say(f"attested proxy: http://{host}:{port}/v1 (status: http://{host}:{port}/)")
+        if not self._plan.guard.exposed:
+            _say(f'to use it here: eval "$(attested env --port {port})"')
         for note in self._notes:
             _say(note)
         loop, signalled = asyncio.get_running_loop(), asyncio.Semaphore(0)
@@ -119,7 +121,8 @@ class Running:
                 reply = await upstream.send("GET", probe_path(self._plan.channel), (), b"")
                 await reply.close()
             except NoAnswerError as failure:
-                _say(f"{upstream.origin}: {'REFUSED' if failure.refused else 'not reached'}: {failure.words}")
+                how = "REFUSED" if failure.refused else "not reached, each request tries again"
+                _say(f"{upstream.origin}: {how}: {failure.words}")
             else:
                 _say(f"{upstream.origin}: verified")
 

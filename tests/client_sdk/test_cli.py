@@ -120,10 +120,14 @@ def test_nobody_there(policy: Path, command: str) -> None:
 @pytest.mark.parametrize("command", ["verify", "chat"])
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "localhost", "https://"])
 def test_what_is_no_address_of_an_enclave(policy: Path, command: str, url: str) -> None:
-    """A URL without TLS is refused in words."""
+    """A URL without TLS is refused in words, and what is no URL is wrong usage."""
     done = attested(command, url, "--policy", str(policy), *(["hi"] if command == "chat" else []))
-    assert done.returncode in {3, 5}
-    assert done.stdout + done.stderr
+    if "://" in url:
+        assert done.returncode in {3, 5}
+        assert done.stdout + done.stderr
+    else:
+        assert done.returncode == 64
+        assert f"https://{url}" in done.stderr
 
 
 def test_another_tls_key(relay: Relay, policy: Path) -> None:
@@ -189,8 +193,11 @@ def test_the_program_itself(gateway: LiveGateway, policy: Path) -> None:
     assert done.stdout.startswith("ACCEPTED")
 
 
-def test_wrong_usage(gateway: LiveGateway) -> None:
-    """Wrong usage has a code of its own."""
+def test_wrong_usage(gateway: LiveGateway, engine: FakeEngine, policy: Path) -> None:
+    """Wrong usage has a code of its own; nothing is asked of a model without a prompt."""
+    policy.write_text(gateway.policy_text)
+    assert attested("chat", gateway.origin, "--policy", str(policy), stdin=" \n").returncode == 64
+    assert not engine.requests
     assert attested("verify", gateway.origin).returncode == 64
     assert attested("verify").returncode == 64
 
@@ -213,6 +220,7 @@ def test_help(words: str) -> None:
     assert "Usage" in done.stdout
     assert "\x1b" not in done.stdout
     if words in commands():
+        assert not [line for line in done.stdout.splitlines() if "<bool>" in line and "--help" not in line]
         assert "Exit codes: 0 accepted" in done.stdout
         assert commands()[words].help
 

@@ -11,13 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from attestation.bundle import dump_bundle
 from attestation.collateral import Collateral
+from attestation.disclosure import dump_disclosure
 from attestation.errors import MalformedError
 from attestation.evidence import Evidence, SnpEvidence, TdxEvidence, dump_evidence
 from client_sdk.cli import app
 from client_sdk.describe import describe
 from tests.attestation.test_binding import STATEMENT
+from tests.attestation.test_disclosure import GOOD as SHOWN
 from tests.client_sdk.evidence_files import NONCE, NOW, amazon, amd, intel, nvidia
+from tests.client_sdk.test_audit_cli import GOOD as SAVED
 from tests.vectors import VECTORS, needs_vectors
 
 
@@ -45,6 +49,8 @@ KINDS: list[tuple[str, Callable[[], bytes]]] = [
     ("revocation list", lambda: amd().collateral(NOW).crl),
     ("evidence document", lambda: _document(TdxEvidence(intel().quote(bytes(64))))),
     ("evidence document", lambda: _document(SnpEvidence(amd().report(bytes(64))))),
+    ("saved answers", lambda: dump_bundle(SAVED)),
+    ("disclosure of a saved chat", lambda: dump_disclosure(SHOWN)),
     ("SGX quote", lambda: b"\x03\x00\x02\x00" + bytes(500)),
     ("JSON web token", lambda: b"eyJhbGciOiJub25lIn0.eyJhIjogMX0."),
 ]
@@ -70,6 +76,19 @@ def test_what_a_quote_says_is_shown(tmp_path: Path) -> None:
     output = CliRunner().invoke(app, ["inspect", str(file)]).output
     assert f"report_data: {bytes(range(64)).hex()}" in output
     assert "subject: Intel SGX PCK Certificate" in output
+
+
+def test_a_saved_answer_is_shown_without_its_words(tmp_path: Path) -> None:
+    """What its receipt and evidence say, and how long prompt and answer are: both are in the file, and not in the output."""
+    file = tmp_path / "answer.json"
+    file.write_bytes(dump_bundle(SAVED))
+    output = CliRunner().invoke(app, ["inspect", str(file)]).output
+    (exchange,) = SAVED.exchanges
+    assert exchange.request is not None
+    assert f"request: {len(exchange.request)} bytes" in output
+    assert "outcome: complete" in output
+    assert "kind: TDX quote" in output
+    assert "secret prompt" not in output
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ def test_an_empty_policy_is_said_to_accept_nothing() -> None:
     """The defaults that refuse are spelt out."""
     lines = list(describe_policy(NOTHING))
     assert "    no model is listed  (model_digests)" in lines
+    assert "    nothing is remembered  (name)" in lines
     assert sum("refused, because the policy has no such table" in line for line in lines) == 4
     assert not any(line.startswith("  *") for line in lines)
 

@@ -69,6 +69,7 @@ def test_the_program_itself(tmp_path: Path, gateway: LiveGateway, policy: Path, 
         assert process.wait(20) == 0
     log = (tmp_path / "proxy.log").read_text()
     assert f"http://127.0.0.1:{port}/v1" in log
+    assert f'eval "$(attested env --port {port})"' in log
     assert "SIMULATED" in log
     assert "a-marked" not in log
     assert "hello" not in log
