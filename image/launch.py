@@ -20,6 +20,8 @@ import typer
 
 from enclave_server.config_identity import mr_config_id
 from image.errors import ImageError
+from image.measure.shapes import Shape, shape_named
+from image.measure.snp import CPU_TYPES
 
 _PORT = 8443
 _QGS = {"type": "vsock", "cid": "2", "port": "4050"}  # the host's quoting service
@@ -42,12 +44,16 @@ class Launch:
     """One machine."""
 
     out: Path
-    cpus: int = 8
-    memory: int = 32768  # MiB
-    cpu: str = "EPYC-v4"  # SEV-SNP: the launch digest covers it
+    shape: Shape
+    cpu_type: str = CPU_TYPES[0]  # SEV-SNP: the launch digest covers it
     firmware: Path | None = None
     model: Path | None = None
     gpus: tuple[str, ...] = ()  # PCI addresses on the host
+
+    @property
+    def memory(self) -> int:
+        """In MiB."""
+        return self.shape.memory >> 20
 
 
 def launch_commands(launch: Launch, target: LaunchTarget) -> str:
@@ -67,7 +73,7 @@ def qemu_line(launch: Launch, target: LaunchTarget) -> list[str]:
     digest = sha256(_read(out / "enclave.toml")).digest()
     line = ["qemu-system-x86_64", "-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]
     line += _snp(launch, digest) if target is LaunchTarget.QEMU_SNP else _tdx(launch, digest)
-    line += ["-smp", str(launch.cpus), "-m", f"{launch.memory}M"]
+    line += ["-smp", str(launch.shape.cpus), "-m", f"{launch.memory}M"]
     disks = {"enclave-root": out / "root.img", "enclave-config": out / "config.img"}
     if launch.model is not None:
         disks["enclave-model"] = launch.model
@@ -76,7 +82,7 @@ def qemu_line(launch: Launch, target: LaunchTarget) -> list[str]:
         line += ["-device", f"virtio-blk-pci,drive=disk{number},serial={serial}"]
     line += ["-netdev", f"user,id=net0,hostfwd=tcp::{_PORT}-:{_PORT}"]
     line += ["-device", "virtio-net-pci,netdev=net0,romfile="]
-    line += _gpus(launch.gpus)
+    line += _gpus(launch)
     line += ["-kernel", str(out / "vmlinuz"), "-initrd", str(out / "initrd")]
     return [*line, "-append", _read(out / "cmdline").decode()]
 
@@ -88,7 +94,7 @@ def _snp(launch: Launch, digest: bytes) -> list[str]:
         *("-machine", "q35,accel=kvm,confidential-guest-support=snp,memory-backend=ram"),
         *("-object", f"memory-backend-memfd,id=ram,size={launch.memory}M,share=true,prealloc=false"),
         *("-object", f"{guest},host-data={b64encode(digest).decode()}"),
-        *("-cpu", launch.cpu, "-bios", str(firmware)),
+        *("-cpu", launch.cpu_type, "-bios", str(firmware)),
     ]
 
 
@@ -103,11 +109,16 @@ def _tdx(launch: Launch, digest: bytes) -> list[str]:
     ]
 
 
-def _gpus(addresses: Sequence[str]) -> list[str]:
-    if not addresses:
+def _gpus(launch: Launch) -> list[str]:
+    if len(launch.gpus) != launch.shape.gpus:
+        raise ImageError(
+            f"shape {launch.shape.name} has {launch.shape.gpus} GPUs, addresses are given of {len(launch.gpus)}",
+            "Give --gpu with the PCI address of each",
+        )
+    if not launch.gpus:
         return []
     line = ["-object", "iommufd,id=iommufd0", "-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={_WINDOW}"]
-    for number, address in enumerate(addresses):
+    for number, address in enumerate(launch.gpus):
         line += ["-device", f"pcie-root-port,id=gpu{number},chassis={number + 1}"]
         line += ["-device", f"vfio-pci,host={_value(address)},bus=gpu{number},iommufd=iommufd0"]
     return line
@@ -190,27 +201,29 @@ def _read(file: Path, *, size: int = -1) -> bytes:
         raise ImageError(f"cannot read {file}: {exc.strerror}", advice) from exc
 
 
-def launch(  # noqa: PLR0913, PLR0917 - one for each thing that a machine is made of
+def launch(
     out: Annotated[Path, typer.Argument(help="A folder made by `enclave-server image build`.")],
     target: Annotated[LaunchTarget, typer.Option(help="Where it is launched.")],
     print_: Annotated[
         bool, typer.Option("--print", help="Print the commands. Nothing else is done.")
     ] = False,
-    cpus: Annotated[int, typer.Option(help="QEMU: how many. SEV-SNP measures it.")] = 8,
-    memory: Annotated[int, typer.Option(help="QEMU: MiB.")] = 32768,
-    cpu: Annotated[
-        str, typer.Option(help="SEV-SNP: QEMU's model of the CPU, which is measured.")
-    ] = "EPYC-v4",
+    shape: Annotated[
+        str, typer.Option(help="QEMU: CPUs, memory and GPUs, as for `image measure`.")
+    ] = "small",
+    cpu_type: Annotated[str, typer.Option(help="SEV-SNP: the CPU's model, as measured.")] = CPU_TYPES[0],
     firmware: Annotated[Path | None, typer.Option(help="QEMU: OVMF's AmdSev or IntelTdx build.")] = None,
     model: Annotated[Path | None, typer.Option(help="QEMU: a disk made by `model pack`.")] = None,
-    gpu: Annotated[
-        list[str] | None, typer.Option(help="QEMU: a GPU's PCI address; may be given again.")
-    ] = None,
+    gpu: Annotated[list[str] | None, typer.Option(help="QEMU: a GPU's PCI address; once for each.")] = None,
 ) -> None:
     """Print the exact commands that launch the image."""
     if not print_:
         raise ImageError("nothing is launched from here", "Say --print, and run what it prints on the host")
     what = Launch(
-        out=out, cpus=cpus, memory=memory, cpu=cpu, firmware=firmware, model=model, gpus=tuple(gpu or ())
+        out=out,
+        shape=shape_named(shape),
+        cpu_type=cpu_type,
+        firmware=firmware,
+        model=model,
+        gpus=tuple(gpu or ()),
     )
     typer.echo(launch_commands(what, target), nl=False)

@@ -4,12 +4,12 @@ qemu-system-x86_64 \
   -no-reboot \
   -serial stdio \
   -machine q35,accel=kvm,confidential-guest-support=snp,memory-backend=ram \
-  -object memory-backend-memfd,id=ram,size=32768M,share=true,prealloc=false \
+  -object memory-backend-memfd,id=ram,size=4096M,share=true,prealloc=false \
   -object sev-snp-guest,id=snp,cbitpos=51,reduced-phys-bits=1,policy=0x30000,kernel-hashes=on,host-data=fm8ZpuVk0zZxvfI47pHN859Bbb+B5X8joHVi3Bas7Ms= \
   -cpu EPYC-v4 \
   -bios /usr/share/ovmf/OVMF.amdsev.fd \
-  -smp 8 \
-  -m 32768M \
+  -smp 2 \
+  -m 4096M \
   -drive file=OUT/root.img,format=raw,if=none,id=disk0,readonly=on \
   -device virtio-blk-pci,drive=disk0,serial=enclave-root \
   -drive file=OUT/config.img,format=raw,if=none,id=disk1,readonly=on \

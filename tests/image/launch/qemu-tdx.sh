@@ -7,8 +7,8 @@ qemu-system-x86_64 \
   -object '{"qom-type":"tdx-guest","id":"tdx","mrconfigid":"fm8ZpuVk0zZxvfI47pHN859Bbb+B5X8joHVi3Bas7MsAAAAAAAAAAAAAAAAAAAAA","quote-generation-socket":{"type":"vsock","cid":"2","port":"4050"}}' \
   -cpu host \
   -bios /usr/share/ovmf/OVMF.inteltdx.fd \
-  -smp 8 \
-  -m 32768M \
+  -smp 2 \
+  -m 4096M \
   -drive file=OUT/root.img,format=raw,if=none,id=disk0,readonly=on \
   -device virtio-blk-pci,drive=disk0,serial=enclave-root \
   -drive file=OUT/config.img,format=raw,if=none,id=disk1,readonly=on \
