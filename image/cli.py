@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from attestation.errors import AttestationError
+from client_sdk.present import clean
 from image.build import Target, build_image
 from image.errors import MISSING, ImageError
 from image.launch import launch
@@ -31,6 +33,9 @@ def main(name: str, arguments: list[str]) -> None:
     except ImageError as exc:
         typer.echo(f"{'SKIPPED' if exc.status == MISSING else 'enclave-server'}: {exc}", err=True)
         raise SystemExit(exc.status) from None
+    except AttestationError as exc:  # of a file that was given
+        typer.echo(f"enclave-server: {clean(str(exc))}", err=True)
+        raise SystemExit(1) from None
 
 
 @cli.command()

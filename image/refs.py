@@ -99,7 +99,9 @@ def revoke(
     following = edition.of(current)
     everything = {r.id: r for r in (*gone, *current.releases)}
     _known(replace(following, releases=tuple(everything.values())), ids)
-    denied = [everything[name] for name in ids if name not in {r.id for r in following.revoked}]
+    denied = [
+        everything[name] for name in dict.fromkeys(ids) if name not in {r.id for r in following.revoked}
+    ]
     empty = next((r.id for r in denied if not (r.tdx or r.snp or r.vtpm)), None)
     if empty is not None:
         raise ImageError(f"release {empty!r} names no measurement that could be refused")
@@ -156,6 +158,12 @@ def same(one: Release | Revoked, other: Release | Revoked) -> bool:
     )
 
 
+def _covers(now: Revoked, before: Revoked) -> bool:
+    """Whether an entry still refuses all that it refused."""
+    kept = set(now.tdx) >= set(before.tdx) and now.snp >= before.snp and set(now.vtpm) >= set(before.vtpm)
+    return now.id == before.id and kept
+
+
 def _known(references: References, ids: Collection[str]) -> None:
     known = [r.id for r in references.releases]
     for name in ids:
@@ -171,7 +179,7 @@ def _follows(references: References, before: References) -> None:
             f"epoch {references.epoch} does not rise over {before.epoch} of the previous edition",
             "Clients that have seen that one would refuse this one; make the change with `refs` from the newest edition",
         )
-    lost = {r.id for r in before.revoked} - {r.id for r in references.revoked}
+    lost = {r.id for r in before.revoked if not any(_covers(now, r) for now in references.revoked)}
     if lost:
         raise ImageError(
             f"{', '.join(sorted(lost))}: revoked in the previous edition, and not in this one",

@@ -13,8 +13,14 @@ from typing import Annotated
 import rfc8785
 import typer
 
-from attestation.ear import load_signing_key
-from attestation.references import References, dump_references, parse_envelope, read_references
+from attestation.ear import SigningKey, load_signing_key
+from attestation.references import (
+    References,
+    dump_references,
+    parse_envelope,
+    parse_references,
+    read_references,
+)
 from attestation.release import Machines, Release
 from attestation.reviewers import Reviewer, signed_by
 from client_sdk.files import parse_hex, parse_time, read_raw, replace_file
@@ -130,7 +136,7 @@ def sign_references(
     """
     envelope = sign_edition(
         read_references(read_raw(refs)),
-        [load_signing_key(read_raw(file)) for file in key],
+        [_signing_key(file) for file in key],
         now=int(time()),
         existing=read_raw(output) if output.exists() else b"",
         previous=read_raw(previous) if previous is not None else b"",
@@ -231,6 +237,13 @@ def _signed(data: bytes, keys: list[Path]) -> Iterator[str]:
         yield f"{file}: {'has signed this' if has else 'has NOT signed this'}"
 
 
+def _signing_key(file: Path) -> SigningKey:
+    try:
+        return load_signing_key(read_raw(file))
+    except ValueError:
+        raise ImageError(f"{file} holds no unencrypted private key, Ed25519 or P-256, in PEM") from None
+
+
 def _machines(chip_ids: list[str], ppids: list[str]) -> Machines:
     chips, machines = [parse_hex(text) for text in chip_ids], [parse_hex(text) for text in ppids]
     if any(len(chip) not in (8, 64) for chip in chips) or any(len(ppid) != 16 for ppid in machines):
@@ -239,8 +252,10 @@ def _machines(chip_ids: list[str], ppids: list[str]) -> Machines:
 
 
 def _write(file: Path, references: References) -> None:
-    """The next edition, unsigned, and what is to be done with it."""
-    replace_file(file, dump_references(references))
+    """The next edition, unsigned, and what is to be done with it. What could not be read again is not written."""
+    content = dump_references(references)
+    parse_references(content)
+    replace_file(file, content)
     typer.echo(f"{file}: epoch {references.epoch}, to be signed: `enclave-server refs sign`")
 
 

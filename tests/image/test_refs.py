@@ -182,11 +182,14 @@ def test_an_edition_that_does_not_follow(edition: References, why: str, where: s
 
 
 def test_a_revocation_stays() -> None:
-    """An edition that lost one is not signed."""
+    """An edition that lost one, or a part of what one refuses, is not signed."""
     denied = revoke(FIRST, ["1.3"], "bad", EDITION)
     before = sign_edition(denied, KEYS[:1], now=NOW)
     with pytest.raises(ImageError, match=r"1\.3: revoked in the previous edition"):
         sign_edition(replace(denied, epoch=9, revoked=()), KEYS[:1], now=NOW, previous=before)
+    hollow = replace(denied.revoked[0], snp=frozenset())
+    with pytest.raises(ImageError, match=r"1\.3: revoked in the previous edition"):
+        sign_edition(replace(denied, epoch=9, revoked=(hollow,)), KEYS[:1], now=NOW, previous=before)
 
 
 # ------------------------------------------------------------------------------------------ the commands
@@ -257,6 +260,28 @@ def test_machines_of_a_new_release(desk: Desk) -> None:
         assert "CHIP_ID has 64" in desk.run("add", "refs.json", "new.json", *wrong, status=1)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        ("add", "refs.json", "new.json", "--overlap", "99999999999"),
+        ("retire", "refs.json", "1.3", "--after", "99999999999"),
+        ("retire", "refs.json", "1.3", "--days", "99999999999"),
+    ],
+    ids=["overlap", "after", "days"],
+)
+def test_an_edition_that_nobody_could_read_is_not_written(desk: Desk, step: tuple[str, ...]) -> None:
+    """A time after all years is refused, and the file stays as it was."""
+    before = desk.read()
+    assert "times are Unix seconds" in desk.run(*step, status=1)
+    assert desk.read() == before
+
+
+def test_revoked_twice_in_one_breath(desk: Desk) -> None:
+    """The same id twice is one entry, which can be read again."""
+    desk.run("revoke", "refs.json", "1.3", "1.3", "--reason", "leaked")
+    assert [r.id for r in desk.read().revoked] == ["1.3"]
+
+
 def test_what_is_wrong_is_one_line(desk: Desk) -> None:
     """No traceback, and nothing written."""
     before = (desk.folder / "refs.json").read_bytes()
@@ -270,6 +295,11 @@ def test_what_is_wrong_is_one_line(desk: Desk) -> None:
     (desk.folder / "lower.json").write_bytes(dump_references(replace(desk.read(), epoch=2)))
     assert "does not rise" in desk.run("sign", "lower.json", "--key", "0.pem", "-o", "signed.json", status=1)
     assert "no release '9'" in desk.run("show", "refs.json", "--entry", "9", status=1)
+    assert "no unencrypted private key" in desk.run(
+        "sign", "refs.json", "--key", "0.pub", "-o", "signed.json", status=1
+    )
+    (desk.folder / "bad.json").write_text("{")
+    assert "references.format" in desk.run("add", "refs.json", "bad.json", status=1)
 
 
 def test_shown_in_words(desk: Desk) -> None:
