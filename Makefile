@@ -126,8 +126,9 @@ container-repro: container-wheels
 
 ## image         the VM's image with buildah and Debian's packages (build/image; CONFIG=FILE, TARGET=gateway: no engine); about 2 min
 ## image-repro   the same, and again from nothing elsewhere: every file must be the same; about 5 min
+## image-selftest the image booted under emulation with a TPM: measures what was predicted, serves, and every change to it is caught; about 5 min
 ## image-packages lock Debian's packages anew, at their newest versions; about 1 min
-.PHONY: image image-repro image-packages image-wheels
+.PHONY: image image-repro image-selftest image-packages image-wheels
 image-wheels: $(PROJECT)
 	@[ "$(TARGET)" = gateway ] || ls build/wheels/vllm*.whl > /dev/null 2>&1 || $(MAKE) --no-print-directory wheels
 	@[ "$(TARGET)" != gateway ] || $(PY) -m pip download $(PIP_FLAGS) --no-deps --only-binary :all: --require-hashes \
@@ -139,6 +140,10 @@ image: image-wheels
 
 image-repro: image
 	@[ ! -e build/image/image.json ] || $(PY) -m enclave_server image repro build/image || [ $$? -eq 77 ]
+
+image-selftest: $(PROJECT)
+	@[ -e build/image/image.json ] || $(MAKE) --no-print-directory image TARGET=gateway
+	@[ ! -e build/image/image.json ] || $(PY) -m enclave_server image selftest build/image || [ $$? -eq 77 ]
 
 image-packages: $(PROJECT)
 	@$(PY) -m image.update

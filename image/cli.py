@@ -15,10 +15,12 @@ from image.launch import launch
 from image.measure.cli import measure_image
 from image.refs_cli import cli as refs_cli
 from image.repro import repeat
+from image.selftest.cli import selftest
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="The image of the confidential VM.")
 
 cli.command()(launch)
+cli.command()(selftest)
 cli.command("measure")(measure_image)
 
 APPS = {"image": cli, "refs": refs_cli}  # each is a command of `enclave-server`

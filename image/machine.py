@@ -95,6 +95,10 @@ class Machine:
         except FileNotFoundError:
             return ""
 
+    def line_with(self, text: str) -> str:
+        """The first line of the console that has this in it."""
+        return next((line.strip() for line in self.console.splitlines() if text in line), "nothing")
+
     @property
     def running(self) -> bool:
         return self._qemu.poll() is None
@@ -152,7 +156,7 @@ def check_machine(boot: Boot) -> None:
         missing.append("ovmf")
     if missing:
         raise ImageError(
-            f"SKIPPED: no machine was booted: {', '.join(missing)} needed",
+            f"no machine was booted: {', '.join(missing)} is needed",
             f"Debian has it: apt-get install {' '.join(missing)}",
             status=MISSING,
         )
