@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
 
 from attestation.receipt import Outcome
 from enclave_server import errors
-from enclave_server.access.gate import Access
+from enclave_server.access.gate import Access, Visit
 from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
-from enclave_server.exchange import Exchange, Pace, Receive, Scope, Send, unsigned
+from enclave_server.exchange import Exchange, Headers, Pace, Receive, Scope, Send, unsigned
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import ReceiptNumbers
 from enclave_server.incoming import read_body
@@ -128,15 +129,24 @@ class Inference:
                     receive, limit=self._settings.max_request_bytes, seen=exchange.request.update
                 )
                 watch.until(end, ended)
-                fields, exchange.sampling, content_type = read_request(route, headers, body)
-                exchange.parts = parts_for(headers, route, exchange.nonce, body)
-                exchange.tokens = tokens_for(headers, route)
-                sent, exchange.hide_usage = visit.body(body, fields, path, ids=exchange.tokens is not None)
+                request = self._for_engine(exchange, headers, path, body, visit)
+                del body  # it may be large, and the answer may take long
                 watch.client(scope.get("state", {}))
-                async with self._upstream.request(route.method, route.engine, sent, content_type) as answer:
+                async with request as answer:
                     await self._relay(exchange, answer, route)
             finally:
                 self._access.leave(visit, exchange)
+
+    def _for_engine(
+        self, exchange: Exchange, headers: Headers, path: bytes, body: bytes, visit: Visit
+    ) -> AbstractAsyncContextManager[EngineAnswer]:
+        """What the engine is asked, once the body was judged."""
+        route = ROUTES[path]
+        members, exchange.sampling, content_type = read_request(route, headers, body)
+        exchange.parts = parts_for(headers, route, exchange.nonce, body)
+        exchange.tokens = tokens_for(headers, route)
+        sent, exchange.hide_usage = visit.body(body, members, path, ids=exchange.tokens is not None)
+        return self._upstream.request(route.method, route.engine, sent, content_type)
 
     def _end(self, exchange: Exchange) -> tuple[float, Callable[[], Exception]]:
         """When the exchange must have ended, and what it ends with then: too slow, or soon nothing more could be signed."""

@@ -268,20 +268,21 @@ class _Request:
         kept = self._pool.kept()
         self._connection = kept or await self._pool.connect()
         try:
-            return await self._ask()
+            await self._ask()
         except UpstreamError:
             if kept is None or not kept.untouched:
                 raise
-        self._connection = await self._pool.connect()
-        return await self._ask()
+            self._connection = await self._pool.connect()
+            await self._ask()
+        self._body = b""  # it may be large, and is not asked again
+        return self._connection
 
-    async def _ask(self) -> EngineAnswer:
+    async def _ask(self) -> None:
         try:
             await self._connection.ask(self._head, self._body)
         except BaseException:
             self._connection.close()
             raise
-        return self._connection
 
     async def __aexit__(self, *_: object) -> None:
         if self._connection.reusable:
