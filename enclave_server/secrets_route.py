@@ -58,7 +58,10 @@ def add_secrets_route(control: FastAPI, settings: Settings, identities: Identiti
         try:
             take(data)
         except AttestationError as error:
-            log.warning("secrets refused", reason=str(error.check))
+            why = (
+                f": {error.detail}" if error.check is Check.SECRET_VALUE else ""
+            )  # which one; it quotes nothing
+            log.warning("secrets refused", reason=f"{error.check}{why}")
             status, message = _ERRORS[error.check]
             raise ApiError(status, error.check.replace(".", "_"), message) from None
         log.info("secrets taken", count=len(settings.secrets))
