@@ -1,74 +1,58 @@
-"""What was predicted beside what a boot measured, register by register and event by event."""
+"""What was predicted beside what a boot measured, register by register: what `attested explain` says, for one image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Iterator, Mapping
 
-from attestation.measure import Algorithm, EventLog
-from attestation.measure.eventlog import EV_NO_ACTION
-from attestation.release import ExpectedEvent
+from attestation.measure.explain import Boot, Comparison, Register, State, explain
+from attestation.release import Expected, Release
+from client_sdk.boots import read_boot
+from image.errors import ImageError
 from image.measure.pcr import Pcrs
-from image.measure.registers import replay
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """The first event of a register that is not the predicted one."""
-
-    register: str
-    what: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.register} at “{self.what}”, which {self.source} makes"
-
-
-def differences(predicted: Pcrs, log: EventLog) -> tuple[Difference, ...]:
-    """One for each register that differs, in the order of the prediction."""
-    found = []
-    for register in dict.fromkeys(event.register for event in predicted.events):
-        expected = [event for event in predicted.events if event.register == register]
-        first = _first(expected, _digests(log, register))
-        if first is not None:
-            found.append(Difference(register=register, what=first.what, source=first.source))
-    return tuple(found)
-
-
-def _first(expected: Sequence[ExpectedEvent], digests: Sequence[bytes]) -> ExpectedEvent | None:
-    for event, digest in zip_longest(expected, digests):
-        if event is None:
-            return ExpectedEvent(
-                register=expected[-1].register, what="one event more", source="nothing known"
+def release_of(predicted: Mapping[str, Pcrs]) -> Release:
+    """The image under each of these profiles."""
+    return Release(
+        id="this image",
+        vtpm=tuple(dict.fromkeys(pcrs.measurement() for pcrs in predicted.values())),
+        expected=tuple(
+            Expected(
+                platform="vtpm",
+                profile=name,
+                shape="2 GiB",
+                boot="direct",
+                events=pcrs.events,
+                left_out=pcrs.left_out,
             )
-        if event.sha256 != digest:
-            return event
-    return None
+            for name, pcrs in predicted.items()
+        ),
+    )
 
 
-def _digests(log: EventLog, register: str) -> list[bytes]:
-    return [
-        event.digests[Algorithm.SHA256]
-        for event in log.events
-        if event.type != EV_NO_ACTION and log.kind.name_of(event.register) == register
-    ]
+def compared(document: bytes, predicted: Mapping[str, Pcrs]) -> tuple[Boot, Comparison]:
+    """The boot that an evidence document shows, beside the profile that is nearest to it."""
+    boot = read_boot(document).boot
+    if not boot.events:
+        raise ImageError("the evidence has no event log of the boot that leads to its registers")
+    return boot, explain(boot, (release_of(predicted),))[0]
 
 
-def table(predicted: Pcrs, log: EventLog, quoted: Mapping[int, bytes]) -> list[str]:
-    """A line for each register that anything was measured into, and PCR 12, into which nothing may be."""
-    values = replay(predicted.events, "sha256") | {"PCR12": bytes(32)}
-    left = {left.register: left.reason for left in predicted.left_out}
-    lines = []
-    for index, found in sorted(quoted.items()):
-        name = log.kind.name_of(index)
-        value = values.get(name)
-        count = len(_digests(log, name))
-        if value is not None and name not in left:
-            said = "as predicted" if value == found else f"PREDICTED {value.hex()[:16]}…"
-            lines.append(f"  {name:6} {found.hex()[:16]}…  {count:2} events  {said}")
-        elif count:
-            lines.append(
-                f"  {name:6} {found.hex()[:16]}…  {count:2} events  not predicted: {left.get(name, '')}"
-            )
-    return lines
+def differences(comparison: Comparison) -> list[tuple[str, str]]:
+    """Each register that differs, and what its first event that differs should have been."""
+    return [(r.name, _what(r)) for r in comparison.registers if r.state in (State.DIFFERS, State.NOT_SHOWN)]
+
+
+def _what(register: Register) -> str:
+    difference = register.difference
+    if difference is None:
+        return "a value that nothing explains"
+    return difference.expected.what if difference.expected is not None else "one event more"
+
+
+def table(boot: Boot, comparison: Comparison) -> Iterator[str]:
+    """A line for each register that is predicted, or into which anything was measured."""
+    for register in sorted(comparison.registers, key=lambda r: int(r.name.removeprefix("PCR"))):
+        count, found = len(boot.events.get(register.name, ())), (register.found or b"").hex()[:16]
+        why = f": {register.reason}" if register.state is State.NOT_PREDICTED else ""
+        yield f"  {register.name:6} {found}…  {count:2} events  {register.state}{why}"

@@ -88,7 +88,10 @@ def test_what_does_not_start(programs: Path, boot: Boot, tmp_path: Path) -> None
     with pytest.raises(ImageError, match="swtpm_setup failed: no space"), running(boot, tmp_path / "2"):
         pass
     boot.firmware.code.unlink()
-    with pytest.raises(ImageError, match=r"no machine was booted: ovmf") as caught, running(boot, tmp_path / "3"):
+    with (
+        pytest.raises(ImageError, match=r"no machine was booted: ovmf") as caught,
+        running(boot, tmp_path / "3"),
+    ):
         pass
     assert caught.value.status == MISSING
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from attestation.measure import parse_log
+from attestation import vtpm
+from attestation.measure import Algorithm, parse_log, replay
+from attestation.release import LeftOut
+from attestation.simulator.vtpm import SimulatedVtpm
 from enclave_server.settings import Settings
 from image.errors import MISSING, ImageError
 from image.guest.cmdline import Measured, Verity, command_line, parse_command_line
@@ -23,10 +26,9 @@ from image.guest.settings import parse_guest
 from image.machine import HOST
 from image.measure.efi import measured
 from image.measure.pcr import Pcrs
-from image.measure.profiles import profile_named
-from image.selftest.cli import PROFILE
+from image.measure.profiles import PROFILES
 from image.selftest.engine import MODEL, engine, unreached
-from image.selftest.registers import differences, table
+from image.selftest.registers import compared, differences, table
 from image.selftest.run import selftest
 from image.selftest.tampers import TAMPERS, Moves, Stops, Tamper, tamper_table
 from image.selftest.world import Image, World, configured, make_world
@@ -186,8 +188,15 @@ EVENTS = (
 )
 
 
-def log(*measured_: tuple[int, bytes]) -> bytes:
-    return header(0, [(11, 32)]) + b"".join(entry(i, 1, data, data, [11]) for i, data in measured_)
+PREDICTED = {"this profile": Pcrs(events=EVENTS, left_out=(LeftOut(register="PCR0", reason="the cloud's"),))}
+
+
+def document(*events: tuple[int, bytes]) -> bytes:
+    """Evidence of a boot that measured this, from a simulated VM."""
+    log = header(0, [(11, 32)]) + b"".join(entry(i, 1, data, data, [11]) for i, data in events)
+    led = replay(parse_log(log), Algorithm.SHA256)
+    pcrs = tuple(led.get(i, b"\xff" * 32 if 17 <= i < 23 else bytes(32)) for i in range(24))
+    return vtpm.dump_evidence(SimulatedVtpm().evidence(b"nonce", pcrs=pcrs, event_log=log))
 
 
 @pytest.mark.parametrize(
@@ -198,24 +207,41 @@ def log(*measured_: tuple[int, bytes]) -> bytes:
         ([(4, b"other"), (9, b"line"), (9, b"other")], [("PCR4", "kernel"), ("PCR9", "initrd")]),
         ([(4, b"kernel"), (9, b"line")], [("PCR9", "initrd")]),
         ([(4, b"kernel"), (4, b"more"), (9, b"line"), (9, b"initrd")], [("PCR4", "one event more")]),
+        (
+            [(4, b"kernel"), (9, b"line"), (9, b"initrd"), (12, b"x")],
+            [("PCR12", "a value that nothing explains")],
+        ),
     ],
 )
 def test_the_first_event_that_differs(events: list[tuple[int, bytes]], found: list[tuple[str, str]]) -> None:
-    """Of each register, by what it is and what makes it."""
-    parsed = parse_log(log(*events))
-    predicted = Pcrs(events=EVENTS, left_out=())
-    assert [(d.register, d.what) for d in differences(predicted, parsed)] == found
+    """Of each register, by what it should have been."""
+    _, comparison = compared(document(*events), PREDICTED)
+    assert differences(comparison) == found
+    assert comparison.same == (not found)
+
+
+def test_the_profile_that_fits() -> None:
+    """Of several the one that the boot is nearest to."""
+    other = Pcrs(events=(measured("kernel", "vmlinuz", b"patched").into("PCR4"), *EVENTS[1:]), left_out=())
+    _, comparison = compared(
+        document((4, b"kernel"), (9, b"line"), (9, b"initrd")), {"other": other, **PREDICTED}
+    )
+    assert comparison.cell.profile == "this profile"
 
 
 def test_a_line_for_each_register() -> None:
-    """As predicted, otherwise, or not predicted."""
-    parsed = parse_log(log((0, b"firmware"), (4, b"kernel"), (9, b"other")))
-    quoted = {i: bytes(32) for i in range(24)}
-    predicted = Pcrs(events=EVENTS, left_out=())
-    quoted[4] = sha256(bytes(32) + sha256(b"kernel").digest()).digest()
-    lines = [line.split() for line in table(predicted, parsed, quoted)]
+    """As expected, otherwise, or not predicted."""
+    boot, comparison = compared(document((0, b"firmware"), (4, b"kernel"), (9, b"other")), PREDICTED)
+    lines = [line.split() for line in table(boot, comparison)]
     assert [line[0] for line in lines] == ["PCR0", "PCR4", "PCR9", "PCR12"]
-    assert [line[4] for line in lines] == ["not", "as", "PREDICTED", "as"]
+    assert [line[4] for line in lines] == ["not", "as", "differs", "as"]
+
+
+def test_a_boot_without_a_log() -> None:
+    """Nothing is compared then."""
+    bare = vtpm.dump_evidence(SimulatedVtpm().evidence(b"nonce"))
+    with pytest.raises(ImageError, match="no event log"):
+        compared(bare, PREDICTED)
 
 
 # The whole
@@ -228,7 +254,7 @@ def test_the_image_under_emulation() -> None:
         pytest.skip("no image in build/image: `make image TARGET=gateway` builds one")
     said: list[str] = []
     try:
-        selftest(BUILT, profile=profile_named(PROFILE), say=said.append)
+        selftest(BUILT, profiles=PROFILES, say=said.append)
     except ImageError as exc:
         if exc.status == MISSING:
             pytest.skip(str(exc))
