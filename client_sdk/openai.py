@@ -27,6 +27,7 @@ import openai
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from client_sdk.receipts import Attestation
+from client_sdk.refusals import as_error_of
 from client_sdk.session import MAX_AGE
 from client_sdk.streams import Verify
 from client_sdk.terms import PolicyLike
@@ -66,8 +67,8 @@ class _Refused(BaseException):
 
 
 def _carried(error: AttestationError) -> BaseException:
-    """What an HTTP client raises for `error`: the error itself, unless one of the classes below unpacks it."""
-    return _Refused(error) if _in_request.get() else error
+    """What an HTTP client raises for `error`: unless one of the classes below unpacks it, an error that openai's own let through."""
+    return _Refused(error) if _in_request.get() else as_error_of(error, OpenAIError)
 
 
 def _noted(response: Any) -> Any:

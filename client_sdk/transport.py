@@ -15,13 +15,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from attestation.checks import Check
-from attestation.errors import VerificationError
+from attestation.errors import AttestationError, VerificationError
 from attestation.verdict import Verdict
 from client_sdk._bodies import Clock, Http, run
 from client_sdk._worlds import Async, Blocking, World
 from client_sdk.enclave import Enclave
 from client_sdk.kept import KeptSession, fetch_evidence
 from client_sdk.receipts import Attestation
+from client_sdk.refusals import as_error_of
 from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session, State
 from client_sdk.streams import Verify
@@ -120,14 +121,20 @@ class _Enclaves:
     """The enclaves behind one transport, by origin."""
 
     def __init__(
-        self, world: World, trust: Trust, channel: ChannelLike, options: dict[str, Any], verify: VerifyLike
+        self,
+        world: World,
+        trust: Trust,
+        channel: ChannelLike,
+        options: dict[str, Any],
+        verify: VerifyLike,
+        raise_as: type[Exception] | None,
     ) -> None:
         if taken := {"cert", "trust_env"} & options.keys():
             raise TypeError(
                 f"{', '.join(sorted(taken))} cannot be set: the attested TLS key decides whom to talk to"
             )
         self._verify = check_verify(verify)
-        self._world, self._trust = world, trust
+        self._world, self._trust, self.raise_as = world, trust, raise_as
         self._channel, self._options = Channel(channel), options
         self._enclaves: dict[str, Enclave] = {}
 
@@ -150,7 +157,10 @@ class _BlockingTransport:
         self._enclaves = enclaves
 
     def handle_request(self, request: Http) -> Http:
-        return run(self._enclaves.at(request).exchange(request))
+        try:
+            return run(self._enclaves.at(request).exchange(request))
+        except AttestationError as error:
+            raise as_error_of(error, self._enclaves.raise_as) from error.__cause__
 
     def close(self) -> None:
         run(self._enclaves.close())
@@ -161,7 +171,10 @@ class _AsyncTransport:
         self._enclaves = enclaves
 
     async def handle_async_request(self, request: Http) -> Http:
-        return await self._enclaves.at(request).exchange(request)
+        try:
+            return await self._enclaves.at(request).exchange(request)
+        except AttestationError as error:
+            raise as_error_of(error, self._enclaves.raise_as) from error.__cause__
 
     async def aclose(self) -> None:
         await self._enclaves.close()
@@ -175,6 +188,7 @@ def attested_transport(
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
     verify: VerifyLike = ...,
+    raise_as: type[Exception] | None = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx.BaseTransport: ...
@@ -186,6 +200,7 @@ def attested_transport(
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
     verify: VerifyLike = ...,
+    raise_as: type[Exception] | None = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx2.BaseTransport: ...
@@ -196,12 +211,16 @@ def attested_transport(
     channel: ChannelLike = DEFAULT_CHANNEL,
     max_age: timedelta = MAX_AGE,
     verify: VerifyLike = Verify.AS_YOU_READ,
+    raise_as: type[Exception] | None = None,
     clock: Clock = _now,
     **options: Any,
 ) -> Any:
-    """A transport for `httpx.Client` or `httpx2.Client`. `options` are those of the library's own HTTPTransport."""
+    """A transport for `httpx.Client` or `httpx2.Client`. `options` are those of the library's own HTTPTransport.
+
+    Refusals are errors of the class `raise_as` too: for clients that let their own errors through and retry all others.
+    """
     http = importlib.import_module(library)
-    enclaves = _Enclaves(Blocking(http), _trust(policy, max_age, clock), channel, options, verify)
+    enclaves = _Enclaves(Blocking(http), _trust(policy, max_age, clock), channel, options, verify, raise_as)
     return _make(_BlockingTransport, http.BaseTransport, enclaves)
 
 
@@ -213,6 +232,7 @@ def async_attested_transport(
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
     verify: VerifyLike = ...,
+    raise_as: type[Exception] | None = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx.AsyncBaseTransport: ...
@@ -224,6 +244,7 @@ def async_attested_transport(
     channel: ChannelLike = ...,
     max_age: timedelta = ...,
     verify: VerifyLike = ...,
+    raise_as: type[Exception] | None = ...,
     clock: Clock = ...,
     **options: Any,
 ) -> httpx2.AsyncBaseTransport: ...
@@ -234,12 +255,13 @@ def async_attested_transport(
     channel: ChannelLike = DEFAULT_CHANNEL,
     max_age: timedelta = MAX_AGE,
     verify: VerifyLike = Verify.AS_YOU_READ,
+    raise_as: type[Exception] | None = None,
     clock: Clock = _now,
     **options: Any,
 ) -> Any:
     """A transport for `httpx.AsyncClient` or `httpx2.AsyncClient`; otherwise as `attested_transport`."""
     http = importlib.import_module(library)
-    enclaves = _Enclaves(Async(http), _trust(policy, max_age, clock), channel, options, verify)
+    enclaves = _Enclaves(Async(http), _trust(policy, max_age, clock), channel, options, verify, raise_as)
     return _make(_AsyncTransport, http.AsyncBaseTransport, enclaves)
 
 
