@@ -7,7 +7,7 @@ a policy reports every violation at once. `docs/policy.md` explains each field.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar, overload
@@ -94,28 +94,46 @@ class ReleasePolicy:
     limited: tuple[Limited, ...] = ()  # accepted until they end, on the machines that they name
 
     def check(
-        self, cpu: TdxClaims | SnpClaims, now: datetime, vtpm: VtpmClaims | None = None
+        self,
+        cpu: TdxClaims | SnpClaims,
+        now: datetime,
+        vtpm: VtpmClaims | None = None,
+        statement: Statement | None = None,
     ) -> list[Violation]:
         violations = [violation for revoked in self.revoked for violation in revoked.check(cpu, vtpm)]
-        passed = [list(limits.check(cpu, now)) for limits in self._limits(cpu, vtpm)]
-        if all(passed):  # of releases that measure the same, one within its limits is enough
-            violations += [violation for found in passed for violation in found]
+        for what, releases in self.limits(cpu, vtpm, statement):
+            passed = [list(one.check(cpu, now, what)) for one in releases]
+            if all(passed):  # of releases that measure or serve the same, one within its limits is enough
+                violations += [violation for found in passed for violation in found]
         if self.expires is not None and now >= self.expires:
             ended = f"one that ended at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
             violations.append(Violation(Check.POLICY_EXPIRED, "a policy that is in force", ended))
         return violations
 
     def ends(
-        self, cpu: TdxClaims | SnpClaims, now: datetime, vtpm: VtpmClaims | None = None
+        self,
+        cpu: TdxClaims | SnpClaims,
+        now: datetime,
+        vtpm: VtpmClaims | None = None,
+        statement: Statement | None = None,
     ) -> datetime | None:
-        """Until when this machine is accepted at most, as far as releases go: None without an end."""
-        held = [limits.until for limits in self._limits(cpu, vtpm) if not list(limits.check(cpu, now))]
-        known = [until for until in held if until is not None]
-        last = max(known) if known and len(known) == len(held) else None
-        return min((end for end in (last, self.expires) if end is not None), default=None)
+        """Until when this machine and what it serves are accepted at most, as far as releases go: None without an end."""
+        ends = [self.expires]
+        for _, releases in self.limits(cpu, vtpm, statement):
+            held = [one.until for one in releases if not list(one.check(cpu, now))]
+            known = [until for until in held if until is not None]
+            ends.append(max(known) if known and len(known) == len(held) else None)
+        return min((end for end in ends if end is not None), default=None)
 
-    def _limits(self, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None) -> list[Limited]:
-        return [limits for limits in self.limited if runs(limits, cpu, vtpm)]
+    def limits(
+        self, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None, statement: Statement | None
+    ) -> Iterator[tuple[str, list[Limited]]]:
+        """The limited releases that this machine runs, whose model it serves, and whose configuration it has."""
+        yield "release", [one for one in self.limited if runs(one, cpu, vtpm)]
+        if statement is not None:
+            model, config = statement.model.digest, statement.config
+            yield "the model of release", [one for one in self.limited if model in one.models]
+            yield "the configuration of release", [one for one in self.limited if config in one.configs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +166,7 @@ class Policy:
     ) -> None:
         """Raise one PolicyError with every violation, or return."""
         violations = [
-            *self.release.check(cpu, now, vtpm),
+            *self.release.check(cpu, now, vtpm, statement),
             *self._check_references(),
             *self._check_cpu(vtpm or cpu, now),
             *self.gpu.check(gpus, now, token),

@@ -25,13 +25,13 @@ from attestation._json import parse_json_object
 from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError
-from attestation.release import Release, Revoked, limited
+from attestation.release import Limited, Release, Revoked, limited
 from attestation.snp.policy import NO_HOST_DATA
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-    from attestation.policy import Policy
+    from attestation.policy import Policy, StatementPolicy
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -39,6 +39,7 @@ PREDICATE_TYPE = "tag:attested-inference,2026:references#1"
 MAX_REFERENCES_BYTES = 4 * 1024 * 1024
 MAX_SIGNATURES = 64
 MAX_TIME = 253402300799  # the end of the year 9999
+MAX_EPOCH = 2**53 - 1  # what any JSON holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,11 @@ class References:
 
 
 def merge(policy: Policy, references: References) -> Policy:
-    """`policy`, with the releases accepted that the references accept, and those refused that they revoke."""
+    """`policy`, with the releases accepted that the references accept, and those refused that they revoke.
+
+    What a client remembers is the references' own name and epoch. Models and configurations that the policy itself accepts do not
+    end with a release.
+    """
     releases = references.releases
     models = frozenset[bytes]().union(*(r.models for r in releases))
     configs = frozenset[bytes]().union(*(r.configs for r in releases))
@@ -82,14 +87,21 @@ def merge(policy: Policy, references: References) -> Policy:
     release = replace(
         old,
         name=references.name,
-        epoch=max(old.epoch, references.epoch),
+        epoch=references.epoch,
         expires=expires if old.expires is None else min(expires, old.expires),
         revoked=(*old.revoked, *references.revoked),
-        limited=(*old.limited, *limited(releases)),
+        limited=(*old.limited, *(_served(one, policy.statement) for one in limited(releases))),
     )
     return replace(
         policy, statement=statement, tdx=tdx, snp=snp, azure=azure, release=release, references=None
     )
+
+
+def _served(limits: Limited, own: StatementPolicy) -> Limited:
+    """The limits, for those models and configurations alone that the policy does not accept by itself."""
+    models = frozenset[bytes]() if own.any_model else limits.models - own.model_digests
+    configs = frozenset[bytes]() if own.any_config else limits.configs - own.config_digests
+    return replace(limits, models=models, configs=configs)
 
 
 def parse_references(data: bytes) -> References:
@@ -143,10 +155,10 @@ def dump_statement(references: References) -> bytes:
     """The in-toto statement to sign. Each release is a subject, by the digest of its entry."""
     predicate = _plain(references)
     subjects = [
-        {"name": entry["id"], "digest": {"sha256": sha256(rfc8785.dumps(entry)).hexdigest()}}
+        {"name": entry["id"], "digest": {"sha256": sha256(_canonical(entry)).hexdigest()}}
         for entry in predicate["releases"]
     ]
-    return rfc8785.dumps(
+    return _canonical(
         {
             "_type": STATEMENT_TYPE,
             "subject": subjects,
@@ -186,6 +198,8 @@ def _load(predicate: object) -> References:
     times = (found.issued, found.expires, *(r.until for r in found.releases if r.until is not None))
     if not all(0 <= time <= MAX_TIME for time in times):
         raise MalformedError(Check.REFERENCES_FORMAT, f"times are Unix seconds from 0 to {MAX_TIME}")
+    if not 0 <= found.epoch <= MAX_EPOCH:
+        raise MalformedError(Check.REFERENCES_FORMAT, f"an epoch is a number from 0 to {MAX_EPOCH}")
     ids = [release.id for release in found.releases] + [revoked.id for revoked in found.revoked]
     if len(set(ids)) != len(ids):
         raise MalformedError(Check.REFERENCES_FORMAT, "two releases have the same id")
@@ -204,6 +218,15 @@ def _plain(value: Any) -> Any:
             return value
     found = ((spec, getattr(value, spec.name)) for spec in fields(value))
     return {spec.name: _plain(item) for spec, item in found if item != spec.default}
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as exc:
+        raise MalformedError(
+            Check.REFERENCES_FORMAT, f"a number or a text that no JSON can hold ({exc})"
+        ) from exc
 
 
 def _base64(text: object) -> bytes:

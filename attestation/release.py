@@ -126,11 +126,13 @@ class Limited:
     tdx: tuple[TdxMeasurement, ...] = ()
     snp: frozenset[bytes] = field(default=frozenset(), metadata=_48)
     vtpm: tuple[VtpmMeasurement, ...] = ()
+    models: frozenset[bytes] = field(default=frozenset(), metadata=_32)
+    configs: frozenset[bytes] = field(default=frozenset(), metadata=_32)
 
-    def check(self, cpu: TdxClaims | SnpClaims, now: datetime) -> Iterator[Violation]:
-        """Every limit that this machine passes at `now`, once it is known to run this release."""
+    def check(self, cpu: TdxClaims | SnpClaims, now: datetime, what: str = "release") -> Iterator[Violation]:
+        """Every limit that this machine passes at `now`, once it is known to run this release, or `what` of it."""
         if self.until is not None and now >= self.until:
-            ended = f"release {self.id!r}, which was retired at {self.until:%Y-%m-%dT%H:%M:%SZ}"
+            ended = f"{what} {self.id!r}, which was retired at {self.until:%Y-%m-%dT%H:%M:%SZ}"
             yield Violation(Check.POLICY_RETIRED, "a release that is in force", ended)
         if self.machines is None:
             return
@@ -141,7 +143,7 @@ class Limited:
         if found not in accepted:
             listed = " or ".join(sorted(value.hex() for value in accepted)) or "none: the list names no such"
             where = f"{name} {found.hex() or 'unknown: a VLEK signed'}"
-            yield Violation(Check.POLICY_MACHINE, f"release {self.id!r} on {name} {listed}", where)
+            yield Violation(Check.POLICY_MACHINE, f"{what} {self.id!r} on {name} {listed}", where)
 
 
 def runs(
@@ -156,7 +158,7 @@ def runs(
 
 
 def limited(releases: Sequence[Release]) -> tuple[Limited, ...]:
-    """The limits of these releases, where any has one; then of all, since two may measure the same."""
+    """The limits of these releases, where any has one; then of all, since two may measure or serve the same."""
     if all(release.until is None and release.machines is None for release in releases):
         return ()
     return tuple(
@@ -167,6 +169,8 @@ def limited(releases: Sequence[Release]) -> tuple[Limited, ...]:
             tdx=release.tdx,
             snp=release.snp,
             vtpm=release.vtpm,
+            models=release.models,
+            configs=release.configs,
         )
         for release in releases
     )

@@ -9,7 +9,7 @@ from datetime import datetime
 from attestation.nvidia.policy import GpuPolicy, driver_key, vbios_key
 from attestation.nvidia.verify import GpuClaims
 from attestation.policy import Policy, ReleasePolicy, StatementPolicy
-from attestation.release import runs
+from attestation.release import Limited
 from attestation.snp.floors import TcbFloor
 from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims
@@ -49,7 +49,7 @@ def lock(
             accepted.release,
             name=name,
             expires=_earlier(expires, accepted.release),
-            limited=tuple(r for r in accepted.release.limited if runs(r, cpu, verdict.vtpm)),
+            limited=_limits(verdict, accepted.release),
         ),
         statement=StatementPolicy(
             model_digests=frozenset({statement.model.digest}),
@@ -69,6 +69,12 @@ def lock(
         sealed = bool(verdict.evidence.serving_seal)  # then RTMR3 is another in each boot
         return replace(demanded, tdx=_tdx(cpu, accepted.tdx or TdxPolicy(), machine=machine, sealed=sealed))
     return replace(demanded, snp=_snp(cpu, accepted.snp or SnpPolicy(), machine=machine))
+
+
+def _limits(verdict: Verdict, release: ReleasePolicy) -> tuple[Limited, ...]:
+    """Of the releases that run, and of those whose model or configuration is served; each once."""
+    found = release.limits(verdict.cpu, verdict.vtpm, verdict.statement)
+    return tuple(dict.fromkeys(one for _, releases in found for one in releases))
 
 
 def _earlier(expires: datetime | None, release: ReleasePolicy) -> datetime | None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestation.binding import report_data
+from attestation.binding import parse_statement, report_data
 from attestation.checks import Check
 from attestation.errors import MalformedError, PolicyError
 from attestation.evidence import Evidence
@@ -38,6 +38,7 @@ from attestation.tdx.policy import TdxMeasurement, TdxPolicy
 from attestation.tdx.verify import TdxClaims
 from attestation.verify import verify, verify_cpu
 from attestation.vtpm import VtpmClaims, VtpmMeasurement, VtpmPolicy
+from client_sdk.lock import lock
 from client_sdk.policy_toml import dump_policy
 from tests.client_sdk.pretend import NOW, POLICY, PretendEnclave
 
@@ -251,6 +252,62 @@ def test_a_verdict_ends_with_its_release() -> None:
     assert ReleasePolicy().ends(tdx_claims(), NOW) is None
 
 
+STATEMENT = parse_statement(PretendEnclave().statement)
+NOTHING = replace(POLICY.statement, model_digests=frozenset(), any_model=False)
+
+
+def serving(*releases: Release, own: Policy = POLICY) -> Policy:
+    """A policy under references in which the machine's own measurement never ends, and these releases serve something."""
+    runs = Release(id="runs", tdx=(TdxMeasurement(mrtd=tdx_claims().td.mrtd),))
+    return merge(own, replace(REFERENCES, releases=(runs, *releases)))
+
+
+@pytest.mark.parametrize("what", ["models", "configs"])
+def test_what_an_ended_release_served(what: str) -> None:
+    """Its model or configuration on a machine in force is refused too, unless another release or the policy itself accepts it."""
+    nonce, evidence = bytes(32), PretendEnclave().evidence(bytes(32))
+    one = what[:-1]
+    served: dict[str, Any] = {
+        what: frozenset({STATEMENT.model.digest if one == "model" else STATEMENT.config})
+    }
+    nothing: dict[str, Any] = {f"{one}_digests": frozenset(), f"any_{one}": False}
+    bare = replace(POLICY, statement=replace(POLICY.statement, **nothing))
+    old, new = Release(id="old", until=LATER - 600, **served), Release(id="new", until=LATER, **served)
+    with pytest.raises(PolicyError) as error:
+        verify(evidence, serving(old, own=bare), nonce=nonce, now=NOW)
+    assert [(v.check, v.found.split(" 'old'")[1]) for v in error.value.violations] == [
+        (Check.POLICY_RETIRED, f", which was retired at {NOW:%Y-%m-%dT%H:%M:%SZ}")
+    ]
+    assert verify(
+        evidence, serving(old, new, own=bare), nonce=nonce, now=NOW
+    ).valid_until == datetime.fromtimestamp(LATER, UTC)
+    with pytest.raises(PolicyError):
+        verify(evidence, serving(replace(new, machines=NOWHERE), own=bare), nonce=nonce, now=NOW)
+    for own in ({f"{one}_digests": served[what]}, {f"any_{one}": True}):
+        policy = replace(bare, statement=replace(bare.statement, **own))
+        verify(evidence, serving(old, own=policy), nonce=nonce, now=NOW)
+
+
+def test_a_lock_ends_with_the_model_that_it_pins() -> None:
+    """It takes over the limits of whatever release serves the model, and no more of it."""
+    evidence, nonce = PretendEnclave().evidence(bytes(32)), bytes(32)
+    served = Release(id="new", until=LATER, models=frozenset({STATEMENT.model.digest}))
+    accepted = serving(served, own=replace(POLICY, statement=NOTHING))
+    locked = lock(verify(evidence, accepted, nonce=nonce, now=NOW), accepted, name="lock", expires=None)
+    assert {one.id for one in locked.release.limited} == {"runs", "new"}
+    assert parse_policy(dump_policy(locked)) == locked
+    with pytest.raises(PolicyError) as error:
+        verify(evidence, locked, nonce=nonce, now=datetime.fromtimestamp(LATER, UTC))
+    assert {v.check for v in error.value.violations} == {Check.POLICY_RETIRED}
+
+
+def test_the_epoch_is_the_references_own() -> None:
+    """A policy's higher one would hide that older references were put in place of newer ones."""
+    policy = replace(POLICY, release=ReleasePolicy(name="mine", epoch=100))
+    merged = merge(policy, REFERENCES).release
+    assert (merged.name, merged.epoch) == ("acme", REFERENCES.epoch)
+
+
 def test_limits_are_a_policys_own() -> None:
     """They are written and read as any table of a policy: an end, machines, and no machine at all."""
     ids = Machines(chip_ids=frozenset({bytes(8)}), ppids=frozenset({bytes(16)}))
@@ -263,17 +320,38 @@ def test_limits_are_a_policys_own() -> None:
     [
         replace(REFERENCES, expires=10**12),
         replace(REFERENCES, issued=-1),
+        replace(REFERENCES, epoch=-1),
+        replace(REFERENCES, epoch=2**53),
         replace(REFERENCES, releases=(replace(RELEASE, until=10**20),)),
         replace(REFERENCES, releases=(RELEASE, replace(RELEASE, until=1))),
         replace(REFERENCES, revoked=(Revoked(id=RELEASE.id, reason="r"),)),
     ],
-    ids=["no year", "before 1970", "a release's end", "one id twice", "revoked and not"],
+    ids=[
+        "no year",
+        "before 1970",
+        "before the first edition",
+        "no number of JSON's",
+        "a release's end",
+        "one id twice",
+        "revoked and not",
+    ],
 )
 def test_no_references(bad: References) -> None:
     """Times that no calendar has, and two entries of one id, are refused when the file is read."""
     with pytest.raises(MalformedError) as error:
         parse_references(dump_references(bad))
     assert error.value.check is Check.REFERENCES_FORMAT
+
+
+def test_what_no_statement_can_hold() -> None:
+    """Numbers and texts that have no canonical form are refused by whoever would sign them."""
+    build = Build(id=bytes(32), source_date_epoch=2**60)
+    for bad in (
+        replace(REFERENCES, name="\ud800"),
+        replace(REFERENCES, releases=(replace(RELEASE, build=build),)),
+    ):
+        with pytest.raises(MalformedError):
+            dump_statement(bad)
 
 
 def test_unknown_members_are_refused() -> None:
