@@ -46,6 +46,12 @@ def measure_image(  # noqa: PLR0913, PLR0917  # a command's options are its para
         list[str] | None,
         typer.Option("--cpu-type", help=f"For SEV-SNP. Unless given: {', '.join(CPU_TYPES)}."),
     ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guest-features", metavar="HEX", help="SEV_FEATURES that the VMM sets; 0x1 unless given."
+        ),
+    ] = None,
     logs: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,6 +73,7 @@ def measure_image(  # noqa: PLR0913, PLR0917  # a command's options are its para
         tdx_firmware=tdx_firmware,
         snp_firmware=snp_firmware,
         cpu_types=tuple(dict.fromkeys(cpu_types or CPU_TYPES)),
+        guest_features=tuple(dict.fromkeys(map(_features, features or ["0x1"]))),
         logs=dict(_log(item, shapes) for item in logs or ()),
     )
     found = measure(read_image(out), machine, release=release)
@@ -111,6 +118,13 @@ def values(expected: Expected) -> Iterator[tuple[str, str]]:
 def entry_digest(references: References) -> str:
     """What two who measured the same can compare: the digest of the release's entry, as the signed statement names it."""
     return str(json.loads(dump_statement(references))["subject"][0]["digest"]["sha256"])
+
+
+def _features(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise ImageError(f"--guest-features {text!r} is no hexadecimal number") from None
 
 
 def _log(item: str, shapes: list[str]) -> tuple[str, EventLog]:

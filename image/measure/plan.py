@@ -19,7 +19,7 @@ from image.measure import pcr, rtmr
 from image.measure.profiles import RETRIES, Profile
 from image.measure.registers import replay
 from image.measure.shapes import Shape
-from image.measure.snp import CPU_TYPES, Direct, Launched, launch_digests
+from image.measure.snp import CPU_TYPES, GUEST_FEATURES, Direct, Launched, launch_digests
 from image.measure.tdvf import Tdvf, parse_tdvf
 
 _PASSES = (1, 2)  # how VMMs measure a TD's first pages: each as it is added, or all after they were added
@@ -57,6 +57,7 @@ class Machine:
     tdx_firmware: Path | None = None
     snp_firmware: Path | None = None
     cpu_types: tuple[str, ...] = CPU_TYPES
+    guest_features: tuple[int, ...] = (GUEST_FEATURES,)
     logs: Mapping[str, EventLog] = field(default_factory=lambda: MappingProxyType({}))  # by shape
 
 
@@ -181,7 +182,13 @@ def _snp(image: Image, machine: Machine) -> Iterator[tuple[Shape, tuple[Launched
         return
     files = Direct(kernel=image.folder / "vmlinuz", initrd=image.folder / "initrd", command_line=image.line)
     for shape in machine.shapes:
-        found = launch_digests(machine.snp_firmware, files, cpus=[shape.cpus], cpu_types=machine.cpu_types)
+        found = launch_digests(
+            machine.snp_firmware,
+            files,
+            cpus=[shape.cpus],
+            cpu_types=machine.cpu_types,
+            guest_features=machine.guest_features,
+        )
         yield shape, found
 
 

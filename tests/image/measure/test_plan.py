@@ -183,6 +183,19 @@ def test_the_command(out: Path, tmp_path: Path) -> None:
     assert len(policy.azure.measurements) == 1
 
 
+def test_guest_features(out: Path, tmp_path: Path) -> None:
+    """A host whose KVM sets more of them launches another digest; what is no number is refused."""
+    machine(tmp_path)
+    arguments = ["measure", str(out), "--shape", "small", "--snp-firmware", str(tmp_path / "snp.fd")]
+    arguments += ["--cpu-type", "EPYC-Genoa", "-o", str(tmp_path / "a.json"), "--guest-features"]
+    result = CliRunner().invoke(cli, [*arguments, "0x1", "--guest-features", "0x21"], catch_exceptions=False)
+    assert result.exit_code == 0
+    (release,) = parse_references((tmp_path / "a.json").read_bytes()).releases
+    assert len(release.snp) == 2
+    refused = CliRunner().invoke(cli, [*arguments, "many"])
+    assert isinstance(refused.exception, ImageError)
+
+
 @needs_vectors
 def test_with_the_log_of_a_real_td(out: Path, tmp_path: Path) -> None:
     """A log of a TD of this shape completes RTMR0: the value is the one in that TD's quote, and no other."""
