@@ -26,7 +26,6 @@ class Profile:
     """How one VMM with one firmware starts a kernel that it is given."""
 
     name: str
-    vmm: str  # what `qemu-system-x86_64 --version` begins with
     firmware: str  # the edk2 release
     fills_in_header: bool  # the VMM writes into the kernel's header, and the firmware measures that
     line: str  # what the kernel gets; {} is the command line that was asked for
@@ -44,7 +43,6 @@ PROFILES = {
     for profile in (
         Profile(
             name="qemu7.2-edk2-2022.11",
-            vmm="7.2",
             firmware="2022.11",
             fills_in_header=True,
             line="{} initrd=initrd",
@@ -55,7 +53,6 @@ PROFILES = {
         ),
         Profile(
             name="qemu10-edk2-2022.11",
-            vmm="10.0",
             firmware="2022.11",
             fills_in_header=True,
             line="{} initrd=initrd",
@@ -66,7 +63,6 @@ PROFILES = {
         ),
         Profile(
             name="qemu10-edk2-2025.02",
-            vmm="10.0",
             firmware="2025.02",
             fills_in_header=False,
             line="{} initrd=initrd",
@@ -77,7 +73,6 @@ PROFILES = {
         ),
         Profile(
             name="qemu10-edk2-2026.08",
-            vmm="10.0",
             firmware="2026.08",
             fills_in_header=False,
             line="initrd=initrd {}",

@@ -10,14 +10,6 @@ from attestation.release import ExpectedEvent
 _BYTES = {"sha256": 32, "sha384": 48}
 
 
-def extend(digests: Iterable[bytes], algorithm: str) -> bytes:
-    """A register that began with zeros, after these."""
-    value = bytes(_BYTES[algorithm])
-    for digest in digests:
-        value = new(algorithm, value + digest).digest()
-    return value
-
-
 def replay(events: Iterable[ExpectedEvent], algorithm: str) -> dict[str, bytes | None]:
     """The value of each register that the events extend; None where one of its events has no digest."""
     found: dict[str, bytes | None] = {}
