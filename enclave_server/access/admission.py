@@ -24,6 +24,7 @@ class Admission:
         self._limit, self._max_queued, self._seconds = in_flight, queued, seconds
         self._tally, self._alone = Tally(2, workers), workers == 1
         self._waiters: deque[asyncio.Future[None]] = deque()
+        self._looking = False  # someone comes back to look
         self.begin = self._tally.begin
 
     @property
@@ -67,7 +68,7 @@ class Admission:
     async def _wait(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        if len(self._waiters) == 1 and not self._alone:
+        if not self._looking and not self._alone:
             self._look()
         try:
             await waiter
@@ -80,7 +81,8 @@ class Admission:
 
     def _look(self) -> None:
         self._give()
-        if self._waiters:
+        self._looking = bool(self._waiters)
+        if self._looking:
             asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
 

@@ -96,6 +96,30 @@ async def test_a_place_in_another_worker() -> None:
     assert admission.queued == 0
 
 
+async def test_one_looks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the queue empties and fills, one look at a time is enough: waiting costs the same under any load."""
+    admission, looks = Admission(in_flight=1, queued=1, seconds=5, workers=2), 0
+    await admission.enter()
+    for _ in range(50):
+        gone = asyncio.create_task(admission.enter())
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.wait([gone])
+    waiting = asyncio.create_task(admission.enter())
+    give = admission._give
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        give()
+
+    monkeypatch.setattr(admission, "_give", counted)
+    await asyncio.sleep(0.1)
+    assert 1 <= looks <= 15
+    admission.leave()
+    await asyncio.wait_for(waiting, 1)
+
+
 async def test_who_goes_away_takes_no_place() -> None:
     """A waiting request that is cancelled, also in the moment when it was given a place, leaves it to the next."""
     admission = Admission(in_flight=1, queued=3, seconds=5)
