@@ -217,7 +217,7 @@ bench-log: $(PROJECT)
 bench-model: $(PROJECT)
 	@$(PY) -m benchmarks.model
 
-## bench-gateway the gateway beside nginx, LiteLLM and vllm-router, and two workers beside one; about 8 min
+## bench-gateway the gateway, plain and sealed, beside nginx, LiteLLM, vllm-router and the floor of Python, and two workers beside one; about 11 min
 .PHONY: bench-gateway
 bench-gateway: $(PROJECT)
 	@$(PY) -m benchmarks.gateway

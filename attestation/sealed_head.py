@@ -14,6 +14,7 @@ from attestation._json import parse_json_object
 from attestation.checks import Check
 from attestation.errors import MalformedError
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 Headers = tuple[tuple[str, str], ...]
 #: Fields of the connection, and not of the message (RFC 9110 §7.6.1): never inside a seal.
 OF_THE_CONNECTION = frozenset(
@@ -59,7 +60,7 @@ def dump_head(head: RequestHead | ResponseHead) -> bytes:
         table: dict[str, Any] = {"method": head.method, "target": head.target, "headers": head.headers}
     else:
         table = {"status": head.status, "headers": head.headers}
-    return json.dumps(table, separators=(",", ":")).encode()
+    return _to_json(table).encode()
 
 
 def parse_request_head(data: bytes, *, limit: int) -> RequestHead:
