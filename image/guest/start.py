@@ -12,6 +12,7 @@ import pwd
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # python -I looks nowhere of its own
@@ -143,12 +144,13 @@ def start_gateway() -> int:
 
 def supervise(gateway: int, renew_after: float | None) -> int:
     """Bury what dies, renew the address, pass on the wish to stop. Returns the gateway's exit status."""
+    due = None if renew_after is None else time.monotonic() + renew_after  # whatever else happens until then
     while True:
-        wait = renew_after if renew_after is not None else 3600.0
-        received = signal.sigtimedwait(_WATCHED, wait)
-        if received is None and renew_after is not None:
-            renew_after = _renew()
-        elif received is not None and received.si_signo != signal.SIGCHLD:
+        left = 3600.0 if due is None else max(0.0, due - time.monotonic())
+        received = signal.sigtimedwait(_WATCHED, left)
+        if due is not None and time.monotonic() >= due:
+            due = time.monotonic() + _renew()
+        if received is not None and received.si_signo != signal.SIGCHLD:
             os.kill(gateway, signal.SIGTERM)
         while (ended := _next_ended()) is not None:
             if ended[0] == gateway:
@@ -161,9 +163,10 @@ def _next_ended() -> tuple[int, int] | None:
 
 
 def _renew() -> float:
+    """Seconds until the next time. A network that is away for a while is no reason to lose what is in memory."""
     try:
         return take_address(attempts=1)
-    except Refused:
+    except (Refused, OSError):
         return _AGAIN
 
 

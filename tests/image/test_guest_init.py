@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import signal
 import struct
 import sys
 import tempfile
+import time
 from hashlib import sha256
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -225,6 +228,36 @@ def test_the_gateway_finds_the_entries_that_are_prepared_for_it(tmp_path: Path) 
         tsm.prepared_name(number) for number in range(tsm.MOST_PREPARED)
     }
     assert start.REPORTS == tsm.TSM
+
+
+def test_the_address_is_renewed_in_time_whatever_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that end again and again do not put it off, and a network that is away does not end the machine."""
+    now, asked = 0.0, list[float]()
+    answers: list[int | Exception] = [
+        30,
+        OSError(errno.ENETDOWN, "down"),
+        Refused("network", expected=1, found=0),
+    ]
+    ended = iter([None] * 19 + [(7, 0)])
+
+    def wait(_: object, seconds: float) -> object:
+        nonlocal now
+        now += min(seconds, 10.0)
+        return SimpleNamespace(si_signo=signal.SIGCHLD) if seconds > 10.0 else None
+
+    def take_address(*, attempts: int) -> int:
+        asked.append(now)
+        answer = answers.pop(0) if answers else 1000 * attempts
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(signal, "sigtimedwait", wait)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(start, "take_address", take_address)
+    monkeypatch.setattr(start, "_next_ended", lambda: next(ended))
+    assert start.supervise(7, 25.0) == 0
+    assert asked == [25.0, 55.0, 115.0, 175.0]
 
 
 def test_a_machine_without_a_tee_has_no_entries(tmp_path: Path) -> None:
