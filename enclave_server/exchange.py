@@ -108,7 +108,7 @@ class Exchange:
         try:
             self.nonce = _sent_nonce(scope["headers"]) or secrets.token_bytes(NONCE_BYTES)
         except ApiError as exc:
-            self.nonce, self.refused = secrets.token_bytes(NONCE_BYTES), exc
+            self.nonce, self.refused = secrets.token_bytes(NONCE_BYTES), exc.with_traceback(None)
         self.request = RunningDigest(self.nonce)
         self.response = RunningDigest(self.nonce)
         self.sampling: Mapping[str, Any] = {}

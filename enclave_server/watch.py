@@ -49,7 +49,8 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._when = 0.0
         self._error: Callable[[], Exception]  # of the time that is set
-        self._outcome: Exception | None = None
+        # Not the exception itself: that would hold the frames which hold this, and all that is in them.
+        self._outcome: Callable[[], Exception] | None = None
         self._connection: Connection | None = None
 
     def __enter__(self) -> Self:
@@ -65,7 +66,7 @@ class Watch:
         if self._outcome is not None:
             cancelled_by_others = self._task.uncancel() > self._cancelling
             if kind is asyncio.CancelledError and not cancelled_by_others:
-                raise self._outcome from None
+                raise self._outcome() from None
 
     @property
     def now(self) -> float:
@@ -97,12 +98,12 @@ class Watch:
             self._timer = self._loop.call_at(self._when, self._ring)
         else:
             self._timer = None
-            self._end(self._error())
+            self._end(self._error)
 
     def _gone(self) -> None:
-        self._end(ClientGoneError())
+        self._end(ClientGoneError)
 
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: Callable[[], Exception]) -> None:
         if self._outcome is None:
             self._outcome = error
             self._task.cancel()

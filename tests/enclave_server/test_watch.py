@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -92,6 +95,28 @@ async def test_cancelled_by_others() -> None:
             connection.end()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_what_the_block_held_is_let_go() -> None:
+    """A request's body is not kept by the error that ended it, until some collector of garbage comes by."""
+
+    class Body:
+        """Stands for many bytes."""
+
+    held: list[weakref.ref[Body]] = []
+
+    async def work() -> None:
+        body = Body()
+        held.append(weakref.ref(body))
+        await long(lambda watch: watch.until(watch.now, LateError))
+
+    gc.disable()
+    try:
+        with suppress(LateError):
+            await work()
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_the_first_reason_counts() -> None:
