@@ -2,7 +2,8 @@
 
 Promises: whoever has not the key learns sizes alone; no byte leaves this module that is not what the key's holder encrypted,
 at its place in its file; plaintext goes to memory and nowhere else; and when opening fails, nothing of it is left.
-The same files, id and key give the same bytes: the salt is made from what is encrypted, so no nonce meets two plaintexts.
+The same files, id and key give the same bytes: the salt is made from what is encrypted, so in no pack does a nonce meet another
+plaintext. Where a file changes while it is packed, what was written of it is removed, and the packing refused.
 """
 
 from __future__ import annotations
@@ -106,7 +107,11 @@ def write_pack(directory: Path, out: Path, key: bytes, *, model_id: str) -> Mani
     header = MAGIC + salt + len(index).to_bytes(8, "big")
     partial = out.with_name(out.name + ".partial")
     try:
-        with partial.open("xb") as file:
+        file = partial.open("xb")
+    except FileExistsError:
+        raise _bad_pack(f"there is {partial}", "Remove it, unless another run is writing it") from None
+    try:
+        with file:
             file.write(header)
             _encrypt(file, [index], _Part(label=b"index", offset=_HEADER, size=len(index)), key, header)
             for each, part in _parts(files, file.tell()):

@@ -92,6 +92,16 @@ def test_same_in_same_out(model: Path, pack: Path, tmp_path: Path) -> None:
     assert len(chunks) == 3
 
 
+def test_one_run_leaves_anothers_work(model: Path, tmp_path: Path) -> None:
+    """Two that write one pack: the second is refused, and what the first has written stays."""
+    out = tmp_path / "model.pack"
+    (begun := tmp_path / "model.pack.partial").write_bytes(b"begun")
+    with pytest.raises(ModelError, match="another run") as error:
+        write_pack(model, out, KEY, model_id=ID)
+    assert error.value.problem is ModelProblem.PACK
+    assert begun.read_bytes() == b"begun"
+
+
 def test_nothing_is_seen(pack: Path) -> None:
     """Neither content nor names."""
     data = pack.read_bytes()
