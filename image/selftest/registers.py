@@ -30,12 +30,12 @@ def release_of(predicted: Mapping[str, Pcrs]) -> Release:
     )
 
 
-def compared(document: bytes, predicted: Mapping[str, Pcrs]) -> tuple[Boot, Comparison]:
-    """The boot that an evidence document shows, beside the profile that is nearest to it."""
+def compared(document: bytes, predicted: Mapping[str, Pcrs]) -> tuple[Boot, tuple[Comparison, ...]]:
+    """The boot that an evidence document shows, beside each profile, the nearest first."""
     boot = read_boot(document).boot
     if not boot.events:
         raise ImageError("the evidence has no event log of the boot that leads to its registers")
-    return boot, explain(boot, (release_of(predicted),))[0]
+    return boot, explain(boot, (release_of(predicted),))
 
 
 def differences(comparison: Comparison) -> list[tuple[str, str]]:

@@ -215,7 +215,7 @@ def document(*events: tuple[int, bytes]) -> bytes:
 )
 def test_the_first_event_that_differs(events: list[tuple[int, bytes]], found: list[tuple[str, str]]) -> None:
     """Of each register, by what it should have been."""
-    _, comparison = compared(document(*events), PREDICTED)
+    _, (comparison,) = compared(document(*events), PREDICTED)
     assert differences(comparison) == found
     assert comparison.same == (not found)
 
@@ -223,15 +223,15 @@ def test_the_first_event_that_differs(events: list[tuple[int, bytes]], found: li
 def test_the_profile_that_fits() -> None:
     """Of several the one that the boot is nearest to."""
     other = Pcrs(events=(measured("kernel", "vmlinuz", b"patched").into("PCR4"), *EVENTS[1:]), left_out=())
-    _, comparison = compared(
+    _, comparisons = compared(
         document((4, b"kernel"), (9, b"line"), (9, b"initrd")), {"other": other, **PREDICTED}
     )
-    assert comparison.cell.profile == "this profile"
+    assert [(c.cell.profile, c.same) for c in comparisons] == [("this profile", True), ("other", False)]
 
 
 def test_a_line_for_each_register() -> None:
     """As expected, otherwise, or not predicted."""
-    boot, comparison = compared(document((0, b"firmware"), (4, b"kernel"), (9, b"other")), PREDICTED)
+    boot, (comparison,) = compared(document((0, b"firmware"), (4, b"kernel"), (9, b"other")), PREDICTED)
     lines = [line.split() for line in table(boot, comparison)]
     assert [line[0] for line in lines] == ["PCR0", "PCR4", "PCR9", "PCR12"]
     assert [line[4] for line in lines] == ["not", "as", "differs", "as"]
