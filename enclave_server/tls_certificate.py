@@ -21,6 +21,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from attestation.binding import Statement
 
 MAX_CHAIN = 10
+_NO_CERTIFICATE = (UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)  # no ValueErrors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +85,10 @@ def parse_issuer(pem: bytes, names: tuple[str, ...]) -> Issuer:
     try:
         chain = tuple(x509.load_pem_x509_certificates(pem))
         key = load_pem_private_key(pem[max(0, pem.find(b"-----BEGIN PRIVATE KEY")) :], password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        certified = chain[0].public_key()
+    except (ValueError, TypeError, *_NO_CERTIFICATE):
         raise ValueError("it is no PEM with certificates and an unencrypted key (PKCS #8)") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != chain[0].public_key():
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certified:
         raise ValueError("its key is not on an elliptic curve, or not that of its first certificate")
     if len(chain) > MAX_CHAIN:
         raise ValueError(f"it has {len(chain)} certificates, more than {MAX_CHAIN}")
@@ -107,5 +109,5 @@ def check_issuer(issuer: Issuer, now: datetime) -> None:
         verifier = PolicyBuilder().store(Store([issuer.chain[-1]])).time(now.replace(tzinfo=None))
         for name in issuer.names:
             verifier.build_server_verifier(x509.DNSName(name)).verify(leaf, list(issuer.chain))
-    except (VerificationError, x509.ExtensionNotFound, ValueError) as exc:
+    except (VerificationError, x509.ExtensionNotFound, ValueError, *_NO_CERTIFICATE) as exc:
         raise ValueError(f"what it signs does not verify: {exc}") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 import socket
@@ -136,6 +137,28 @@ def test_refused(authority: Path, issuer: bytes, what: str) -> None:
         check_values(values, names=names)
     assert refused.value.check is Check.SECRET_VALUE
     assert key.split()[4].decode() not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2a8648ce3d030107", "2a8648ce3d030109"),
+        ("2a8648ce3d0201", "2a8648ce3d0209"),
+        ("a003020102", "a003020107"),
+        ("0603551d0e", "0603551d0f"),
+    ],
+    ids=["unknown curve", "unknown algorithm", "unknown version", "an extension twice"],
+)
+def test_no_certificate(issuer: bytes, old: str, new: str) -> None:
+    """What the library itself calls by other names is refused like anything else that is none."""
+    parsed = parse_issuer(issuer, (NAME,)).chain[0].public_bytes(Encoding.DER)
+    assert bytes.fromhex(old) in parsed
+    body = base64.encodebytes(parsed.replace(bytes.fromhex(old), bytes.fromhex(new)))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
+    key = issuer[issuer.index(b"-----BEGIN PRIVATE KEY") :]
+    with pytest.raises(VerificationError, match="tls_issuer") as refused:
+        check_values({"tls_issuer": pem + key}, names=(NAME,))
+    assert refused.value.check is Check.SECRET_VALUE
 
 
 def leaf_and_key(issuer: bytes) -> bytes:
