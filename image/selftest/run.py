@@ -11,8 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from shutil import which
 from typing import TypeVar
 
 import httpx
@@ -24,7 +26,7 @@ from attestation.policy import Policy
 from attestation.verify import verify
 from client_sdk.kept import fetch_evidence
 from client_sdk.tls import unpinned_context
-from image.errors import ImageError
+from image.errors import MISSING, ImageError
 from image.machine import Machine, running
 from image.measure.pcr import Pcrs, direct
 from image.measure.profiles import Profile
@@ -45,6 +47,7 @@ def selftest(out: Path, *, profiles: Mapping[str, Profile], say: Say) -> None:
 
     One of `profiles` has to fit the first boot; the others are held against it alone.
     """
+    _check_programs()
     with tempfile.TemporaryDirectory(prefix="selftest-") as folder, engine() as port, unreached() as closed:
         test = SelfTest(Path(folder), out, say)
         test.prepare(profiles, port, closed.port)
@@ -184,6 +187,14 @@ class SelfTest:
     def _once(self, image: Image, work: Callable[[Machine], T]) -> T:
         with running(image.boot(), self._folder / f"boot-{next(self._boots)}") as machine:
             return work(machine)
+
+
+def _check_programs() -> None:
+    """What is not looked for where it is used."""
+    missing = [] if which("mkfs.erofs") else ["erofs-utils (apt-get install)"]
+    missing += [] if find_spec("openai") else ["the extra `openai` (pip install)"]
+    if missing:
+        raise ImageError(f"the image was not booted: {' and '.join(missing)} is needed", status=MISSING)
 
 
 def _fetch(machine: Machine, nonce: bytes) -> bytes:

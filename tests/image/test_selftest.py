@@ -244,6 +244,14 @@ def test_a_boot_without_a_log() -> None:
         compared(bare, PREDICTED)
 
 
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As something that was skipped, before anything takes time."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ImageError, match="erofs-utils") as caught:
+        selftest(tmp_path, profiles=PROFILES, say=print)
+    assert caught.value.status == MISSING
+
+
 # The whole
 
 
