@@ -51,7 +51,8 @@ def command_line(measured: Measured, *, also: tuple[str, ...] = ()) -> str:
 def parse_command_line(line: bytes) -> Measured:
     """What a line says. Refused: a word that is missing, that nobody knows, or that stands there twice."""
     try:
-        words = line.decode("ascii").split()
+        # At spaces alone, where the kernel cuts too: of what else Python calls space, the kernel makes part of a word.
+        words = [word for word in line.decode("ascii").removesuffix("\n").split(" ") if word]
     except UnicodeDecodeError:
         raise Refused("command line", expected="ASCII", found=line[:80]) from None
     for word in words:

@@ -70,6 +70,14 @@ def test_a_word_that_nobody_wrote_is_refused(word: str) -> None:
         parse_command_line(f"{LINE} {word}".encode())
 
 
+@pytest.mark.parametrize("between", ["\t", "\n", "\v", "\f", "\r", "\x1c", "\x1d", "\x1e", "\x1f", "\0"])
+def test_words_are_those_that_the_kernel_reads(between: str) -> None:
+    """For the kernel `ro` and what follows would be one word, of which it knows nothing, or a line of another form."""
+    with pytest.raises(Refused, match="command line"):
+        parse_command_line(LINE.replace(" ro ", f" ro{between}").encode())
+    assert parse_command_line(f" {LINE}  \n".encode()) == parse_command_line(LINE.encode())
+
+
 @pytest.mark.parametrize(
     "root",
     [
