@@ -11,8 +11,9 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import TypeVar
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509 import load_der_x509_certificate
+from cryptography.x509 import InvalidVersion, load_der_x509_certificate
 
 from attestation.checks import Check
 from attestation.errors import VerificationError
@@ -83,7 +84,7 @@ def spki_digest(certificate: bytes) -> bytes:
     """SHA-256 of the SubjectPublicKeyInfo of a DER certificate."""
     try:
         key = load_der_x509_certificate(certificate).public_key()
-    except ValueError as exc:
+    except (ValueError, UnsupportedAlgorithm, InvalidVersion) as exc:
         raise VerificationError(
             Check.CHANNEL_TLS_KEY, f"the peer's certificate cannot be read ({exc})"
         ) from exc

@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import httpx2
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.checks import Check
 from attestation.errors import (
@@ -30,8 +32,9 @@ from attestation.errors import (
 from attestation.receipt import Outcome
 from client_sdk import Attestation, AttestedClient, async_attested_transport, attested_transport, load_policy
 from client_sdk.enclave import Connections
+from client_sdk.tls import spki_digest
 from client_sdk.transport import Library
-from tests.client_sdk.conftest import Recorded, Relay, Switch
+from tests.client_sdk.conftest import Recorded, Relay, Switch, certificate
 from tests.servers import MODEL, FakeEngine, LiveGateway, free_port, live_gateway
 
 SECRET = "the secret prompt"
@@ -224,6 +227,21 @@ async def test_a_broken_connection_is_a_truncated_stream(
 
 
 # ------------------------------------------------------------------------------- nothing leaves before the verdict
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("", "00"), ("2a8648ce3d030107", "2a8648ce3d030109"), ("a003020102", "a003020107")],
+    ids=["cut", "unknown curve", "unknown version"],
+)
+def test_a_certificate_that_cannot_be_read(tmp_path: Path, old: str, new: str) -> None:
+    """Whatever the peer shows in its place, the refusal is the one for a key that is not the attested one."""
+    der = x509.load_pem_x509_certificate(certificate(tmp_path).read_bytes()).public_bytes(Encoding.DER)
+    shown = der.replace(bytes.fromhex(old), bytes.fromhex(new), 1)
+    assert shown != der
+    with pytest.raises(VerificationError) as caught:
+        spki_digest(shown)
+    assert caught.value.check is Check.CHANNEL_TLS_KEY
 
 
 @WORLDS
