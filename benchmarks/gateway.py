@@ -61,7 +61,7 @@ WARM_UP = Load("warm-up", False, 4)
 
 def measure(contender: Contender, load: Load, folder: Path, seconds: float) -> dict[str, float]:
     """One run of the load generator against one contender; a longer one when no answer came in the time."""
-    body = folder / "body"
+    body = folder / "request"
     asked = {"model": "mock", "messages": MESSAGES, "stream": load.stream}
     body.write_bytes(contender.seal(json.dumps(asked).encode()))
     for longer in (1, 4, 16):
