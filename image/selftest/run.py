@@ -91,7 +91,7 @@ class SelfTest:
             boot, comparisons = compared(document, self._predicted)
             nearest, fit = comparisons[0], [one.cell.profile for one in comparisons if one.same]
             name = nearest.cell.profile
-            self._say(f"boots as it is; {' and '.join(fit) or 'no profile'} fits:")
+            self._say(f"boots as it is, as predicted under {' and '.join(fit) or 'no profile'}:")
             for line in table(boot, nearest):
                 self._say(line)
             if not fit:
