@@ -16,6 +16,7 @@ from image.measure.cli import measure_image
 from image.refs_cli import cli as refs_cli
 from image.repro import repeat
 from image.selftest.cli import selftest
+from image.source import CHANGED
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="The image of the confidential VM.")
 
@@ -50,6 +51,10 @@ def build(
     """Build the image: kernel, initrd, root file system with its dm-verity tree, command line, UKI, image.json."""
     built = build_image(out, config=config.read_bytes(), target=target, disk=disk)
     typer.echo(f"{out}: build {built.id}")
+    if built.description["source"].endswith(CHANGED):
+        typer.echo(
+            "nobody else can make it again: the clone has files or changes that git does not know", err=True
+        )
 
 
 @cli.command()

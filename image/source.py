@@ -18,7 +18,7 @@ _LOCKS = {  # whose wheels a stage of Dockerfile.enclave installs
     "gateway": ("requirements-server.lock",),
     "cpu": ("requirements-server.lock", "requirements-engine-cpu.lock"),
 }
-_CHANGED = "-changed"  # behind a revision: and something that is not committed
+CHANGED = "-changed"  # behind a revision: and something that is not committed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ def copy_source(into: Path, *, project: Path = PROJECT) -> Source:
         )
     revision = _git(project, "rev-parse", "HEAD").strip()
     if _git(project, "status", "--porcelain").strip():
-        revision += _CHANGED
+        revision += CHANGED
     for name in _git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
         source = project / name
         if name and source.is_file():
@@ -52,8 +52,8 @@ def copy_source(into: Path, *, project: Path = PROJECT) -> Source:
 def clone_source(into: Path, revision: str, *, project: Path = PROJECT) -> None:
     """A clone at this revision, with the wheels and packages that are here already; their hashes are pinned."""
     run("git", "clone", "--quiet", "--no-checkout", project, into)
-    _git(into, "checkout", "--quiet", "--detach", revision.removesuffix(_CHANGED))
-    if revision.endswith(_CHANGED):
+    _git(into, "checkout", "--quiet", "--detach", revision.removesuffix(CHANGED))
+    if revision.endswith(CHANGED):
         for name in _git(into, "ls-files", "-z").split("\0"):
             (into / name).unlink(missing_ok=True) if name else None
         copy_source(into, project=project)

@@ -69,3 +69,15 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "image.cli", None)
     result = CliRunner().invoke(cli, ["image", "build"])
     assert "pip install 'attested-inference[server,image]'" in str(result.exception)
+
+
+@pytest.mark.parametrize("source", ["0" * 40, "0" * 40 + "-changed"])
+def test_built_from_changes(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Who builds what nobody else can make again is told so."""
+    built = build.Built(id="b" * 64, description={"source": source})
+    monkeypatch.setattr("image.cli.build_image", lambda *_, **__: built)
+    status, printed = run("build", "-o", tmp_path / "out", "--config", config)
+    assert status == 0
+    assert ("nobody else can make it again" in printed) == source.endswith("-changed")
