@@ -26,7 +26,9 @@ def open_gpus() -> None:
     modules.load(LIST)
     for number in (*range(len(list(GPUS.iterdir()))), _CONTROL):
         name = "nvidiactl" if number == _CONTROL else f"nvidia{number}"
-        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(_MAJOR, number))
+        node = Path("/dev", name)
+        os.mknod(node, stat.S_IFCHR, os.makedev(_MAJOR, number))
+        node.chmod(0o666)  # for the engine's user, whatever the umask
     set_ready(False)
     done = subprocess.run([GATE], env={}, check=False)  # noqa: S603 - from the measured root
     if done.returncode != 0:

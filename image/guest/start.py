@@ -109,7 +109,7 @@ def mount_memory(guest: Guest) -> None:
 
 
 def prepare_reports(folder: Path, uid: int, gid: int) -> None:
-    """Entries of configfs-tsm that the gateway may use: files of one that it made itself would be root's."""
+    """Entries of configfs-tsm that the gateway alone may use: files of one that it made itself would be root's."""
     for number in range(PREPARED):
         entry = folder / f"prepared-{number}"
         try:
@@ -120,6 +120,7 @@ def prepare_reports(folder: Path, uid: int, gid: int) -> None:
             raise
         for file in entry.iterdir():
             os.chown(file, uid, gid)
+            file.chmod(file.stat().st_mode & 0o600)
 
 
 def start_gateway() -> int:

@@ -269,6 +269,21 @@ def test_a_machine_without_a_tee_has_no_entries(tmp_path: Path) -> None:
             start.prepare_reports(kernel.folder, 0, 0)
 
 
+def test_a_prepared_entry_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever could open one could lock it, and keep the gateway from its evidence."""
+
+    make = Path.mkdir
+
+    def mkdir(entry: Path) -> None:
+        make(entry)
+        (entry / "generation").touch(0o444)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    start.prepare_reports(tmp_path, os.getuid(), os.getgid())
+    modes = {file.stat().st_mode & 0o777 for file in tmp_path.glob("*/generation")}
+    assert modes == {0o400}
+
+
 def test_units_and_image_open_the_same_hardware_to_the_gateway() -> None:
     """Under systemd tmpfiles does what the image's start does itself."""
     rules = (GUEST.parents[1] / "deploy/systemd/enclave.tmpfiles.conf").read_text()
