@@ -12,7 +12,7 @@ import typer
 
 from attestation.errors import MalformedError
 from attestation.measure import EventLog, parse_log
-from attestation.references import References, dump_references, dump_statement
+from attestation.references import References, dump_references, dump_statement, parse_references
 from attestation.release import Expected, Release
 from image.errors import ImageError
 from image.measure.plan import Machine, left_out, measure, read_image
@@ -79,7 +79,9 @@ def measure_image(  # noqa: PLR0913, PLR0917  # a command's options are its para
     found = measure(read_image(out), machine, release=release)
     now = int(time())
     references = References(name=name, epoch=1, issued=now, expires=now + days * _DAY, releases=(found,))
-    output.write_bytes(dump_references(references))
+    content = dump_references(references)
+    parse_references(content)  # what could not be read again is not written
+    output.write_bytes(content)
     for line in table(found):
         typer.echo(line)
     typer.echo(f"\n{output}: release {found.id!r} of {name!r}, entry {entry_digest(references)}")
