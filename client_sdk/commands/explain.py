@@ -42,7 +42,7 @@ _REGISTERS = {
 _ADVICE = {
     Role.KERNEL: "Another kernel, or one whose header the VMM has filled in: see whether it is that of another profile, and compare the file's digest with the build's",
     Role.INITRD: "Another initrd: of another build, or one to which the boot stub has added files",
-    Role.COMMAND_LINE: "One character is enough, also a space. A VMM and its firmware put `initrd=initrd` before or behind the line: another profile, if nothing else differs",
+    Role.COMMAND_LINE: "It carries the configuration's digest and the root's hash: see first whether this is another `enclave.toml` or image. One character is enough, also a space. A VMM and its firmware put `initrd=initrd` before or behind the line: another profile, if nothing else differs",
     Role.FIRMWARE: "The firmware's settings follow the machine: CPUs, memory, devices, boot entries, Secure Boot's keys",
     Role.MARK: "A mark, which is the same in every boot: an event beside it is missing, or one too many",
     Role.RUNTIME: "Measured by what runs in the VM, after the start",
