@@ -71,7 +71,11 @@ class Caller:
 
     def __init__(self, origin: str, policy: str) -> None:
         self.http = httpx.Client(base_url=origin, verify=untrusting(), timeout=60, trust_env=False)
-        self.verdict = self.verify(policy)
+        try:
+            self.verdict = self.verify(policy)
+        except BaseException:
+            self.http.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

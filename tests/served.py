@@ -150,6 +150,7 @@ def vllm_settings() -> dict[str, Any]:
         "engine_max_model_len": 512,
         "engine_kv_cache_memory": "64M",
         "engine_eager": True,
+        "evidence_burst": 1000,  # every test verifies anew
     }
 
 
