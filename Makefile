@@ -125,8 +125,8 @@ container-repro: container-wheels
 	@$(PY) -m tools.container repro --target $(or $(TARGET),cpu) || [ $$? -eq 77 ]
 
 ## image         the VM's image with buildah and Debian's packages (build/image; CONFIG=FILE, TARGET=gateway: no engine); about 2 min
-## image-repro   the same, and again from nothing elsewhere: every file must be the same; about 5 min
-## image-selftest the image booted under emulation with a TPM: measures what was predicted, serves, and every change to it is caught; about 5 min
+## image-repro   the same, and again from nothing elsewhere: every file must be the same; about 4 min
+## image-selftest the image booted under emulation with a TPM: measures what was predicted, serves, and every change to it is caught; about 4 min
 ## image-packages lock Debian's packages anew, at their newest versions; about 1 min
 .PHONY: image image-repro image-selftest image-packages image-wheels
 image-wheels: $(PROJECT)
