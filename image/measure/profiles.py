@@ -6,7 +6,7 @@ The same kernel, initrd and command line measure differently under each. A profi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from image.errors import ImageError
@@ -38,29 +38,22 @@ class Profile:
         return self.line.format(line)
 
 
+_EDK2_2022 = Profile(
+    name="qemu7.2-edk2-2022.11",
+    firmware="2022.11",
+    fills_in_header=True,
+    line="{} initrd=initrd",
+    boot_variables=(("BootOrder", b"\0\0"), ("Boot0000", _UI_APP)),
+    secure_boot=b"\0",
+    acpi=False,
+    handoff_tables=False,
+)
+
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile(
-            name="qemu7.2-edk2-2022.11",
-            firmware="2022.11",
-            fills_in_header=True,
-            line="{} initrd=initrd",
-            boot_variables=(("BootOrder", b"\0\0"), ("Boot0000", _UI_APP)),
-            secure_boot=b"\0",
-            acpi=False,
-            handoff_tables=False,
-        ),
-        Profile(
-            name="qemu10-edk2-2022.11",
-            firmware="2022.11",
-            fills_in_header=True,
-            line="{} initrd=initrd",
-            boot_variables=(("BootOrder", b"\0\0"), ("Boot0000", _UI_APP)),
-            secure_boot=b"\0",
-            acpi=False,
-            handoff_tables=False,
-        ),
+        _EDK2_2022,
+        replace(_EDK2_2022, name="qemu10-edk2-2022.11"),  # the same with either VMM
         Profile(
             name="qemu10-edk2-2025.02",
             firmware="2025.02",
