@@ -112,7 +112,12 @@ def _write_config(folder: Path, config: bytes, verity: Verity) -> None:
     line = command_line(Measured(root=root, config=sha256(config).digest()))
     (folder / "cmdline").write_text(line)
     (folder / "enclave.toml").write_bytes(config)
-    (folder / "config.img").write_bytes(config + bytes(-len(config) % BLOCK))
+    (folder / "config.img").write_bytes(padded(config))
+
+
+def padded(config: bytes) -> bytes:
+    """As it lies on its disk."""
+    return config + bytes(-len(config) % BLOCK)
 
 
 def _describe(folder: Path, description: dict[str, Any]) -> Built:

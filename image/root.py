@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 from enclave_server.verity import Verity, append_tree
+from image.container import EPOCH
 from image.initrd import HOME, PYTHON
 from image.tools import run
 
@@ -25,7 +26,7 @@ def add_guest(root: Path, source: Path) -> None:
     )
     for name in files:
         shutil.copyfile(source / name, home / name)
-    environment = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "315532800"}
+    environment = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": EPOCH}
     run("chroot", root, PYTHON, "-S", *_COMPILE, environment=environment)
     for path in (home, *home.rglob("*")):
         path.chmod(0o755 if path.is_dir() or path.name == "init.py" else 0o644)

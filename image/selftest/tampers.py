@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from image.build import padded
 from image.errors import ImageError
 from image.guest.cmdline import Measured, command_line, parse_command_line
-from image.selftest.world import EMULATED, Image, padded
+from image.selftest.world import EMULATED, Image
 
 _CPIO = b"070701"
 _TIME = slice(46, 54)  # of an entry's header: c_mtime, eight hexadecimal digits

@@ -15,7 +15,7 @@ from attestation.tlog import VerifierKey
 from attestation.vtpm import VtpmMeasurement
 from enclave_server.model import read_manifest
 from enclave_server.model_image import make_image
-from enclave_server.verity import BLOCK
+from image.build import padded
 from image.errors import ImageError
 from image.guest.cmdline import Measured, command_line, parse_command_line
 from image.guest.linux import Refused
@@ -138,8 +138,3 @@ def configured(out: Path, world: World, folder: Path) -> Image:
     disks = {"enclave-root": out / "root.img", "enclave-config": config, "enclave-model": world.model}
     files = {"kernel": out / "vmlinuz", "initrd": out / "initrd"}
     return Image(**files, line=line, disks=disks, other_config=world.other_config)
-
-
-def padded(config: bytes) -> bytes:
-    """As it lies on its disk."""
-    return config + bytes(-len(config) % BLOCK)
