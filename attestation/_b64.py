@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 
 from attestation.checks import Check
 from attestation.errors import MalformedError
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_+/=", b"+/!!!")  # what is no base64url becomes what is no base64
 
 
 def b64url_encode(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
+    return b2a_base64(data, newline=False).rstrip(b"=").translate(_URL_SAFE).decode()
 
 
 def b64url_decode(text: str, check: Check, what: str) -> bytes:

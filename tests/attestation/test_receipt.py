@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestation._b64 import b64url_decode
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, VerificationError
 from attestation.receipt import (
@@ -82,6 +84,31 @@ def test_a_receipt_without_usage_says_so() -> None:
     """Null usage means that the engine gave none."""
     receipt = dataclasses.replace(RECEIPT, usage=None)
     assert verify_receipt(receipt.sign(KEY), PUBLIC).usage is None
+
+
+@given(
+    texts=st.lists(st.text(), min_size=4, max_size=4),
+    usage=st.none() | st.builds(Usage, prompt_tokens=st.integers(0), completion_tokens=st.integers(0)),
+    sampling=st.dictionaries(st.text(), st.none() | st.text() | st.integers() | st.floats(0, 1), max_size=3),
+    digest=st.none() | st.binary(min_size=32, max_size=32),
+)
+def test_the_claims_are_json_as_pythons_own_writer_has_it(
+    texts: list[str], usage: Usage | None, sampling: dict[str, Any], digest: bytes | None
+) -> None:
+    """Whatever a path, a name or a parameter holds, the payload is JSON without spaces, in ASCII, that reads back as it was."""
+    receipt = dataclasses.replace(
+        RECEIPT,
+        id=texts[0],
+        request=dataclasses.replace(REQUEST, method=texts[1], path=texts[2]),
+        model=ServedModel(name=texts[3], digest=b"\x03" * 32),
+        usage=usage,
+        sampling=sampling,
+        tokens=digest,
+        parts=digest,
+    )
+    payload = b64url_decode(receipt.sign(KEY).split(".")[1], Check.RECEIPT_FORMAT, "the payload")
+    assert payload == json.dumps(json.loads(payload), separators=(",", ":")).encode()
+    assert verify_receipt(receipt.sign(KEY), PUBLIC) == receipt
 
 
 def test_the_exchange_it_was_made_for_is_accepted() -> None:
