@@ -41,6 +41,7 @@ class Check(StrEnum):
     POLICY_SECRETS = "policy.secrets"
     POLICY_EXPIRED = "policy.expired"
     POLICY_REVOKED = "policy.revoked"
+    POLICY_RELEASE = "policy.release"
     POLICY_RETIRED = "policy.retired"
     POLICY_MACHINE = "policy.machine"
 

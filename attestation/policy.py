@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar, overload
 
@@ -23,11 +23,12 @@ from attestation.nvidia.verify import GpuClaims
 from attestation.release import Limited, Revoked, runs
 from attestation.reviewers import ReferencesPolicy
 from attestation.roots import VENDOR, Roots
-from attestation.snp.policy import SnpPolicy
+from attestation.snp.policy import NO_HOST_DATA, SnpPolicy
 from attestation.snp.verify import SnpClaims
 from attestation.tdx.policy import TdxPolicy
 from attestation.tdx.verify import TdxClaims
-from attestation.vtpm import VtpmClaims, VtpmPolicy
+from attestation.vtpm import VtpmClaims, VtpmMeasurement, VtpmPolicy
+from attestation.whole import Candidate, check_whole, last_end
 
 MAX_POLICY_BYTES = 1024 * 1024
 
@@ -92,6 +93,7 @@ class ReleasePolicy:
     expires: datetime | None = None
     revoked: tuple[Revoked, ...] = ()  # refused, whatever else accepts them
     limited: tuple[Limited, ...] = ()  # accepted until they end, on the machines that they name
+    accepted: tuple[Limited, ...] = ()  # each as a whole: what the policy does not name itself is all of one
 
     def check(
         self,
@@ -129,7 +131,7 @@ class ReleasePolicy:
         self, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None, statement: Statement | None
     ) -> Iterator[tuple[str, list[Limited]]]:
         """The limited releases that this machine runs, whose model it serves, and whose configuration it has."""
-        yield "release", [one for one in self.limited if runs(one, cpu, vtpm)]
+        yield "release", [one for one in (*self.limited, *self.accepted) if runs(one, cpu, vtpm)]
         if statement is not None:
             model, config = statement.model.digest, statement.config
             yield "the model of release", [one for one in self.limited if model in one.models]
@@ -165,16 +167,79 @@ class Policy:
         vtpm: VtpmClaims | None = None,
     ) -> None:
         """Raise one PolicyError with every violation, or return."""
+        named = self.taking(*self.release.accepted)
         violations = [
             *self.release.check(cpu, now, vtpm, statement),
             *self._check_references(),
-            *self._check_cpu(vtpm or cpu, now),
+            *named.check_cpu(vtpm or cpu, now),
             *self.gpu.check(gpus, now, token),
             *self._check_boot(boot),
-            *self.statement.check(statement, sealed=sealed),
+            *named.statement.check(statement, sealed=sealed),
+            *check_whole(self.candidates(cpu, statement, now, vtpm)),
         ]
         if violations:
-            raise PolicyError(violations)
+            raise PolicyError(list(dict.fromkeys(violations)))
+
+    def ends(
+        self, cpu: TdxClaims | SnpClaims, statement: Statement, now: datetime, vtpm: VtpmClaims | None = None
+    ) -> datetime | None:
+        """Until when what was accepted at `now` is accepted at most, as far as releases go: None without an end."""
+        whole = last_end(self.candidates(cpu, statement, now, vtpm))
+        ends = (self.release.ends(cpu, now, vtpm, statement), whole)
+        return min((end for end in ends if end is not None), default=None)
+
+    def candidates(
+        self, cpu: TdxClaims | SnpClaims, statement: Statement, now: datetime, vtpm: VtpmClaims | None = None
+    ) -> tuple[Candidate, ...]:
+        """How near each accepted release comes, in all that the policy does not name itself; none where it names it all."""
+        releases = self.release.accepted
+
+        def refused(*taken: Limited) -> list[Violation]:
+            policy = self.taking(*taken)
+            return [*policy.check_cpu(vtpm or cpu, now), *policy.statement.check(statement)]
+
+        anyway = {violation.check for violation in refused(*releases)}
+
+        def different(*taken: Limited) -> tuple[Violation, ...]:
+            return tuple(violation for violation in refused(*taken) if violation.check not in anyway)
+
+        if not releases or not different():
+            return ()
+        return tuple(Candidate(one, different(one), tuple(one.check(cpu, now))) for one in releases)
+
+    def taking(self, *releases: Limited) -> Policy:
+        """This policy, which also accepts what any of these releases measures and serves; their limits are not looked at."""
+        models = frozenset[bytes]().union(*(r.models for r in releases))
+        configs = frozenset[bytes]().union(*(r.configs for r in releases))
+        files = frozenset[bytes]().union(*(r.config_files for r in releases))
+        return replace(
+            self,
+            statement=replace(
+                self.statement,
+                model_digests=self.statement.model_digests | models,
+                config_digests=self.statement.config_digests | configs,
+            ),
+            tdx=self.tdx
+            and replace(
+                self.tdx,
+                measurements=(*self.tdx.measurements, *(m for r in releases for m in r.tdx)),
+                mr_config_id=self.tdx.mr_config_id | {digest.ljust(48, b"\0") for digest in files},
+            ),
+            snp=self.snp
+            and replace(
+                self.snp,
+                measurements=self.snp.measurements.union(*(r.snp for r in releases)),
+                host_data=files | (self.snp.host_data or {NO_HOST_DATA}) if files else self.snp.host_data,
+            ),
+            azure=self.azure
+            and replace(self.azure, measurements=(*self.azure.measurements, *self._pcrs(releases))),
+        )
+
+    def _pcrs(self, releases: Sequence[Limited]) -> tuple[VtpmMeasurement, ...]:
+        """The PCRs of these releases; one set that nothing has where they name none and others do: named are then PCRs."""
+        named = tuple(m for r in releases for m in r.vtpm)
+        others = any(r.vtpm for r in self.release.accepted)
+        return named or ((VtpmMeasurement(),) if others else ())
 
     def _check_references(self) -> list[Violation]:
         if self.references is None:
@@ -190,7 +255,8 @@ class Policy:
             return [Violation(Check.EVENTLOG_MISSING, "an event log of the boot", "none")]
         return self.event_log.check(boot)
 
-    def _check_cpu(self, cpu: TdxClaims | SnpClaims | VtpmClaims, now: datetime) -> list[Violation]:
+    def check_cpu(self, cpu: TdxClaims | SnpClaims | VtpmClaims, now: datetime) -> list[Violation]:
+        """Every reason not to accept this machine, whichever platform it is."""
         match cpu:
             case VtpmClaims() if self.azure is not None:
                 return self.azure.check(cpu, now)

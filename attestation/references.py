@@ -25,13 +25,12 @@ from attestation._json import parse_json_object
 from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError
-from attestation.release import Limited, Release, Revoked, limited
-from attestation.snp.policy import NO_HOST_DATA
+from attestation.release import Release, Revoked, limited
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-    from attestation.policy import Policy, StatementPolicy
+    from attestation.policy import Policy
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -55,33 +54,10 @@ class References:
 
 
 def merge(policy: Policy, references: References) -> Policy:
-    """`policy`, with the releases accepted that the references accept, and those refused that they revoke.
+    """`policy`, with the releases accepted that the references accept, each as a whole, and those refused that they revoke.
 
-    What a client remembers is the references' own name and epoch. Models and configurations that the policy itself accepts do not
-    end with a release.
+    What a client remembers is the references' own name and epoch.
     """
-    releases = references.releases
-    models = frozenset[bytes]().union(*(r.models for r in releases))
-    configs = frozenset[bytes]().union(*(r.configs for r in releases))
-    statement = replace(
-        policy.statement,
-        model_digests=policy.statement.model_digests | models,
-        config_digests=policy.statement.config_digests | configs,
-    )
-    launched = frozenset[bytes]().union(*(r.config_files for r in releases))
-    tdx = policy.tdx and replace(
-        policy.tdx,
-        measurements=(*policy.tdx.measurements, *(m for r in releases for m in r.tdx)),
-        mr_config_id=policy.tdx.mr_config_id | {digest.ljust(48, b"\0") for digest in launched},
-    )
-    snp = policy.snp and replace(
-        policy.snp,
-        measurements=policy.snp.measurements.union(*(r.snp for r in releases)),
-        host_data=launched | (policy.snp.host_data or {NO_HOST_DATA}) if launched else policy.snp.host_data,
-    )
-    azure = policy.azure and replace(
-        policy.azure, measurements=(*policy.azure.measurements, *(m for r in releases for m in r.vtpm))
-    )
     old = policy.release
     expires = datetime.fromtimestamp(references.expires, UTC)
     release = replace(
@@ -90,18 +66,9 @@ def merge(policy: Policy, references: References) -> Policy:
         epoch=references.epoch,
         expires=expires if old.expires is None else min(expires, old.expires),
         revoked=(*old.revoked, *references.revoked),
-        limited=(*old.limited, *(_served(one, policy.statement) for one in limited(releases))),
+        accepted=(*old.accepted, *map(limited, references.releases)),
     )
-    return replace(
-        policy, statement=statement, tdx=tdx, snp=snp, azure=azure, release=release, references=None
-    )
-
-
-def _served(limits: Limited, own: StatementPolicy) -> Limited:
-    """The limits, for those models and configurations alone that the policy does not accept by itself."""
-    models = frozenset[bytes]() if own.any_model else limits.models - own.model_digests
-    configs = frozenset[bytes]() if own.any_config else limits.configs - own.config_digests
-    return replace(limits, models=models, configs=configs)
+    return replace(policy, release=release, references=None)
 
 
 def parse_references(data: bytes) -> References:

@@ -6,7 +6,7 @@ tell a person what the numbers are made of, and `explain` which event of a boot 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -118,7 +118,7 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limited:
-    """One release with its limits: until when it is accepted, and on which machines. None of either is no limit."""
+    """One release and its limits: until when it is accepted, and on which machines. None of either is no limit."""
 
     id: str
     until: datetime | None = None
@@ -128,6 +128,7 @@ class Limited:
     vtpm: tuple[VtpmMeasurement, ...] = ()
     models: frozenset[bytes] = field(default=frozenset(), metadata=_32)
     configs: frozenset[bytes] = field(default=frozenset(), metadata=_32)
+    config_files: frozenset[bytes] = field(default=frozenset(), metadata=_32)
 
     def check(self, cpu: TdxClaims | SnpClaims, now: datetime, what: str = "release") -> Iterator[Violation]:
         """Every limit that this machine passes at `now`, once it is known to run this release, or `what` of it."""
@@ -157,20 +158,16 @@ def runs(
     return cpu.measurement in measured.snp
 
 
-def limited(releases: Sequence[Release]) -> tuple[Limited, ...]:
-    """The limits of these releases, where any has one; then of all, since two may measure or serve the same."""
-    if all(release.until is None and release.machines is None for release in releases):
-        return ()
-    return tuple(
-        Limited(
-            id=release.id,
-            until=None if release.until is None else datetime.fromtimestamp(release.until, UTC),
-            machines=release.machines,
-            tdx=release.tdx,
-            snp=release.snp,
-            vtpm=release.vtpm,
-            models=release.models,
-            configs=release.configs,
-        )
-        for release in releases
+def limited(release: Release) -> Limited:
+    """What decides about a release, without how it came about."""
+    return Limited(
+        id=release.id,
+        until=None if release.until is None else datetime.fromtimestamp(release.until, UTC),
+        machines=release.machines,
+        tdx=release.tdx,
+        snp=release.snp,
+        vtpm=release.vtpm,
+        models=release.models,
+        configs=release.configs,
+        config_files=release.config_files,
     )

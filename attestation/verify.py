@@ -55,7 +55,7 @@ def verify(
 
     # 3. the code, firmware, TCB, model and configuration that the policy accepts
     policy.check(cpu, gpus, token, boot, statement, now, sealed=sealed, vtpm=vtpm)
-    release_ends = policy.release.ends(cpu, now, vtpm, statement)
+    release_ends = policy.ends(cpu, statement, now, vtpm)
     return Verdict(
         cpu=cpu,
         vtpm=vtpm,

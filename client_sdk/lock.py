@@ -49,7 +49,8 @@ def lock(
             accepted.release,
             name=name,
             expires=_earlier(expires, accepted.release),
-            limited=_limits(verdict, accepted.release),
+            limited=_limits(verdict, accepted),
+            accepted=(),
         ),
         statement=StatementPolicy(
             model_digests=frozenset({statement.model.digest}),
@@ -64,17 +65,22 @@ def lock(
         azure=None,
     )
     if verdict.vtpm is not None:
-        return replace(demanded, azure=_azure(verdict.vtpm, accepted.azure or VtpmPolicy(), machine=machine))
+        azure = accepted.taking(*accepted.release.accepted).azure or VtpmPolicy()
+        return replace(demanded, azure=_azure(verdict.vtpm, azure, machine=machine))
     if isinstance(cpu, TdxClaims):
         sealed = bool(verdict.evidence.serving_seal)  # then RTMR3 is another in each boot
         return replace(demanded, tdx=_tdx(cpu, accepted.tdx or TdxPolicy(), machine=machine, sealed=sealed))
     return replace(demanded, snp=_snp(cpu, accepted.snp or SnpPolicy(), machine=machine))
 
 
-def _limits(verdict: Verdict, release: ReleasePolicy) -> tuple[Limited, ...]:
-    """Of the releases that run, and of those whose model or configuration is served; each once."""
-    found = release.limits(verdict.cpu, verdict.vtpm, verdict.statement)
-    return tuple(dict.fromkeys(one for _, releases in found for one in releases))
+def _limits(verdict: Verdict, accepted: Policy) -> tuple[Limited, ...]:
+    """Of the releases that are all of what was found, of those that run, and of those whose model or configuration a limit is on."""
+    candidates = accepted.candidates(verdict.cpu, verdict.statement, verdict.verified_at, verdict.vtpm)
+    whole = [candidate.release for candidate in candidates if candidate.accepted]
+    bound = accepted.release.limits(verdict.cpu, verdict.vtpm, verdict.statement)
+    found = dict.fromkeys([*whole, *(one for _, releases in bound for one in releases)])
+    unlimited = all(one.until is None and one.machines is None for one in found)
+    return () if unlimited else tuple(found)
 
 
 def _earlier(expires: datetime | None, release: ReleasePolicy) -> datetime | None:

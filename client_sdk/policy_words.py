@@ -32,6 +32,10 @@ RELEASE: Words = {
         "accepted before its end alone, and on its machines alone: {}",
         "no release ends, or is bound to machines",
     ),
+    "accepted": (
+        "what is not named here must all be of one of these releases, in force: {}",
+        "no release is accepted as a whole",
+    ),
 }
 
 REFERENCES: Words = {

@@ -106,7 +106,7 @@ def test_the_documentation_has_every_nested_table() -> None:
         "PcrPolicy": "[[azure.pcrs]]",
         "Reviewer": "[[references.reviewers]]",
         "Revoked": "[[release.revoked]]",
-        "Limited": "[[release.limited]]",
+        "Limited": "[[release.accepted]]",
         "Machines": "[release.limited.machines]",
         "VtpmMeasurement": "[[azure.measurements]]",
     }

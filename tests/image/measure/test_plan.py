@@ -175,6 +175,7 @@ def test_the_command(out: Path, tmp_path: Path) -> None:
     references = parse_references((tmp_path / "a.json").read_bytes())
     assert references.name == "acme"
     policy = merge(Policy(tdx=TdxPolicy(), snp=SnpPolicy(), azure=VtpmPolicy()), references)
+    policy = policy.taking(*policy.release.accepted)
     assert policy.tdx is not None
     assert policy.snp is not None
     assert policy.azure is not None
