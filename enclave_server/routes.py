@@ -158,6 +158,10 @@ ROUTES: Mapping[bytes, Route] = {
         engine="/score", fields=names("data_1 data_2 text_1 text_2 queries documents items", _SCORING)
     ),
     b"/v1/rerank": Route(engine="/rerank", fields=names("query documents top_n", _SCORING)),
+    b"/v1/generative_scoring": Route(
+        engine="/generative_scoring",
+        fields=names("query items label_token_ids apply_softmax item_first add_special_tokens", _COMMON),
+    ),
     b"/v1/tokenize": Route(
         engine="/tokenize",
         fields=names("model prompt return_token_strs tools cache_salt", _MESSAGES),

@@ -16,6 +16,28 @@ loaded model cannot serve (embeddings of a chat model) is 404 as well.
 
 A field that is not in its route's list is 400 `unknown_field`, or `field_not_allowed` with the reason below; `param` names it.
 """
+# vLLM's other routes that answer something of the model, by why they are not carried. The rest is administration.
+NOT_CARRIED = {
+    "several conversations are several requests, each with a receipt of its own": (
+        "/v1/chat/completions/batch",
+    ),
+    "a WebSocket has no one answer that a receipt could be about": ("/v1/realtime",),
+    "nothing is stored between requests; hanging up cancels": (
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+    ),
+    "it takes media by their addresses, and the engine has no network": ("/v1/systemone",),
+    "another maker's form of `/v1/embeddings` and `/v1/rerank`": ("/v2/embed", "/v2/rerank"),
+    "for other engines; `/v1/tokenize` shows a prompt's tokens": (
+        "/v1/chat/completions/render",
+        "/v1/chat/completions/derender",
+        "/v1/completions/render",
+        "/v1/completions/derender",
+        "/v1/messages/render",
+        "/v1/responses/render",
+        "/inference/v1/generate",
+    ),
+}
 _DEEPER = """
 ## Deeper than names
 
@@ -35,6 +57,8 @@ def table() -> str:
         lines.append(
             f"| `{route.method} {path.decode()}` | `{route.engine}` | {route.kind.value} | {ending} |"
         )
+    lines += ["\n## vLLM's routes that are not carried\n", "| vLLM's | why |", "|---|---|"]
+    lines += [f"| {', '.join(f'`{path}`' for path in paths)} | {why} |" for why, paths in NOT_CARRIED.items()]
     lines.append("\n## Fields\n")
     for path, route in ROUTES.items():
         if route.fields:

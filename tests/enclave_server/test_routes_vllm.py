@@ -15,11 +15,19 @@ from enclave_server.peek import DEFAULTS
 from enclave_server.routes import IGNORED, REFUSED, ROUTES
 from tests.caller import Caller
 from tests.served import VLLM_SECONDS, Served, engine_python
+from tools.route_table import NOT_CARRIED
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3 * VLLM_SECONDS)]
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+# What of vLLM's is for whoever runs it.
+ADMINISTRATION = """/health /load /version /server_info /sleep /wake_up /is_sleeping /pause /resume /is_paused /collective_rpc
+    /start_profile /stop_profile /reset_prefix_cache /reset_mm_cache /reset_encoder_cache /release_kv_cache_memory
+    /kv_event_sources /scale_elastic_ep /is_scaling_elastic_ep /fault_tolerance/apply /fault_tolerance/status
+    /abort_requests /inference/v1/abort_requests /get_world_size /init_weight_transfer_engine
+    /shutdown_weight_transfer_engine /start_weight_update /start_draft_weight_update /update_weights
+    /finish_weight_update /update_weight_version /weight_checker /weight_info"""
 # Routes that vLLM adds by hand or by flag.
 FIXED = [
     "/invocations",
@@ -58,6 +66,15 @@ def test_sampling_defaults(surface: dict[str, Any]) -> None:
     """What a receipt says of parameters that a request left open is what vLLM does with them."""
     for path, known in surface["defaults"].items():
         assert known.items() <= DEFAULTS.items(), path
+
+
+def test_every_route_is_decided(surface: dict[str, Any]) -> None:
+    """Each route of vLLM's is carried, or named with a reason in docs/routes.md, or administration: a new one fails here."""
+    carried = {route.engine for route in ROUTES.values()} | {path.decode() for path in ROUTES}
+    decided = {*ADMINISTRATION.split(), *(path for paths in NOT_CARRIED.values() for path in paths)}
+    assert {*surface["routes"]} - carried - decided == set()
+    assert decided & carried == set()
+    assert decided - {*surface["routes"]} == set()
 
 
 def test_nothing_else_is_reachable(caller: Caller, surface: dict[str, Any]) -> None:
@@ -138,6 +155,16 @@ def test_tokens(caller: Caller) -> None:
     back = caller.post("/v1/detokenize", {"model": "tiny", "tokens": tokens.json["tokens"]})
     assert (tokens.outcome, back.outcome) == (Outcome.COMPLETE, Outcome.COMPLETE)
     assert back.json["prompt"] == "once"
+
+
+def test_generative_scoring(caller: Caller) -> None:
+    """How likely a chat model finds each of some tokens next, for several texts in one request."""
+    asked = {"model": "tiny", "query": "is it ", "items": ["good", "bad"], "label_token_ids": [5, 6]}
+    answer = caller.post("/v1/generative_scoring", asked)
+    assert answer.outcome is Outcome.COMPLETE
+    assert [0 < item["score"] < 1 for item in answer.json["data"]] == [True, True]
+    assert answer.receipt.usage is not None
+    assert answer.receipt.usage.prompt_tokens == answer.json["usage"]["prompt_tokens"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ REQUESTS = {
         "ScoreDataRequest ScoreTextRequest ScoreQueriesDocumentsRequest ScoreQueriesItemsRequest",
     ),
     "/v1/rerank": ("pooling.scoring", "RerankRequest"),
+    "/v1/generative_scoring": ("generate.generative_scoring", "GenerativeScoringRequest"),
     "/v1/tokenize": ("serve.tokenize", "TokenizeCompletionRequest TokenizeChatRequest"),
     "/v1/detokenize": ("serve.tokenize", "DetokenizeRequest"),
     "/v1/audio/transcriptions": ("speech_to_text.transcription", "TranscriptionRequest"),
@@ -35,11 +36,15 @@ REQUESTS = {
 def fields() -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for path, (place, classes) in REQUESTS.items():
-        module: Any = importlib.import_module(f"vllm.entrypoints.{place}.protocol")
+        module: Any = importlib.import_module(f"vllm.entrypoints.{place}.{_where(path)}")
         for name in classes.split():
             members = getattr(module, name).model_fields.items()
             found.setdefault(path, set()).update(member.alias or key for key, member in members)
     return {path: sorted(names) for path, names in found.items()}
+
+
+def _where(path: str) -> str:
+    return "serving" if path == "/v1/generative_scoring" else "protocol"
 
 
 def defaults() -> dict[str, Any]:
