@@ -15,7 +15,9 @@ from enclave_server.engine_address import parse_address
 from enclave_server.engine_flags import command, environment
 from enclave_server.settings import Settings
 
-_PRIVATE = Path("/run/engine")  # where the printed commands let the engine write
+_PRIVATE = Path(
+    "/run/engine"
+)  # where the printed commands let the engine write, unless `runtime_dir` says otherwise
 _OWN = ("VLLM_", "HF_", "TRANSFORMERS_", "DO_NOT_TRACK", "HOME", "TMPDIR", "XDG_")
 
 
@@ -34,12 +36,13 @@ def topology(settings: Settings) -> Topology | None:
 
 def commands(settings: Settings) -> Iterator[str]:
     """Shell lines, with comments, that start the engine of these settings."""
+    private = settings.runtime_dir or _PRIVATE
     if settings.engine is None:
         yield "# The gateway starts this itself, in namespaces of its own:"
-        yield shlex.join(command(settings, f"--uds={_PRIVATE}/vllm.sock"))
+        yield shlex.join(command(settings, f"--uds={private}/vllm.sock"))
         return
-    yield f"mkdir -m 700 -p {_PRIVATE}"
-    own = environment(settings, _PRIVATE)
+    yield shlex.join(["mkdir", "-m", "700", "-p", str(private)])
+    own = environment(settings, private)
     for name, value in own.items():
         if name.startswith(_OWN) or name in settings.engine_environment:
             yield f"export {name}={shlex.quote(value)}"
@@ -47,6 +50,9 @@ def commands(settings: Settings) -> Iterator[str]:
         yield from _cluster(settings.engine_nodes)
     address = parse_address(settings.engine)
     if isinstance(address, Path):
+        yield shlex.join(
+            ["rm", "-f", str(address)]
+        )  # an engine that was killed leaves it, and none can start on it
         yield shlex.join(command(settings, f"--uds={address}"))
         return
     host, port = address

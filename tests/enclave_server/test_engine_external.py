@@ -156,6 +156,17 @@ def test_commands_of_replicas() -> None:
     assert "export VLLM_PLUGINS=''" in lines
 
 
+def test_commands_of_a_socket() -> None:
+    """What a killed engine left is removed first, for no other can start on it; `runtime_dir` is where it may write."""
+    *lines, remove, start = commands(
+        settings(engine="http+unix:///run/a b.sock", runtime_dir=Path("/run/other"))
+    )
+    assert lines[0] == "mkdir -m 700 -p /run/other"
+    assert "export HOME=/run/other" in lines
+    assert remove == "rm -f '/run/a b.sock'"
+    assert "'--uds=/run/a b.sock'" in start
+
+
 def test_commands_of_a_cluster() -> None:
     """Ray's head and workers, and vLLM on them."""
     lines = list(
