@@ -11,8 +11,10 @@ MAKEFLAGS += --jobs=3 --no-builtin-rules
 PIP_FLAGS := -qq --disable-pip-version-check --no-input --progress-bar off
 PY := .venv/bin/python
 ENGINE := .venv-engine/bin/python
+# Bytecode is kept even where the environment says not to: else every process of the tests compiles all of the code anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest
 # Two processes for each core: half of the time a test waits for a process, a timeout or a socket.
-FAST := $(PY) -m pytest -m "not vllm and not slow and not hardware" --numprocesses $$((2 * $$(nproc))) --dist worksteal
+FAST := $(PYTEST) -m "not vllm and not slow and not hardware" --numprocesses $$((2 * $$(nproc))) --dist worksteal
 CODE := attestation enclave_server client_sdk image tests tools examples benchmarks
 
 # An environment's stamp carries the digest of its lock, so a changed lock makes the environment anew.
@@ -180,7 +182,7 @@ check: lint types imports test
 .PHONY: test
 test: setup model helm
 	@$(FAST)
-	@$(PY) -m pytest -m "vllm and not slow and not hardware"
+	@$(PYTEST) -m "vllm and not slow and not hardware"
 
 ## test-fast     the tests that need no vLLM, on all cores
 .PHONY: test-fast
@@ -190,7 +192,7 @@ test-fast: setup helm
 ## test-slow     the tests that take minutes; those of the recipes only after `make setup-recipes`
 .PHONY: test-slow
 test-slow: setup model
-	@$(PY) -m pytest -m "slow and not hardware"
+	@$(PYTEST) -m "slow and not hardware"
 
 ## test-compat   other people's clients and test suites (openai 2.x and 3.x, LangChain, Anthropic, schemathesis) with a real vLLM; about 15 min
 .PHONY: test-compat
