@@ -9,13 +9,22 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import rfc8785
+
+from enclave_server.mendable import MendableError
+
+T = TypeVar("T")
+R = TypeVar("R")
+Halted = Callable[
+    [], bool
+]  # asked now and then by work that should end soon when there is no more use for it
 
 # Formats that run code when they are loaded, and code itself.
 REFUSED_SUFFIXES = frozenset(
@@ -61,7 +70,7 @@ class ModelProblem(StrEnum):
     NOTHING_EXPECTED = "model.nothing_expected"
 
 
-class ModelError(Exception):
+class ModelError(MendableError):
     """The model is not one that this gateway serves."""
 
     def __init__(self, problem: ModelProblem, detail: str, *, advice: str) -> None:
@@ -100,14 +109,34 @@ def read_manifest(
     """Hash every file below `directory` but its signature on all cores. A file that changes meanwhile is refused.
 
     Once `stop` is set, nobody waits for it: it ends soon, with InterruptedError."""
-    paths = list_files(directory)
-    with ThreadPoolExecutor(
-        threads or len(os.sched_getaffinity(0))
-    ) as pool:  # the largest first: none ends alone
-        hashed = pool.map(
-            lambda path: _hash(directory, path, stop), sorted(paths, key=lambda p: -_size(directory, p))
-        )
-        return Manifest(tuple(sorted(hashed, key=lambda file: file.path)))
+    paths = sorted(list_files(directory), key=lambda path: -_size(directory, path))  # none ends alone
+    hashed = on_all_cores(
+        lambda path, halted: _hash(directory, path, halted), paths, threads=threads, stop=stop
+    )
+    return Manifest(tuple(sorted(hashed, key=lambda file: file.path)))
+
+
+def on_all_cores(
+    work: Callable[[T, Halted], R],
+    items: Sequence[T],
+    *,
+    threads: int | None = None,
+    stop: threading.Event | None = None,
+) -> list[R]:
+    """`work` for each item. When one fails, the others are halted, and its error is raised; once `stop` is set, InterruptedError."""
+    failed = threading.Event()
+
+    def halted() -> bool:
+        return failed.is_set() or (stop is not None and stop.is_set())
+
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        waiting = [pool.submit(work, item, halted) for item in items]
+        for future in wait(waiting, return_when=FIRST_EXCEPTION).done:
+            if (error := future.exception()) is not None:
+                failed.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise error
+        return [future.result() for future in waiting]
 
 
 def check_model(directory: Path, expected: str) -> Manifest:
@@ -217,7 +246,7 @@ def _size(directory: Path, path: PurePosixPath) -> int:
         _unreadable(exc)
 
 
-def _hash(directory: Path, path: PurePosixPath, stop: threading.Event | None) -> File:
+def _hash(directory: Path, path: PurePosixPath, halted: Halted) -> File:
     digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(_CHUNK))
     try:
         with Path(directory, path).open("rb", buffering=0) as file:
@@ -225,7 +254,7 @@ def _hash(directory: Path, path: PurePosixPath, stop: threading.Event | None) ->
             while size <= before.st_size and (read := file.readinto(buffer)):
                 digest.update(buffer[:read])
                 size += read
-                if stop is not None and stop.is_set():
+                if halted():
                     raise InterruptedError
             after = os.fstat(file.fileno())
     except InterruptedError:

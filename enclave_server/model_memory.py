@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import os
 import pwd
 import shutil
@@ -21,6 +22,7 @@ from enclave_server.prefork import SharedStatus
 from enclave_server.provisioning import Secrets
 from enclave_server.settings import Settings
 
+OPENED = ".attested-model-opened"  # beside the model's files, before any of them; nothing is in it
 _IN_MEMORY = {0x01021994, 0x858458F6}  # tmpfs, ramfs: statfs(2)
 
 
@@ -30,6 +32,7 @@ class PackedModel:
     def __init__(self, settings: Settings, pack: Path, secrets: Secrets, status: SharedStatus) -> None:
         self._settings, self._pack, self._secrets, self._status = settings, pack, secrets, status
         self._stamps: dict[str, tuple[int, ...]] = {}
+        self._claim = -1  # a file that stays open for as long as this process lives
         prepare_place(settings.model_dir)
 
     async def open(self) -> None:
@@ -58,6 +61,7 @@ class PackedModel:
 
     def _unpack(self, key: bytes, stop: threading.Event) -> None:
         settings, directory = self._settings, self._settings.model_dir
+        self._claim = claim(directory)
         manifest = unpack(self._pack, key, directory, stop=stop)
         check_digest(manifest, settings.model_digest, self._pack)
         if settings.model_signing_key is not None:
@@ -84,21 +88,38 @@ class PackedModel:
 
 
 def prepare_place(directory: Path) -> None:
-    """An empty directory in memory for the gateway's user alone, or ModelError."""
+    """An empty directory in memory for the gateway's user alone, or ModelError. What a killed gateway left there is removed."""
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         directory.chmod(0o700)
+        if _kind(directory) not in _IN_MEMORY:
+            raise _bad_place(f"{directory} is not in memory")
+        if (directory / OPENED).exists():
+            os.close(claim(directory, made=True))  # refused while its gateway lives
+            log.warning("a model that a killed gateway left in memory is removed")
+            empty(directory)
         entries = any(directory.iterdir())
     except OSError as exc:
         raise _bad_place(f"{directory} cannot be made ({exc.strerror})") from exc
     if entries:
         raise _bad_place(f"{directory} is not empty")
-    if _kind(directory) not in _IN_MEMORY:
-        raise _bad_place(f"{directory} is not in memory")
+
+
+def claim(directory: Path, *, made: bool = False) -> int:
+    """The open file that says that a living gateway's files are here: what its process writes from now on is its to remove."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if made else os.O_CREAT | os.O_EXCL)
+    opened = os.open(directory / OPENED, flags, 0o600)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise _bad_place(f"{directory} is another gateway's, which is running") from None
+    return opened
 
 
 def empty(directory: Path) -> None:
-    for entry in directory.iterdir():
+    """Remove everything, and last what says whose it is."""
+    for entry in sorted(directory.iterdir(), key=lambda path: path.name == OPENED):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:

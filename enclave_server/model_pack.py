@@ -2,17 +2,15 @@
 
 Promises: whoever has not the key learns sizes alone; no byte leaves this module that is not what the key's holder encrypted,
 at its place in its file; plaintext goes to memory and nowhere else; and when opening fails, nothing of it is left.
-The same files, id and key give the same bytes: the salt is made from what is encrypted, so in no pack does a nonce meet another
-plaintext. Where a file changes while it is packed, what was written of it is removed, and the packing refused.
+Each run has keys of its own, from a salt drawn for it, so no nonce ever meets a second plaintext: not in another pack, and not in
+what was removed of a run that was refused because a file changed meanwhile.
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -31,9 +29,11 @@ from enclave_server.model import (
     REFUSED_SUFFIXES,
     SIGNATURE,
     File,
+    Halted,
     Manifest,
     ModelError,
     ModelProblem,
+    on_all_cores,
     read_manifest,
 )
 from enclave_server.model_image import salt_of
@@ -42,10 +42,10 @@ CHUNK = 1024 * 1024  # of plaintext; the last of a file is shorter
 KEY_BYTES = 32
 MAGIC = b"attested-pack/1\n"
 MAX_INDEX_BYTES = 8 * 1024 * 1024
-_HEADER = len(MAGIC) + 32 + 8
+_SALT_BYTES = 32
+_HEADER = len(MAGIC) + _SALT_BYTES + 8
 _TAG = 16
 _INFO = b"attested-inference/model-pack/v1\x00"
-_SALT = b"attested-inference/model-pack-salt/v1\x00"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +91,10 @@ def parse_key(data: bytes) -> bytes:
     return data
 
 
-def write_pack(directory: Path, out: Path, key: bytes, *, model_id: str) -> Manifest:
-    """Encrypt every file of `directory`, its signature too, to `out`."""
+def write_pack(
+    directory: Path, out: Path, key: bytes, *, model_id: str, salt: bytes | None = None
+) -> Manifest:
+    """Encrypt every file of `directory`, its signature too, to `out`. A salt is given for vectors alone, and never twice."""
     salt_of(model_id)  # refuses what is no repo@revision
     if out.resolve().is_relative_to(directory.resolve()):
         raise _bad_pack(f"{out} would lie in the model itself", "Write it elsewhere")
@@ -103,8 +105,7 @@ def write_pack(directory: Path, out: Path, key: bytes, *, model_id: str) -> Mani
         raise _bad_pack(
             f"its index has {len(index)} bytes, more than {MAX_INDEX_BYTES}", "Give shorter names"
         )
-    salt = hmac.digest(key, _SALT + sha256(index).digest(), "sha256")
-    header = MAGIC + salt + len(index).to_bytes(8, "big")
+    header = MAGIC + (salt or os.urandom(_SALT_BYTES)) + len(index).to_bytes(8, "big")
     partial = out.with_name(out.name + ".partial")
     try:
         file = partial.open("xb")
@@ -188,15 +189,14 @@ def _each_file(pack: Pack, key: bytes, through: _Through, stop: Event | None) ->
             opened = stack.enter_context(pack.path.open("rb"))
         except OSError as exc:
             raise _unreadable(pack.path, exc) from exc
-        pool = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
 
-        def hashed(each: tuple[File, _Part]) -> File:
+        def hashed(each: tuple[File, _Part], halted: Halted) -> File:
             file, part = each
             digest = sha256()
             try:
                 for chunk in through(file, _decrypted(opened.fileno(), part, key, pack.header)):
                     digest.update(chunk)
-                    if stop is not None and stop.is_set():
+                    if halted():
                         raise InterruptedError
             except InterruptedError:
                 raise
@@ -204,8 +204,7 @@ def _each_file(pack: Pack, key: bytes, through: _Through, stop: Event | None) ->
                 raise _unreadable(pack.path, exc) from exc
             return File(path=file.path, size=file.size, sha256=digest.hexdigest())
 
-        largest_first = sorted(pack.files, key=lambda each: -each[0].size)
-        found = list(pool.map(hashed, largest_first))
+        found = on_all_cores(hashed, sorted(pack.files, key=lambda each: -each[0].size), stop=stop)
     return Manifest(tuple(sorted((file for file in found if file.path != SIGNATURE), key=lambda f: f.path)))
 
 
@@ -272,7 +271,7 @@ def _decrypted(file: int, part: _Part, key: bytes, header: bytes) -> Iterator[by
 
 
 def _cipher(key: bytes, header: bytes, part: _Part) -> AESGCM:
-    salt = header[len(MAGIC) : len(MAGIC) + 32]
+    salt = header[len(MAGIC) : len(MAGIC) + _SALT_BYTES]
     return AESGCM(HKDF(algorithm=SHA256(), length=32, salt=salt, info=_INFO + part.label).derive(key))
 
 

@@ -21,6 +21,7 @@ FILE = Path(__file__).parent.parent / "docs/vectors/pack.json"
 ID = "example/tiny@1"
 FILES = {"config.json": b"{}", "empty.txt": b"", "sub/model.safetensors": fixed("weights", 100)}
 KEY = fixed("model key")
+SALT = fixed("salt of a pack")
 
 REFUSED: dict[str, tuple[ModelProblem, Callable[[bytes], bytes]]] = {
     "another magic": (ModelProblem.PACK, lambda pack: b"A" + pack[1:]),
@@ -57,7 +58,7 @@ def vectors() -> dict[str, Any]:
         for name, content in FILES.items():
             (model / name).parent.mkdir(parents=True, exist_ok=True)
             (model / name).write_bytes(content)
-        digest = write_pack(model, path, KEY, model_id=ID).digest().hex()
+        digest = write_pack(model, path, KEY, model_id=ID, salt=SALT).digest().hex()
         pack, opened = path.read_bytes(), open_index(path, KEY)
     return {
         "about": "docs/models.md, encrypted packs; bytes in hex; made by tools/pack_vectors.py",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,14 +21,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from enclave_server import model_pack
-from enclave_server.model import SIGNATURE, ModelError, ModelProblem, read_manifest
+from enclave_server.model import SIGNATURE, File, Manifest, ModelError, ModelProblem, read_manifest
 from enclave_server.model_cli import cli
-from enclave_server.model_memory import prepare_place
+from enclave_server.model_memory import OPENED, claim, prepare_place
 from enclave_server.model_pack import CHUNK, open_index, read_pack, unpack, write_pack
 from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python
 from tests.enclave_server.test_provisioning import CHAT, Provision, public_pem, waiting
-from tests.processes import until
+from tests.processes import running_with, until
 from tests.served import Served, everything_written, model_settings
 
 KEY = b"k" * 32
@@ -81,15 +85,63 @@ def test_there_and_back(model: Path, pack: Path, memory: Path) -> None:
             assert not copy.stat().st_mode & 0o027
 
 
-def test_same_in_same_out(model: Path, pack: Path, tmp_path: Path) -> None:
-    """Packed again it is the same file; with another id or key every byte behind the header is another."""
-    again, other, key = (tmp_path / name for name in ("again", "other", "key"))
+def test_no_run_has_anothers_keys(model: Path, pack: Path, tmp_path: Path) -> None:
+    """Packed again, of the same files under the same key and id, every byte behind the first lines is another."""
+    again = tmp_path / "again"
     write_pack(model, again, KEY, model_id=ID)
-    write_pack(model, other, KEY, model_id="me/model@2")
-    write_pack(model, key, b"l" * 32, model_id=ID)
-    assert again.read_bytes() == pack.read_bytes()
-    chunks = {file.read_bytes()[-CHUNK:] for file in (pack, other, key)}
-    assert len(chunks) == 3
+    one, other = pack.read_bytes(), again.read_bytes()
+    assert len(one) == len(other)
+    assert (
+        sum(a == b for a, b in zip(one[56:], other[56:], strict=True)) < len(one) / 128
+    )  # 1 in 256, by chance
+    assert read_pack(again, KEY) == read_pack(pack, KEY)
+
+
+def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written before that was seen, and could be read from the disk, has no key in common with the next run."""
+    (model := tmp_path / "model").mkdir()
+    (model / "config.json").write_bytes(CANARY)
+    out, seen = tmp_path / "model.pack", list[bytes]()
+    manifest = read_manifest(model)
+
+    def changing(directory: Path) -> Manifest:
+        (directory / "config.json").write_bytes(CANARY.swapcase())
+        return manifest
+
+    def keeping(path: Path, *, missing_ok: bool) -> None:
+        seen.extend([path.read_bytes()] if path.exists() else [])
+        path.rename(tmp_path / "removed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_pack, "read_manifest", changing)
+        patch.setattr(Path, "unlink", keeping)
+        assert problem(lambda: write_pack(model, out, KEY, model_id=ID)) is ModelProblem.CHANGED
+    (model / "config.json").write_bytes(CANARY)
+    write_pack(model, out, KEY, model_id=ID)
+    (discarded,), whole = seen, out.read_bytes()
+    assert len(discarded) == len(whole)
+    key_stream = bytes(a ^ b for a, b in zip(discarded[-50:-16], whole[-50:-16], strict=True))
+    assert key_stream != bytes(a ^ b for a, b in zip(CANARY, CANARY.swapcase(), strict=True))
+
+
+def test_one_failure_ends_the_others(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be written ends the decryption of all the others at once, and its error is the one that is raised."""
+    monkeypatch.setattr(model_pack, "CHUNK", 1024)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    write_pack(model, tmp_path / "small", KEY, model_id=ID)
+    done = list[str]()
+
+    def through(file: File, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        if file.path == "one.safetensors":
+            raise OSError(28, "No space left on device")
+        for chunk in chunks:
+            time.sleep(0.001)
+            yield chunk
+        done.append(file.path)
+
+    with pytest.raises(ModelError, match="No space left"):
+        model_pack._each_file(open_index(tmp_path / "small", KEY), KEY, through, None)
+    assert "sub/three.safetensors" not in done
 
 
 def test_one_run_leaves_anothers_work(model: Path, tmp_path: Path) -> None:
@@ -257,6 +309,40 @@ def test_place(tmp_path: Path, memory: Path) -> None:
     assert problem(lambda: prepare_place(memory)) is ModelProblem.PLACE
 
 
+def test_what_a_killed_gateway_left(pack: Path, memory: Path) -> None:
+    """The next one removes it, and nothing that it did not write: what is somebody's own, or of one that lives, is refused."""
+    prepare_place(memory)
+    held = claim(memory)
+    unpack(pack, KEY, memory)
+    assert problem(lambda: prepare_place(memory)) is ModelProblem.PLACE
+    os.close(held)  # as a process's end does, whichever
+    prepare_place(memory)
+    assert not list(memory.iterdir())
+    (memory / "config.json").write_text("somebody's own")
+    assert problem(lambda: prepare_place(memory)) is ModelProblem.PLACE
+    assert (memory / "config.json").exists()
+
+
+def test_removal_is_taken_up_again(memory: Path) -> None:
+    """What says whose files these are goes last, so that a removal that was cut short is finished the next time."""
+    prepare_place(memory)
+    os.close(claim(memory))
+    (memory / "sub").mkdir()
+    (memory / "sub" / "weights").write_bytes(CANARY)
+    order = list[str]()
+    original = Path.unlink
+
+    def unlinked(path: Path, *, missing_ok: bool = False) -> None:
+        order.append(path.name)
+        original(path, missing_ok=missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", unlinked)
+        prepare_place(memory)
+    assert order[-1] == OPENED
+    assert not list(memory.iterdir())
+
+
 ROOM = """
 import sys
 from pathlib import Path
@@ -350,6 +436,28 @@ def test_served_from_memory(packed: Packed, tmp_path: Path) -> None:
     assert KEY not in written
     assert gateway.terminate() == 0
     assert not list(packed.memory.iterdir())
+
+
+def test_every_process_is_killed(packed: Packed) -> None:
+    """`kill -9` of all of them leaves the model in memory; the next start removes it, and waits for its owner again."""
+    gateway = packed.gateway
+    until(lambda: waiting(gateway), 30)
+    assert packed.give().exit_code == 0
+    gateway.until_ready(30)
+    everybody = running_with(str(gateway.log_file.parent))
+    assert gateway.process.pid in everybody
+    for pid in everybody:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)  # nobody sees another die, and tidies up
+    for pid in everybody:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    gateway.process.wait(10)
+    assert (packed.memory / "model.safetensors").exists()
+    gateway.start()
+    until(lambda: waiting(gateway), 30)
+    assert not list(packed.memory.iterdir())
+    assert gateway.terminate() == 0
 
 
 def test_altered_on_the_disk(tmp_path: Path, memory: Path) -> None:
