@@ -1,8 +1,5 @@
 """The gateway that runs inside the confidential VM: it holds the keys, attests them, and signs every answer.
 
-`create_app` builds the ASGI application; `python -m enclave_server` is the command line and the only wiring.
+`enclave_server.app.create_app` builds the ASGI application, `enclave_server.serve` puts all parts together, and
+`python -m enclave_server` is the command line. Nothing is imported here: each command loads what it needs.
 """
-
-from enclave_server.app import create_app
-
-__all__ = ["create_app"]

@@ -18,6 +18,7 @@ from attestation.collect.tsm import TSM, Provider, collect_tsm
 from attestation.collect_nvidia import collect_gpus
 from attestation.vtpm import dump_evidence
 from enclave_server.doctor import Doctor, Finding, Health
+from enclave_server.options import Config
 from enclave_server.settings import Settings
 
 _SIGNS = {Health.OK: "ok", Health.WARNING: "warning", Health.FAILED: "FAILED", Health.NOT_REACHED: "-"}
@@ -34,9 +35,7 @@ class Kind(StrEnum):
 
 
 def doctor(
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")
-    ] = None,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Look at this machine: TEE, GPUs, versions, clock, collateral, disk. Exit status 1 when something failed."""

@@ -29,6 +29,7 @@ from enclave_server.engine_flags import command, environment
 from enclave_server.engine_log import EngineLog
 from enclave_server.engine_user import open_to
 from enclave_server.log import log
+from enclave_server.mendable import MendableError
 from enclave_server.model import ModelError
 from enclave_server.model_check import Loading, ModelFiles
 from enclave_server.settings import Settings
@@ -47,7 +48,7 @@ _PROBE = (
 )
 
 
-class EngineError(Exception):
+class EngineError(MendableError):
     """The engine cannot be run as configured."""
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from enclave_server.engine_topology import commands
+from enclave_server.options import Config
 from enclave_server.settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, help="The engine.")
@@ -20,9 +18,7 @@ def engine() -> None:
 
 @cli.command(name="command")
 def show_command(
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")
-    ] = None,
+    config: Config = None,
 ) -> None:
     """Print the commands that start the engine of this configuration; see docs/engine.md."""
     for line in commands(Settings.load(config)):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import http.client
 import ssl
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from enclave_server.options import Config
 from enclave_server.settings import Settings
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a listener is reached from here
 
 
 def health(
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")
-    ] = None,
+    config: Config = None,
     ready: Annotated[
         bool, typer.Option(help="Ask whether it can answer, not just whether it lives.")
     ] = False,

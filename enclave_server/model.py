@@ -20,6 +20,8 @@ import rfc8785
 
 from enclave_server.mendable import MendableError
 
+from enclave_server.mendable import MendableError
+
 T = TypeVar("T")
 R = TypeVar("R")
 Halted = Callable[

@@ -5,14 +5,18 @@ Where the TEE is simulated it names the simulator's root, and says so: such a po
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import assert_never
+
+import typer
 
 from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.snp.report import parse_report
 from attestation.tdx.quote import parse_quote
 from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report
+from enclave_server.options import Config, Workers, load
 from enclave_server.settings import Settings
-from enclave_server.tee import Tee
+from enclave_server.tee import Tee, open_tee
 
 _BOOT_PCRS = (4, 9, 11)
 _WARNING = "# A SIMULATED TEE: this proves nothing about hardware. For development only.\n"
@@ -21,6 +25,13 @@ _ROOT = """\
 name = "{name}"
 spki_sha256 = "{pin}"
 """
+
+
+def show_policy(config: Config = None, workers: Workers = None) -> None:
+    """Print the client policy (TOML) that accepts exactly this configuration."""
+    settings = load(config, workers)
+    typer.echo(f"# Made by `enclave-server policy` on {datetime.now(UTC):%Y-%m-%d}.")
+    typer.echo(policy_text(settings, open_tee(settings)), nl=False)
 
 
 def policy_text(settings: Settings, tee: Tee) -> str:

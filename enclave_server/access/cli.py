@@ -15,12 +15,12 @@ import typer
 
 from enclave_server.access.keys import Key
 from enclave_server.access.store import Store, Use
+from enclave_server.options import Config
 from enclave_server.provisioning import check_pepper
 from enclave_server.settings import SecretName, Settings
 
 cli = typer.Typer(no_args_is_help=True, help="API keys: who may use the gateway, and how much.")
 
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAVE_* variables go before it.")]
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `list` shows it; never the key itself.")]
 Requests = Annotated[int | None, typer.Option(min=0, help="0: what the settings say.")]
 Tokens = Annotated[int | None, typer.Option(min=0, help="Prompt and completion; 0: what the settings say.")]

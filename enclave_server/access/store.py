@@ -20,6 +20,7 @@ from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 
 from enclave_server.access.keys import Key, digest_of, new_secret
+from enclave_server.mendable import MendableError
 
 _MIGRATION_LOCK = 0x656E636C617665  # of PostgreSQL's advisory locks: one gateway at a time migrates
 
@@ -57,7 +58,7 @@ api_key_changes = sa.Table(
 )
 
 
-class StoreError(Exception):
+class StoreError(MendableError):
     """The database cannot be used, or knows no such key. Never quotes the database's own words or its URL."""
 
 
