@@ -143,7 +143,7 @@ def test_parent_killed(gateway: Served, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_drain(gateway: Served, tmp_path: Path, number: int) -> None:
-    """Told to stop, every worker finishes its streams and takes no new connection; then the engine ends."""
+    """Told to stop, once or more, every worker finishes its streams and takes no new connection; then the engine ends."""
     answers: list[Any] = []
     policy = gateway.policy()
 
@@ -158,6 +158,7 @@ def test_drain(gateway: Served, tmp_path: Path, number: int) -> None:
         thread.start()
     ready.wait(10)
     until(lambda: running_with(str(tmp_path / "python")))
+    signal_after(gateway, number, 0.1)
     signal_after(gateway, number, 0.1)
     for thread in callers:
         thread.join(20)
