@@ -19,9 +19,10 @@ from attestation._b64 import b64url_encode
 from attestation.evidence import MEDIA_TYPE
 from attestation.receipt import NONCE_HEADER
 from enclave_server.access.gate import Access
+from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.attest import Attester
 from enclave_server.errors import ApiError
-from enclave_server.exchange import Receive, Scope, Send, parse_nonce
+from enclave_server.exchange import parse_nonce
 from enclave_server.identities import Identities
 from enclave_server.inference import EngineStatus, Inference
 from enclave_server.log_routes import add_log_routes

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
+from enclave_server.asgi import Fields
 from enclave_server.errors import ApiError
 from enclave_server.forms import read_form
 from enclave_server.peek import DEFAULTS, read_object, sampling_of
@@ -35,7 +36,7 @@ _STRUCTURED = names(
 
 
 def read_request(
-    route: Route, headers: Iterable[tuple[bytes, bytes]], body: bytes
+    route: Route, fields: Fields, body: bytes
 ) -> tuple[dict[str, Any] | None, dict[str, Any], str]:
     """Its members if it is JSON, the sampling parameters in effect, and the content type that the engine is told.
 
@@ -46,15 +47,15 @@ def read_request(
             raise ApiError(400, "unexpected_body", "A request to this route has no body.")
         return None, {}, content_type
     if route.kind is Kind.FORM:
-        told = [value for name, value in headers if name == b"content-type"]
-        fields = read_form(body, told[0] if len(told) == 1 else b"")
+        told = fields.get(b"content-type", [])
+        members = read_form(body, told[0] if len(told) == 1 else b"")
         content_type = told[0].decode("ascii")
     else:
-        fields = read_object(body)
-    check_fields(route, fields)
+        members = read_object(body)
+    check_fields(route, members)
     samples = route.kind is Kind.JSON and "temperature" in route.fields
-    sampling = sampling_of(fields, DEFAULTS if samples else {})
-    return fields if route.kind is Kind.JSON else None, sampling, content_type
+    sampling = sampling_of(members, DEFAULTS if samples else {})
+    return members if route.kind is Kind.JSON else None, sampling, content_type
 
 
 def check_fields(route: Route, fields: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,18 +29,15 @@ from attestation.receipt import (
     ServedModel,
     Usage,
 )
+from enclave_server.asgi import Fields, Headers, Scope, Send, fields_of
 from enclave_server.errors import ApiError
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.receipt_log import ReceiptQueue
 from enclave_server.tokens import Tokens
 
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = Iterable[tuple[bytes, bytes]]
-
 _NONCE, _RECEIPT = NONCE_HEADER.lower().encode(), RECEIPT_HEADER.lower().encode()
 _JSON = b"application/json"
+_NOTHING: Mapping[str, Any] = {}
 DONE = b"data: [DONE]\n\n"
 
 
@@ -60,11 +57,13 @@ def parse_nonce(text: str) -> bytes:
     return nonce
 
 
-def _sent_nonce(headers: Headers) -> bytes | None:
-    sent = [value for name, value in headers if name == _NONCE]
+def _sent_nonce(fields: Fields) -> bytes | None:
+    sent = fields.get(_NONCE)
+    if sent is None:
+        return None
     if len(sent) > 1:
         raise ApiError(400, "invalid_nonce", f"{NONCE_HEADER} was sent more than once.", param=NONCE_HEADER)
-    return parse_nonce(sent[0].decode("latin-1")) if sent else None
+    return parse_nonce(sent[0].decode("latin-1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,21 @@ async def unsigned(send: Send, error: ApiError) -> None:
 class Exchange:
     """Answers one request, in one piece (`plain`) or as a stream (`start`, `events`…, `end`)."""
 
+    refused: ApiError | None = None  # for its nonce; it is answered under ours
+    sampling = _NOTHING
+    parts: RunningParts | None = None  # where the client wants to show parts of the chat later
+    tokens: Tokens | None = None  # where the client asked for a digest over token ids
+    hide_usage = False  # the gateway asked for the token counts of a stream, the client did not
+    streaming = done = False
+    status, outcome = 0, "gone"  # until a receipt says another
+    usage: Usage | None = None
+    error_code: str | None = None
+    event_count = 0
+    first_byte: float | None = None
+    _number: tuple[str, int] | None = None  # of the receipt and of all checkpoints before it
+    _checkpoints = 0
+    _signed_events, _signed_at = 0, 0.0  # where the last checkpoint was
+
     def __init__(
         self,
         scope: Scope,
@@ -98,29 +112,16 @@ class Exchange:
     ) -> None:
         self._send, self._numbers, self._pace, self.log = send, numbers, pace, log
         self.identity = identity
-        self._number: tuple[str, int] | None = None  # of the receipt and of all checkpoints before it
-        self._checkpoints = 0
-        self._signed_events, self._signed_at = 0, 0.0  # where the last checkpoint was
         self.method: str = scope["method"]
         query: bytes = scope["query_string"]
         self.target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
-        self.refused: ApiError | None = None  # for its nonce; it is answered under ours
+        self.fields = fields_of(scope["headers"])
         try:
-            self.nonce = _sent_nonce(scope["headers"]) or secrets.token_bytes(NONCE_BYTES)
+            self.nonce = _sent_nonce(self.fields) or secrets.token_bytes(NONCE_BYTES)
         except ApiError as exc:
             self.nonce, self.refused = secrets.token_bytes(NONCE_BYTES), exc.with_traceback(None)
         self.request = RunningDigest(self.nonce)
         self.response = RunningDigest(self.nonce)
-        self.sampling: Mapping[str, Any] = {}
-        self.parts: RunningParts | None = None  # where the client wants to show parts of the chat later
-        self.tokens: Tokens | None = None  # where the client asked for a digest over token ids
-        self.streaming = self.done = False
-        self.hide_usage = False  # the gateway asked for the token counts of a stream, the client did not
-        self.status, self.outcome = 0, "gone"  # until a receipt says another
-        self.usage: Usage | None = None
-        self.error_code: str | None = None
-        self.event_count = 0
-        self.first_byte: float | None = None
 
     async def plain(
         self,

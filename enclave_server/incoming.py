@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from enclave_server.asgi import Receive
 from enclave_server.errors import too_large
-from enclave_server.exchange import Receive
 from enclave_server.watch import ClientGoneError
 
 

@@ -16,12 +16,13 @@ from typing import Protocol
 from attestation.receipt import Outcome
 from enclave_server import errors
 from enclave_server.access.gate import Access, Visit
+from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
-from enclave_server.exchange import Exchange, Headers, Pace, Receive, Scope, Send, unsigned
+from enclave_server.exchange import Exchange, Pace, unsigned
 from enclave_server.identities import STATE, Identities
-from enclave_server.identity import ReceiptNumbers
+from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.incoming import read_body
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
@@ -74,13 +75,14 @@ class Inference:
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = self._exchange(scope, send)
-        if exchange is None:
+        identity, left = self._identity(scope)
+        if left <= 0:
             return await unsigned(send, errors.identity_expired())
+        exchange = self._exchange(scope, send, identity)
         self.in_flight += 1
         started = time.monotonic()
         try:
-            await exchange_or_error(exchange, self._serve(exchange, scope, receive))
+            await exchange_or_error(exchange, self._serve(exchange, left, scope, receive))
         finally:
             self.in_flight -= 1
             path: bytes = scope["raw_path"]
@@ -89,9 +91,10 @@ class Inference:
 
     async def refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
         """Answer a request with a signed error, without looking at it."""
-        exchange = self._exchange(scope, send)
-        if exchange is None:
+        identity, left = self._identity(scope)
+        if left <= 0:
             return await unsigned(send, errors.identity_expired())
+        exchange = self._exchange(scope, send, identity)
         return await exchange.fail(exchange.refused or error)
 
     async def idle(self, seconds: float = 5) -> None:
@@ -101,35 +104,36 @@ class Inference:
                 return
             await asyncio.sleep(0.01)
 
-    def _exchange(self, scope: Scope, send: Send) -> Exchange | None:
-        """To be answered under the statement that the scope names, else under the current one. None when no key may sign."""
+    def _identity(self, scope: Scope) -> tuple[Identity, float]:
+        """The one whose statement the scope names, else the current one; and for how many seconds its key may sign."""
         named = _named(scope)
         identity = (self._identities.alive(named) if named else None) or self._identities.current
-        if self._identities.seconds_left(identity) <= 0:
-            return None
+        return identity, self._identities.seconds_left(identity)
+
+    def _exchange(self, scope: Scope, send: Send, identity: Identity) -> Exchange:
         receipts = self._receipts
         if receipts is not None and receipts.unready:
             receipts = None  # it will be refused, and the refusal is not logged
         return Exchange(scope, send, identity, self._numbers, self._pace, receipts)
 
-    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
+    async def _serve(self, exchange: Exchange, left: float, scope: Scope, receive: Receive) -> None:
         if exchange.refused is not None:
             raise exchange.refused
         if exchange.log is not self._receipts:
             raise errors.log_unavailable()
         path: bytes = scope["raw_path"]
         route = self._admit(exchange, scope, path)
-        headers, end, ended = scope["headers"], *self._end(exchange)
         with Watch() as watch:
+            end, ended = watch.now + min(left, self._settings.request_seconds), self._ended(left)
             watch.until(end, ended)
-            visit = await self._access.admit(headers)
+            visit = await self._access.admit(exchange.fields)
             try:
                 watch.until(min(end, watch.now + self._settings.body_seconds), errors.body_timeout)
                 body = await read_body(
                     receive, limit=self._settings.max_request_bytes, seen=exchange.request.update
                 )
                 watch.until(end, ended)
-                request = self._for_engine(exchange, headers, path, body, visit)
+                request = self._for_engine(exchange, path, body, visit)
                 del body  # it may be large, and the answer may take long
                 watch.client(scope.get("state", {}))
                 async with request as answer:
@@ -138,25 +142,26 @@ class Inference:
                 self._access.leave(visit, exchange)
 
     def _for_engine(
-        self, exchange: Exchange, headers: Headers, path: bytes, body: bytes, visit: Visit
+        self, exchange: Exchange, path: bytes, body: bytes, visit: Visit
     ) -> AbstractAsyncContextManager[EngineAnswer]:
         """What the engine is asked, once the body was judged."""
-        route = ROUTES[path]
-        members, exchange.sampling, content_type = read_request(route, headers, body)
-        exchange.parts = parts_for(headers, route, exchange.nonce, body)
-        exchange.tokens = tokens_for(headers, route)
+        route, fields = ROUTES[path], exchange.fields
+        members, exchange.sampling, content_type = read_request(route, fields, body)
+        exchange.parts = parts_for(fields, route, exchange.nonce, body)
+        exchange.tokens = tokens_for(fields, route)
         sent, exchange.hide_usage = visit.body(body, members, path, ids=exchange.tokens is not None)
         return self._upstream.request(route.method, route.engine, sent, content_type)
 
-    def _end(self, exchange: Exchange) -> tuple[float, Callable[[], Exception]]:
-        """When the exchange must have ended, and what it ends with then: too slow, or soon nothing more could be signed."""
-        left, most = self._identities.seconds_left(exchange.identity), self._settings.request_seconds
-        error = TimeoutError if most <= left else partial(errors.statement_ended, 503)
-        return asyncio.get_running_loop().time() + min(left, most), error
+    def _ended(self, left: float) -> Callable[[], Exception]:
+        """What ends an exchange that takes too long: it was too slow, or soon nothing more could be signed."""
+        return (
+            TimeoutError if self._settings.request_seconds <= left else partial(errors.statement_ended, 503)
+        )
 
     def _admit(self, exchange: Exchange, scope: Scope, path: bytes) -> Route:
         """Everything that can be refused before the body is read."""
-        if _named(scope) not in {None, exchange.identity.statement_digest}:
+        named = _named(scope)
+        if named is not None and named != exchange.identity.statement_digest:
             raise errors.statement_ended(421)
         route = ROUTES.get(path)
         if route is None:
@@ -167,15 +172,14 @@ class Inference:
             )
         if len(exchange.target) > MAX_TARGET:
             raise ApiError(414, "target_too_long", f"Path and query may have {MAX_TARGET} bytes.")
-        if len(scope["headers"]) > self._settings.max_headers:
-            raise ApiError(
-                431, "too_many_headers", f"A request may have {self._settings.max_headers} headers."
-            )
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self._settings.max_request_bytes:
-                raise errors.too_large(self._settings.max_request_bytes)
-            if name == b"content-encoding" and value.lower() != b"identity":
-                raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
+        most = self._settings.max_headers
+        if len(scope["headers"]) > most:
+            raise ApiError(431, "too_many_headers", f"A request may have {most} headers.")
+        most = self._settings.max_request_bytes
+        if any(int(length) > most for length in exchange.fields.get(b"content-length", ())):
+            raise errors.too_large(most)
+        if any(coding.lower() != b"identity" for coding in exchange.fields.get(b"content-encoding", ())):
+            raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
         if reason := self._engine.unready:
             raise errors.engine_unavailable(reason)
         return route

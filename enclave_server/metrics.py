@@ -6,21 +6,17 @@ Every label has a fixed set of values. Content, API keys, key names and tenants 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from itertools import accumulate
 from threading import Thread
-from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from enclave_server.exchange import Exchange
 from enclave_server.log import log
@@ -40,40 +36,72 @@ _REFUSALS = frozenset(
 )
 
 
+class _Seconds:
+    """How often something took how long."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts, self.sum = [0] * (len(_SECONDS) + 1), 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.sum += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        limits = [*map(floatToGoString, _SECONDS), "+Inf"]
+        return list(zip(limits, accumulate(self.counts), strict=True))
+
+
 class Metrics:
-    """The numbers of one process."""
+    """The numbers of one process. Counted in plain numbers, and put into Prometheus' terms when it asks, in a thread."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        new: dict[str, Any] = {"namespace": "enclave", "registry": self.registry}
-        requests = Counter(
-            "requests", "Answers by route, status and outcome.", ["route", "status", "outcome"], **new
-        )
-        refused = Counter("refused", "Requests refused at the door, by reason.", ["code"], **new)
-        tokens = Counter("tokens", "Tokens as the engine counted them.", ["kind"], **new)
-        new |= {"labelnames": ["route"], "buckets": _SECONDS}
-        seconds = Histogram("request_seconds", "From a request's head to the end of its answer.", **new)
-        first = Histogram(
-            "first_byte_seconds", "From a request's head to the first byte of a good answer's body.", **new
-        )
-        # Looking a label up takes longer than counting: here each is looked up once.
-        self._requests, self._refused = cache(requests.labels), cache(refused.labels)
-        self._seconds, self._first = cache(seconds.labels), cache(first.labels)
-        self._prompt, self._completion = tokens.labels("prompt"), tokens.labels("completion")
+        self._requests: defaultdict[tuple[str, int, str], int] = defaultdict(int)
+        self._refused: defaultdict[str, int] = defaultdict(int)
+        self._seconds: defaultdict[str, _Seconds] = defaultdict(_Seconds)
+        self._first: defaultdict[str, _Seconds] = defaultdict(_Seconds)
+        self._prompt = self._completion = 0
+        self.registry.register(self)
 
     def answered(self, route: str, exchange: Exchange, since: float) -> None:
         """Count one exchange that has ended. `route` is one of the table's, or `other`."""
-        self._requests(route, exchange.status or "none", exchange.outcome).inc()
+        self._requests[route, exchange.status, exchange.outcome] += 1
         if exchange.error_code in _REFUSALS:
-            self._refused(exchange.error_code).inc()
+            self._refused[exchange.error_code] += 1
             return
-        self._seconds(route).observe(time.monotonic() - since)
+        self._seconds[route].add(time.monotonic() - since)
         if exchange.status == 200 and exchange.first_byte is not None:
-            self._first(route).observe(exchange.first_byte - since)
+            self._first[route].add(exchange.first_byte - since)
         if exchange.usage is not None:
-            self._prompt.inc(exchange.usage.prompt_tokens)
-            self._completion.inc(exchange.usage.completion_tokens)
+            self._prompt += exchange.usage.prompt_tokens
+            self._completion += exchange.usage.completion_tokens
+
+    def collect(self) -> Iterator[Metric]:
+        """What was counted, as prometheus_client's registry asks for it."""
+        labels = ["route", "status", "outcome"]
+        requests = CounterMetricFamily(
+            "enclave_requests", "Answers by route, status and outcome.", labels=labels
+        )
+        for (route, status, outcome), count in list(self._requests.items()):
+            requests.add_metric([route, str(status or "none"), outcome], count)
+        yield requests
+        refused = CounterMetricFamily(
+            "enclave_refused", "Requests refused at the door, by reason.", labels=["code"]
+        )
+        for code, count in list(self._refused.items()):
+            refused.add_metric([code], count)
+        yield refused
+        tokens = CounterMetricFamily("enclave_tokens", "Tokens as the engine counted them.", labels=["kind"])
+        tokens.add_metric(["prompt"], self._prompt)
+        tokens.add_metric(["completion"], self._completion)
+        yield tokens
+        words = "From a request's head to the end of its answer."
+        yield _histogram("enclave_request_seconds", words, self._seconds)
+        words = "From a request's head to the first byte of a good answer's body."
+        yield _histogram("enclave_first_byte_seconds", words, self._first)
 
     def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
         """Gauges by name, each with its description, and asked when Prometheus asks."""
@@ -100,3 +128,10 @@ class Metrics:
             with suppress(OSError):  # another worker has it
                 return start_http_server(port, host, self.registry)
         raise OSError(f"metrics_port: {host} has no free port of {ports.start} to {ports.stop - 1}")
+
+
+def _histogram(name: str, words: str, taken: Mapping[str, _Seconds]) -> Metric:
+    family = HistogramMetricFamily(name, words, labels=["route"])
+    for route, seconds in list(taken.items()):
+        family.add_metric([route], seconds.buckets(), seconds.sum)
+    return family

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from attestation.errors import MalformedError
 from attestation.parts import DISCLOSURE_HEADER, RunningParts
+from enclave_server.asgi import Fields
 from enclave_server.errors import ApiError
 from enclave_server.routes import ROUTES, Route
 
@@ -13,12 +12,10 @@ _HEADER = DISCLOSURE_HEADER.lower().encode()
 _CHAT = ROUTES[b"/v1/chat/completions"]
 
 
-def parts_for(
-    headers: Iterable[tuple[bytes, bytes]], route: Route, nonce: bytes, body: bytes
-) -> RunningParts | None:
+def parts_for(fields: Fields, route: Route, nonce: bytes, body: bytes) -> RunningParts | None:
     """What hashes the parts of this chat, if the request asks for that; a 400 where there are none."""
-    asked = [value for name, value in headers if name == _HEADER]
-    if not asked:
+    asked = fields.get(_HEADER)
+    if asked is None:
         return None
     if asked != [b"1"]:
         raise ApiError(

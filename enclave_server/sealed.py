@@ -15,8 +15,9 @@ from attestation import sealed
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
+from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.errors import ApiError, body_timeout, too_large
-from enclave_server.exchange import Receive, Scope, Send, unsigned
+from enclave_server.exchange import unsigned
 from enclave_server.identities import STATE, Identities
 from enclave_server.incoming import read_body
 from enclave_server.replays import Replays

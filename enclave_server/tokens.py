@@ -5,12 +5,12 @@ The ids are read from the engine's answer as it passes, and are in what the clie
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
 
 from attestation.tokens import ID_LIMIT, REPLAY_HEADER, RunningTokens
+from enclave_server.asgi import Fields
 from enclave_server.errors import ApiError
 from enclave_server.routes import Route
 
@@ -19,10 +19,10 @@ _DATA = b"data: "
 _Ids = list[Annotated[int, msgspec.Meta(ge=0, lt=ID_LIMIT)]]
 
 
-def tokens_for(headers: Iterable[tuple[bytes, bytes]], route: Route) -> Tokens | None:
+def tokens_for(fields: Fields, route: Route) -> Tokens | None:
     """What reads the answer's ids, if the request asks for a digest over them; a 400 where there can be none."""
-    asked = [value for name, value in headers if name == _HEADER]
-    if not asked:
+    asked = fields.get(_HEADER)
+    if asked is None:
         return None
     if asked != [b"1"]:
         raise ApiError(400, "invalid_replay", f"{REPLAY_HEADER} must be 1, once.", param=REPLAY_HEADER)

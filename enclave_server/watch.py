@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+_LOOK_SECONDS = (
+    5.0  # how soon the timer rings at the latest: earlier times than the first hardly ever need another one
+)
 CONNECTION = "connection"  # where a request's ASGI state has its client's connection
 
 
@@ -38,7 +41,17 @@ class Connection:
 class Watch:
     """Watches over the task that runs the block. What it ends the block with is raised at the block's end."""
 
-    __slots__ = ("_cancelling", "_connection", "_error", "_loop", "_outcome", "_task", "_timer", "_when")
+    __slots__ = (
+        "_cancelling",
+        "_connection",
+        "_error",
+        "_loop",
+        "_outcome",
+        "_rings_at",
+        "_task",
+        "_timer",
+        "_when",
+    )
 
     def __init__(self) -> None:
         task = asyncio.current_task()
@@ -47,7 +60,7 @@ class Watch:
         self._task, self._loop = task, asyncio.get_running_loop()
         self._cancelling = task.cancelling()
         self._timer: asyncio.TimerHandle | None = None
-        self._when = 0.0
+        self._when = self._rings_at = 0.0
         self._error: Callable[[], Exception]  # of the time that is set
         # Not the exception itself: that would hold the frames which hold this, and all that is in them.
         self._outcome: Callable[[], Exception] | None = None
@@ -77,10 +90,10 @@ class Watch:
         """End the block at `when`, by the loop's clock, with an `error`. Takes the place of what was set before."""
         self._when, self._error = when, error
         if self._timer is not None:
-            if self._timer.when() <= when:  # it looks again when it rings
+            if self._rings_at <= when:  # it looks again when it rings
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._ring)
+        self._set()
 
     def client(self, state: Mapping[str, Any]) -> None:
         """From now on, end the block with ClientGoneError when the client goes."""
@@ -93,9 +106,13 @@ class Watch:
         if connection.lost:
             self._gone()
 
+    def _set(self) -> None:
+        self._rings_at = min(self._when, self._loop.time() + _LOOK_SECONDS)
+        self._timer = self._loop.call_at(self._rings_at, self._ring)
+
     def _ring(self) -> None:
         if self._loop.time() < self._when:
-            self._timer = self._loop.call_at(self._when, self._ring)
+            self._set()
         else:
             self._timer = None
             self._end(self._error)

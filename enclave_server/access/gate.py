@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,6 +20,7 @@ from enclave_server.access.keyring import KeyRing
 from enclave_server.access.keys import Key, presented
 from enclave_server.access.limiter import Limiter
 from enclave_server.access.store import StoreError
+from enclave_server.asgi import Fields
 from enclave_server.errors import secrets_missing
 from enclave_server.exchange import Exchange
 from enclave_server.log import log
@@ -100,14 +101,14 @@ class Access:
             return "secrets_missing"
         return "access_unavailable" if self._ring is not None and self._ring.stale else None
 
-    async def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> Visit:
+    async def admit(self, fields: Fields) -> Visit:
         """Let a request in until `leave`, or refuse it: 401, 429 or 503."""
         if self.secrets.missing:
             raise secrets_missing()
         if self._ring is None:
             await self.admission.enter()
             return Visit()
-        key = self._ring.find(presented(headers))
+        key = self._ring.find(presented(fields))
         try:
             self._limiter.enter(key)
             try:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
+from enclave_server.asgi import Fields
 from enclave_server.errors import ApiError
 
 PREFIX = "sk-enclave-"  # so that scanners for lost secrets know one
@@ -50,13 +50,11 @@ def digest_of(secret: bytes, pepper: bytes | None = None) -> bytes:
     return sha256(secret).digest() if pepper is None else hmac.digest(pepper, secret, "sha256")
 
 
-def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def presented(fields: Fields) -> bytes:
     """The secret that a request shows: `Authorization: Bearer …`, or `x-api-key` as Anthropic's clients send it."""
-    found = [
-        value[len(_BEARER) :].strip() if name == b"authorization" else value
-        for name, value in headers
-        if name == b"x-api-key" or (name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER)
-    ]
+    given = fields.get(b"authorization", [])
+    found = [value[len(_BEARER) :].strip() for value in given if value[: len(_BEARER)].lower() == _BEARER]
+    found += fields.get(b"x-api-key", [])
     if len(found) != 1 or not found[0]:
         raise unauthorized("No API key" if not found else "More than one API key, or an empty one,")
     return found[0]

@@ -49,8 +49,9 @@ class Tally:
     def add(self, row: int, more: int) -> int:
         """Count `more` in this worker; the sum of all."""
         first = row * self._workers
-        self._cells[first + self._own] += more
-        return sum(self._cells[first : first + self._workers])
+        own = self._cells[first + self._own] + more
+        self._cells[first + self._own] = own
+        return own if self._workers == 1 else sum(self._cells[first : first + self._workers])
 
 
 class NamedTally:

@@ -59,7 +59,7 @@ def form(**fields: str) -> bytes:
 
 def refused(path: bytes, body: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        read_request(ROUTES[path], (), body if isinstance(body, bytes) else json.dumps(body).encode())
+        read_request(ROUTES[path], {}, body if isinstance(body, bytes) else json.dumps(body).encode())
     assert caught.value.status == 400
     return caught.value
 
@@ -209,7 +209,7 @@ def test_what_needs_state_or_a_network(fields: dict[str, Any]) -> None:
 )
 def test_what_is_spelled_out(fields: dict[str, Any]) -> None:
     """Values that change nothing pass, for clients that write them out."""
-    read_request(ROUTES[b"/v1/responses"], (), json.dumps({"input": "x", **fields}).encode())
+    read_request(ROUTES[b"/v1/responses"], {}, json.dumps({"input": "x", **fields}).encode())
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_refused_parts(part: dict[str, Any]) -> None:
 )
 def test_parts(part: Any) -> None:
     """What is sent along passes."""
-    read_request(ROUTES[CHAT], (), json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode())
+    read_request(ROUTES[CHAT], {}, json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode())
 
 
 MESSAGES = (

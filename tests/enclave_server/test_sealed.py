@@ -23,8 +23,8 @@ from attestation.errors import VerificationError
 from attestation.receipt import Outcome, Receipt, verify_receipt
 from attestation.sealed import SUITES, X_WING, AnswerOpener, SealingKeys, Suite, seal_request
 from attestation.sealed_head import RequestHead
+from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.errors import ApiError
-from enclave_server.exchange import Receive, Scope, Send
 from enclave_server.identities import Identities
 from enclave_server.identity import make_identity
 from enclave_server.replays import WINDOW, Replays

@@ -16,6 +16,7 @@ from attestation._b64 import b64url_decode
 from attestation.checks import Check
 from attestation.receipt import Outcome
 from attestation.tokens import RunningTokens
+from enclave_server.asgi import fields_of
 from enclave_server.errors import ApiError
 from enclave_server.routes import ROUTES
 from enclave_server.tokens import Tokens, tokens_for
@@ -142,7 +143,7 @@ def test_any_answer(body: bytes) -> None:
 def test_any_header(headers: list[tuple[bytes, bytes]]) -> None:
     """One header that says 1, none, or a refusal."""
     with suppress(ApiError):
-        found = tokens_for(headers, ROUTES[b"/v1/completions"])
+        found = tokens_for(fields_of(headers), ROUTES[b"/v1/completions"])
         assert (found is not None) == bool(headers)
 
 
