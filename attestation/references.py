@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from attestation._json import parse_json_object
 from attestation._table import load_table
 from attestation.checks import Check
+from attestation.dsse import PAYLOAD_TYPE, STATEMENT_TYPE, pae
 from attestation.errors import MalformedError
 from attestation.release import Release, Revoked, limited
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
     from attestation.policy import Policy
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "tag:attested-inference,2026:references#1"
 MAX_REFERENCES_BYTES = 4 * 1024 * 1024
 MAX_SIGNATURES = 64
@@ -142,11 +141,6 @@ def sign(payload: bytes, key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> by
         if isinstance(key, Ed25519PrivateKey)
         else key.sign(pae(payload), ECDSA(SHA256()))
     )
-
-
-def pae(payload: bytes) -> bytes:
-    """What is signed: DSSE v1's pre-authentication encoding."""
-    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
 def parse_statement(payload: bytes) -> References:

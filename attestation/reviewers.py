@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from attestation.checks import Check
+from attestation.dsse import pae
 from attestation.errors import MalformedError, UnavailableError, VerificationError
 from attestation.keyless import verify_bundle
-from attestation.references import References, pae, parse_envelope, parse_statement
+from attestation.references import References, parse_envelope, parse_statement
 
 _NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
 
-from attestation.references import PAYLOAD_TYPE, STATEMENT_TYPE, pae
+from attestation.dsse import PAYLOAD_TYPE, STATEMENT_TYPE, pae
 from enclave_server.model import SIGNATURE, File, Manifest, ModelError, ModelProblem
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"

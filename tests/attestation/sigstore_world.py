@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from attestation.references import PAYLOAD_TYPE, pae
+from attestation.dsse import PAYLOAD_TYPE, pae
 
 ISSUER = "https://token.actions.example"
 IDENTITY = "https://git.example/acme/inference/.github/workflows/release.yml@refs/tags/v1.4.0"

@@ -34,9 +34,9 @@ def loaded(*arguments: str) -> set[str]:
     ("arguments", "without"),
     [
         (["--help"], GATEWAY | CLIENTS | {"pydantic", "cryptography"}),
-        (["health", "--help"], GATEWAY | CLIENTS | {"attestation.verify"}),
+        (["health", "--help"], GATEWAY | CLIENTS | {"attestation.evidence", "lxml"}),
         (["config", "--help"], GATEWAY | CLIENTS),
-        (["model", "--help"], GATEWAY | CLIENTS),
+        (["model", "--help"], GATEWAY | CLIENTS | {"attestation.evidence"}),
         (["keys", "--help"], GATEWAY - {"sqlalchemy"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
