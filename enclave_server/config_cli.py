@@ -9,13 +9,13 @@ from typing import Any
 import typer
 
 from enclave_server.config_identity import MARK
-from enclave_server.options import Config, Workers, load, origins_of
+from enclave_server.options import Config, EngineAddress, Workers, load, origins_of
 
 
-def show_config(config: Config = None, workers: Workers = None) -> None:
+def show_config(config: Config = None, workers: Workers = None, engine: EngineAddress = None) -> None:
     """Print the effective settings (TOML), where each came from, and their digest."""
-    settings = load(config, workers)
-    origins = origins_of(config, workers)
+    settings = load(config, workers=workers, engine=engine)
+    origins = origins_of(config, workers=workers, engine=engine)
     for name, value in settings.effective().items():
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
         typer.echo(f"{line}  # {origins[name]}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import typer
 
 from enclave_server.engine_topology import commands
-from enclave_server.options import Config
-from enclave_server.settings import Settings
+from enclave_server.options import Config, EngineAddress, load
 
 cli = typer.Typer(no_args_is_help=True, help="The engine.")
 
@@ -17,9 +16,7 @@ def engine() -> None:
 
 
 @cli.command(name="command")
-def show_command(
-    config: Config = None,
-) -> None:
+def show_command(config: Config = None, engine: EngineAddress = None) -> None:
     """Print the commands that start the engine of this configuration; see docs/engine.md."""
-    for line in commands(Settings.load(config)):
+    for line in commands(load(config, engine=engine)):
         typer.echo(line)

@@ -13,13 +13,20 @@ Config = Annotated[Path | None, typer.Option("--config", help="TOML file; ENCLAV
 Workers = Annotated[
     int | None, typer.Option("--workers", help="Processes that serve: the setting of this name.")
 ]
+EngineAddress = Annotated[
+    str | None, typer.Option("--engine", help="An engine that runs already: the setting of this name.")
+]
 
 
-def load(config: Path | bytes | None, workers: int | None) -> Settings:
-    """The settings of a command that takes `--config` and `--workers`."""
-    return Settings.load(config, **({} if workers is None else {"workers": workers}))
+def load(config: Path | bytes | None, **options: object) -> Settings:
+    """The settings of a command that takes `--config` and options named as settings are; None: not given."""
+    return Settings.load(config, **_given(options))
 
 
-def origins_of(config: Path | bytes | None, workers: int | None) -> dict[str, str]:
+def origins_of(config: Path | bytes | None, **options: object) -> dict[str, str]:
     """Where `load` takes each of them from."""
-    return Settings.origins(config) | ({} if workers is None else {"workers": "option"})
+    return Settings.origins(config) | dict.fromkeys(_given(options), "option")
+
+
+def _given(options: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -14,7 +14,7 @@ from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.snp.report import parse_report
 from attestation.tdx.quote import parse_quote
 from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report
-from enclave_server.options import Config, Workers, load
+from enclave_server.options import Config, EngineAddress, Workers, load
 from enclave_server.settings import Settings
 from enclave_server.tee import Tee, open_tee
 
@@ -27,9 +27,9 @@ spki_sha256 = "{pin}"
 """
 
 
-def show_policy(config: Config = None, workers: Workers = None) -> None:
+def show_policy(config: Config = None, workers: Workers = None, engine: EngineAddress = None) -> None:
     """Print the client policy (TOML) that accepts exactly this configuration."""
-    settings = load(config, workers)
+    settings = load(config, workers=workers, engine=engine)
     typer.echo(f"# Made by `enclave-server policy` on {datetime.now(UTC):%Y-%m-%d}.")
     typer.echo(policy_text(settings, open_tee(settings)), nl=False)
 

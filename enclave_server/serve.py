@@ -20,7 +20,7 @@ from enclave_server.log import log
 from enclave_server.model import list_files
 from enclave_server.model_check import ModelFiles, check_files
 from enclave_server.model_memory import PackedModel
-from enclave_server.options import Config, Workers, load, origins_of
+from enclave_server.options import Config, EngineAddress, Workers, load, origins_of
 from enclave_server.prefork import Family, SharedStatus
 from enclave_server.provisioning import Secrets
 from enclave_server.receipt_log import ReceiptLog
@@ -31,10 +31,10 @@ from enclave_server.tee import open_tee
 from enclave_server.upstream import Upstream
 
 
-def serve(config: Config = None, workers: Workers = None) -> None:
+def serve(config: Config = None, workers: Workers = None, engine: EngineAddress = None) -> None:
     """Start the engine, hold the model that it loads against the settings, and serve."""
     content = config.read_bytes() if config is not None else None  # once: its disk may be the host's
-    settings = load(content, workers)
+    settings = load(content, workers=workers, engine=engine)
     logs.configure()
     keep_memory_private()
     listeners = listen(settings)
@@ -46,7 +46,9 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     external = None if settings.engine is None else parse_address(settings.engine)
     installed = _find_engine(settings, external)
     tee = open_tee(settings)
-    config_file = configured(settings, content, origins_of(content, workers), tee.evidence)
+    config_file = configured(
+        settings, content, origins_of(content, workers=workers, engine=engine), tee.evidence
+    )
     receipt_log = ReceiptLog.open(settings)
     log_key = receipt_log.key if receipt_log else None
     identities, succession = Succession.of(  # without a name of its own, so that its keys go when it ends
@@ -56,7 +58,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     )
     tee.begin_serving()
     replays = Replays(settings.sealed_remembered)  # one for all workers
-    engine = (
+    kept = (
         Engine(settings, installed, status, model)
         if external is None
         else ExternalEngine(external, installed.version, status)
@@ -69,7 +71,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
             identities=identities,
             attester=make_attester(settings, identities, tee),
             engine=status,
-            upstream=Upstream(engine.address, read_seconds=settings.engine_read_seconds),
+            upstream=Upstream(kept.address, read_seconds=settings.engine_read_seconds),
             access=access,
             replays=replays,
             receipt_log=receipt_log,
@@ -80,7 +82,7 @@ def serve(config: Config = None, workers: Workers = None) -> None:
     def keeper() -> int:
         if not isinstance(model, PackedModel):
             secrets.drop()
-        return asyncio.run(keep(engine) if receipt_log is None else receipt_log.beside(keep(engine)))
+        return asyncio.run(keep(kept) if receipt_log is None else receipt_log.beside(keep(kept)))
 
     host, port = listeners[0].getsockname()[:2]
     log.info(

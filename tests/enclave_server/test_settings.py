@@ -118,6 +118,17 @@ def test_config_command(file: Path) -> None:
     assert Settings.load(again) == Settings.load(file)
 
 
+def test_an_engine_by_option(file: Path) -> None:
+    """`--engine` is the setting of that name, wherever it is given; it goes before the file's, and is told as an option."""
+    file.write_text(NEEDED)
+    option = ["--config", str(file), "--engine", "http+unix:///run/engine/vllm.sock"]
+    printed = CliRunner().invoke(cli, ["config", *option]).stdout
+    assert 'engine = "http+unix:///run/engine/vllm.sock"  # option\n' in printed
+    assert "--uds=/run/engine/vllm.sock" in CliRunner().invoke(cli, ["engine", "command", *option]).stdout
+    refused = CliRunner().invoke(cli, ["config", *option[:-1], "http://engine:8000"])
+    assert "must be on this machine's loopback" in str(refused.exception)
+
+
 def test_a_seal_needs_its_register(file: Path) -> None:
     """SEV-SNP has nothing that a serving seal could be measured into."""
     assert Settings.load(file, serving_seal=True).serving_seal
