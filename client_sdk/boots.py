@@ -142,7 +142,7 @@ def told_by_report(report: Report, releases: Sequence[Release]) -> list[str]:
     if product is not None:
         lines.append(f"the machine's CPU is a {product}: only CPU types that it can be come into question")
     if any(report.host_data):
-        owners = [r.id for r in releases if report.host_data in r.configs]
+        owners = [r.id for r in releases if report.host_data in r.config_files]
         known = (
             f"the configuration of release {', '.join(owners)}"
             if owners

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import file_digest, sha256
@@ -36,6 +36,7 @@ UKI = {
     ".initrd": "initrd",
     ".linux": "vmlinuz",
 }  # sections of enclave.efi, and the files in them
+STEPS = 6  # that are told of
 _CONFIG_BYTES = 1 << 20  # more is no configuration
 
 
@@ -54,8 +55,14 @@ class Built:
     description: dict[str, Any]
 
 
-def build_image(out: Path, *, config: bytes, target: Target, disk: bool) -> Built:
-    """Write the folder `out`, or leave what was there."""
+def _silent(_: str) -> None:
+    """For whoever does not want to hear how far it is."""
+
+
+def build_image(
+    out: Path, *, config: bytes, target: Target, disk: bool, say: Callable[[str], None] = _silent
+) -> Built:
+    """Write the folder `out`, or leave what was there; `say` hears of each step before it is taken."""
     check_tools("apt-get", "buildah", "dpkg-deb", "fsck.erofs", "mkfs.erofs", "mmdebstrap")
     if not 0 < len(config) <= _CONFIG_BYTES or config.endswith(b"\0"):
         raise ImageError("the configuration is empty, longer than 1 MiB, or ends with a zero byte")
@@ -65,18 +72,26 @@ def build_image(out: Path, *, config: bytes, target: Target, disk: bool) -> Buil
     with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}-") as made:
         folder = Path(made) / "image"
         folder.mkdir(mode=0o755)
-        built = _build(folder, Path(made), config, target, disk=disk)
+        built = _build(folder, Path(made), config, target, disk=disk, say=say)
         _replace(folder, out)
     return built
 
 
-def _build(folder: Path, work: Path, config: bytes, target: Target, *, disk: bool) -> Built:
+def _build(
+    folder: Path, work: Path, config: bytes, target: Target, *, disk: bool, say: Callable[[str], None]
+) -> Built:
+    say("the project's files and wheels")
     source = copy_source(work / "source")
     add_wheels(source, target)
     debian = Debian.locked(PROJECT)
+    say("the kernel and its modules")
     kernel = read_kernel(debian.unpack(debian.kernel(), work / "kernel"), NEEDED)
     builder = Builder(context=source.folder, store=PROJECT / ".cache" / "containers")
-    image = builder.build(f"vm-{target}", builder.base(debian))
+    say("Debian, from the packages in the lock")
+    base = builder.base(debian)
+    say(f"the container, stage vm-{target} of Dockerfile.enclave (minutes)")
+    image = builder.build(f"vm-{target}", base)
+    say("the root file system, its hash tree, and the initrd")
     with builder.mounted(image) as root:
         add_guest(root, source.folder)
         verity = make_root(root, folder / "root.img")
@@ -84,6 +99,7 @@ def _build(folder: Path, work: Path, config: bytes, target: Target, *, disk: boo
         versions = _versions(root, kernel)
     (folder / "vmlinuz").write_bytes(kernel.vmlinuz)
     _write_config(folder, config, verity)
+    say("the unified kernel image, and the disk" if disk else "the unified kernel image")
     stub = debian.unpack(debian.stub(), work / "stub") / "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
     uki = add_sections(stub.read_bytes(), {name: (folder / file).read_bytes() for name, file in UKI.items()})
     (folder / "enclave.efi").write_bytes(uki)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from attestation.errors import AttestationError
 from client_sdk.present import clean
-from image.build import Target, build_image
+from image.build import STEPS, Target, build_image
 from image.errors import MISSING, ImageError
 from image.launch import launch
 from image.measure.cli import measure_image
@@ -47,9 +48,16 @@ def build(
     config: Annotated[Path, typer.Option("--config", help="The configuration, measured byte for byte.")],
     target: Annotated[Target, typer.Option(help="Stage of Dockerfile.enclave.")] = Target.CPU,
     disk: Annotated[bool, typer.Option("--disk", help="Write disk.raw too, for clouds.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell how far it is.")] = False,
 ) -> None:
     """Build the image: kernel, initrd, root file system with its dm-verity tree, command line, UKI, image.json."""
-    built = build_image(out, config=config.read_bytes(), target=target, disk=disk)
+    steps = itertools.count(1)
+
+    def say(step: str) -> None:
+        if not quiet:
+            typer.echo(f"{next(steps)}/{STEPS} {step}", err=True)
+
+    built = build_image(out, config=config.read_bytes(), target=target, disk=disk, say=say)
     typer.echo(f"{out}: build {built.id}")
     if built.description["source"].endswith(CHANGED):
         typer.echo(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import lzma
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from image.errors import ImageError
-
-_DEPENDS = re.compile(rb"\0depends=([a-zA-Z0-9_,-]*)\0")
+from image.guest.modules import dependencies, name_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +29,12 @@ def read_kernel(tree: Path, needed: Iterable[str]) -> Kernel:
     folder = tree / "lib" / "modules" / release
     if not folder.exists():
         folder = tree / "usr" / "lib" / "modules" / release
-    files = {_name(path): path for path in sorted(folder.rglob("*.ko*"))}
-    builtin = {_name(Path(line)) for line in (folder / "modules.builtin").read_text().splitlines()}
+    files = {name_of(path): path for path in sorted(folder.rglob("*.ko*"))}
+    builtin = {name_of(Path(line)) for line in (folder / "modules.builtin").read_text().splitlines()}
     found: dict[str, bytes] = {}
     for name in needed:
         _add(name.replace("-", "_"), files, builtin, found)
     return Kernel(release=release, vmlinuz=images[0].read_bytes(), modules=tuple(found.items()))
-
-
-def dependencies(module: bytes) -> list[str]:
-    """What a module says it needs. Its section `.modinfo` is NUL-separated words, and no other section has this one."""
-    match = _DEPENDS.search(module)
-    if match is None:
-        raise ImageError("a kernel module does not say what it depends on")
-    return [name.replace("-", "_") for name in match[1].decode().split(",") if name]
 
 
 def _add(name: str, files: dict[str, Path], builtin: set[str], found: dict[str, bytes]) -> None:
@@ -54,10 +44,9 @@ def _add(name: str, files: dict[str, Path], builtin: set[str], found: dict[str, 
         raise ImageError(f"the kernel has no module {name}")
     content = files[name].read_bytes()
     content = lzma.decompress(content) if files[name].suffix == ".xz" else content
-    for other in dependencies(content):
+    needed = dependencies(content)
+    if needed is None:
+        raise ImageError(f"the kernel module {name} does not say what it depends on")
+    for other in needed:
         _add(other, files, builtin, found)
     found[name] = content
-
-
-def _name(path: Path) -> str:
-    return path.name.split(".ko")[0].replace("-", "_")

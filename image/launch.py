@@ -99,20 +99,24 @@ def _snp(launch: Launch, digest: bytes) -> list[str]:
 
 
 def _tdx(launch: Launch, digest: bytes) -> list[str]:
-    firmware = launch.firmware or Path("/usr/share/ovmf/OVMF.inteltdx.fd")
+    if launch.firmware is None:  # no package has one that starts this image
+        raise ImageError(
+            "a TD needs the firmware that its reference values were measured with",
+            "Give it with --firmware: the file that `image measure --tdx-firmware` was given (docs/rebuild.md, Firmware)",
+        )
     config = b64encode(mr_config_id(digest)).decode()
     guest = {"qom-type": "tdx-guest", "id": "tdx", "mrconfigid": config, "quote-generation-socket": _QGS}
     return [
         *("-machine", "q35,accel=kvm,kernel-irqchip=split,confidential-guest-support=tdx"),
         *("-object", json.dumps(guest, separators=(",", ":"))),
-        *("-cpu", "host", "-bios", str(firmware)),
+        *("-cpu", "host", "-bios", str(launch.firmware)),
     ]
 
 
 def _gpus(launch: Launch) -> list[str]:
     if len(launch.gpus) != launch.shape.gpus:
         raise ImageError(
-            f"shape {launch.shape.name} has {launch.shape.gpus} GPUs, addresses are given of {len(launch.gpus)}",
+            f"shape {launch.shape.name} has {launch.shape.gpus} GPU{'s'[: launch.shape.gpus != 1]}, addresses are given of {len(launch.gpus)}",
             "Give --gpu with the PCI address of each",
         )
     if not launch.gpus:
@@ -211,7 +215,12 @@ def launch(
         str, typer.Option(help="QEMU: CPUs, memory and GPUs, as for `image measure`.")
     ] = "small",
     cpu_type: Annotated[str, typer.Option(help="SEV-SNP: the CPU's model, as measured.")] = CPU_TYPES[0],
-    firmware: Annotated[Path | None, typer.Option(help="QEMU: OVMF's AmdSev or IntelTdx build.")] = None,
+    firmware: Annotated[
+        Path | None,
+        typer.Option(
+            help="QEMU: OVMF's AmdSev build, unless given Debian's; for TDX the one that was measured."
+        ),
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="QEMU: a disk made by `model pack`.")] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="QEMU: a GPU's PCI address; once for each.")] = None,
 ) -> None:

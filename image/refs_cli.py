@@ -142,7 +142,8 @@ def sign_references(
         previous=read_raw(previous) if previous is not None else b"",
     )
     replace_file(output, envelope)
-    typer.echo(f"{output}: {len(parse_envelope(envelope)[1])} signatures")
+    count = len(parse_envelope(envelope)[1])
+    typer.echo(f"{output}: {count} signature{'' if count == 1 else 's'}")
 
 
 @cli.command(name="sign-keyless")

@@ -22,7 +22,7 @@ from attestation.measure.cells import (
     digest_of,
     title_of,
 )
-from attestation.measure.claims import MeasuredEvent
+from attestation.measure.claims import MeasuredEvent, Role
 from attestation.measure.eventlog import Algorithm
 from attestation.measure.replay import digest
 from attestation.release import Expected, ExpectedEvent, Release
@@ -87,6 +87,7 @@ class Register:
     what: str = ""  # which of several values it is, where it is one of them
     reason: str = ""  # why nothing is predicted
     near: int = 0  # how many events it has in common, less those that it has not
+    alike: int = 0  # how much of it is the same that is not the same in every boot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,16 @@ class Comparison:
         """Whether something was predicted, and all of that is as it was."""
         states = {r.state for r in self.registers}
         return State.SAME in states and not states & {State.DIFFERS, State.NOT_SHOWN}
+
+    @property
+    def alike(self) -> bool:
+        """Whether it has anything in common with what was measured, but for the marks that every boot makes."""
+        return any(register.alike for register in self.registers)
+
+    @property
+    def distance(self) -> tuple[bool, bool, int]:
+        """What fits comes first, then what has more events in common; last what has nothing."""
+        return not self.same, not self.alike, -sum(register.near for register in self.registers)
 
     @property
     def title(self) -> str:
@@ -131,12 +142,7 @@ def explain(boot: Boot, releases: Sequence[Release]) -> tuple[Comparison, ...]:
         )
         for name, cell, wanted in cells
     ]
-    return tuple(sorted(compared, key=_distance))
-
-
-def _distance(comparison: Comparison) -> tuple[bool, int]:
-    """What fits comes first, then what has more events in common."""
-    return not comparison.same, -sum(register.near for register in comparison.registers)
+    return tuple(sorted(compared, key=lambda one: one.distance))
 
 
 def _register(boot: Boot, name: str, wanted: Wanted, known: Mapping[bytes, Mapping[str, None]]) -> Register:
@@ -159,11 +165,12 @@ def _register(boot: Boot, name: str, wanted: Wanted, known: Mapping[bytes, Mappi
         state = State.DIFFERS
     differs = state is State.DIFFERS and found is not None
     near = {State.SAME: 1, State.NOT_PREDICTED: 0}.get(state, -1)
+    alike = int(state is State.SAME and any(found or b""))
     if wanted.events and name in boot.events and name not in SINGLE:
-        near = _in_common(
-            [digest_of(e, boot.algorithm) for e in wanted.events],
-            [e.digest for e in _without_retries(boot.events[name], boot.algorithm)],
-        )
+        shown = _without_retries(boot.events[name], boot.algorithm)
+        near = _in_common([digest_of(e, boot.algorithm) for e in wanted.events], [e.digest for e in shown])
+        telling = {e.digest for e in shown if e.role is not Role.MARK}
+        alike = sum(digest_of(e, boot.algorithm) in telling for e in wanted.events)
     return Register(
         name=name,
         state=state,
@@ -175,6 +182,7 @@ def _register(boot: Boot, name: str, wanted: Wanted, known: Mapping[bytes, Mappi
         what=next((e.what for e in wanted.events if found == digest_of(e, boot.algorithm)), ""),
         reason=reason,
         near=near,
+        alike=alike,
     )
 
 

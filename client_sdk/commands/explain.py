@@ -15,8 +15,8 @@ from attestation.measure.explain import Change, Comparison, Difference, Register
 from attestation.references import read_references
 from attestation.release import Release
 from client_sdk.boots import Shown, read_boot, release_of, releases_of, told_by_report
+from client_sdk.commands.ending import leave
 from client_sdk.evidence_policy import read_policy
-from client_sdk.exits import exit_code
 from client_sdk.files import read_file, read_raw
 from client_sdk.present import clean, plain
 from client_sdk.terms import references_of
@@ -83,11 +83,10 @@ def explain_boot(
         shown = read_boot(read_file(evidence), read_raw(log) if log is not None else b"")
         releases = _expected(refs, policy)
     except AttestationError as error:
-        typer.echo(clean(str(error)), err=True)
-        raise typer.Exit(exit_code(error)) from error
+        leave(error, as_json=as_json)
     found = explain(shown.boot, releases)
     same = bool(found) and found[0].same
-    nearest = found if every else found[:1]
+    nearest = found if every else _nearest(found)
     if as_json:
         cells = [
             {"release": c.release, "cell": _cell(c), "same": c.same, "registers": plain(c.registers)}
@@ -96,7 +95,7 @@ def explain_boot(
         said = {"judged": False, "platform": shown.boot.platform, "same": same, "cells": cells}
         typer.echo(json.dumps({**said, "notes": list(_notes(shown, found, releases))}))
     else:
-        for line in _told(shown, nearest, releases):
+        for line in _told(shown, nearest, found, releases):
             typer.echo(clean(line))
     raise typer.Exit(0 if same else 1)
 
@@ -111,17 +110,37 @@ def _expected(refs: Path | None, policy: Path | None) -> tuple[Release, ...]:
     return (*(releases_of(named) if named is not None else ()), release_of(accepted))
 
 
-def _told(shown: Shown, nearest: Sequence[Comparison], releases: Sequence[Release]) -> Iterator[str]:
+def _nearest(found: Sequence[Comparison]) -> Sequence[Comparison]:
+    """The one to show: none where several have nothing in common with the boot, for none of those is nearer than another."""
+    return found[:1] if len(found) == 1 or any(one.alike or one.same for one in found) else ()
+
+
+def _told(
+    shown: Shown, nearest: Sequence[Comparison], found: Sequence[Comparison], releases: Sequence[Release]
+) -> Iterator[str]:
     yield f"{shown.boot.platform}: compared, not verified"
-    if not nearest:
+    if not found:
         yield f"The references say nothing of {shown.boot.platform}: there is nothing to compare with"
+    elif not nearest:
+        names = "\n".join(f"  {one.title}" for one in found)
+        yield f"Nothing matches: no value and no file of these {len(found)} is what was measured (--all compares each)\n{names}"
     for number, comparison in enumerate(nearest):
-        verdict = "is what was measured" if comparison.same else "is nearest" if number == 0 else "differs"
-        yield f"{comparison.title} {verdict}"
+        yield f"{comparison.title} {_verdict(comparison, found, first=number == 0)}"
         for register in comparison.registers:
             yield from (f"  {line}" for line in _register(register))
     for note in _notes(shown, nearest, releases):
         yield f"note: {note}"
+
+
+def _verdict(comparison: Comparison, found: Sequence[Comparison], *, first: bool) -> str:
+    if comparison.same:
+        return "is what was measured"
+    if not comparison.alike:
+        return "has nothing in common with what was measured"
+    as_near = sum(one.distance == comparison.distance for one in found) - 1
+    return (
+        ("is nearest" + (f", as near as {as_near} more (--all)" if as_near else "")) if first else "differs"
+    )
 
 
 def _register(register: Register) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 from image.guest.linux import Refused, finit_module, say
@@ -31,6 +32,7 @@ NEEDED = (
     "nf_tables",
     "nft_ct",
 )
+_DEPENDS = re.compile(rb"\0depends=([a-zA-Z0-9_,-]*)\0")
 _NOT_HERE = {
     errno.ENODEV,
     errno.ENOENT,
@@ -50,15 +52,38 @@ def parse_list(text: str) -> list[Path]:
 
 
 def load(file: Path = LIST) -> None:
-    """Load what the list names. A driver without its hardware is passed over; anything else stops the start."""
+    """Load what the list names. A driver without its hardware is passed over, and so is what needs it; anything else stops the start."""
+    absent: set[str] = set()
     for path in parse_list(file.read_text()):
+        if absent & set(_needs(path)):
+            absent.add(name_of(path))  # the kernel would complain of each symbol that it lacks
+            continue
         try:
             finit_module(path)
         except OSError as exc:
             if exc.errno in _NOT_HERE:
+                absent.add(name_of(path))
                 say(f"no hardware for {path.name}")
             elif exc.errno != errno.EEXIST:
                 raise Refused("module", expected=f"{path} to load", found=exc.strerror) from exc
+
+
+def dependencies(module: bytes) -> list[str] | None:
+    """What a module says it needs. Its section `.modinfo` is NUL-separated words, and no other section has this one."""
+    match = _DEPENDS.search(module)
+    return (
+        None if match is None else [name.replace("-", "_") for name in match[1].decode().split(",") if name]
+    )
+
+
+def name_of(path: Path) -> str:
+    """As others name it that need it."""
+    return path.name.split(".ko")[0].replace("-", "_")
+
+
+def _needs(path: Path) -> list[str]:
+    """Nothing is known of a module that only the kernel can unpack; then it is tried."""
+    return (dependencies(path.read_bytes()) or []) if path.suffix == ".ko" else []
 
 
 def close() -> None:

@@ -123,7 +123,13 @@ def _tdx_firmware(machine: Machine) -> Tdvf | None:
         raise ImageError(
             "a firmware for TDX belongs to one profile", "Say which VMM it runs under, with one --profile"
         )
-    return parse_tdvf(_read(machine.tdx_firmware))
+    firmware = parse_tdvf(_read(machine.tdx_firmware))
+    if firmware.secure_boot:
+        raise ImageError(
+            f"{machine.tdx_firmware} holds Secure Boot keys, which have not signed this image's kernel: it would not start it",
+            "Take them out, and launch what you measure: virt-fw-vars -i IN -o OUT -d PK -d KEK -d db -d dbx",
+        )
+    return firmware
 
 
 def _td(
@@ -132,7 +138,7 @@ def _td(
     (profile,) = machine.profiles
     kernel, initrd = image.files["vmlinuz"], image.files["initrd"]
     first, missing = rtmr.rtmr0(firmware, profile, None, memory=shape.memory)
-    if shape.name in machine.logs and first:
+    if shape.name in machine.logs:
         host = rtmr.host_events(machine.logs[shape.name], first)
         first, missing = rtmr.rtmr0(firmware, profile, host, memory=shape.memory)
     started = [

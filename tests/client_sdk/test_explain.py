@@ -258,13 +258,40 @@ def test_a_launch_digest(files: Files) -> None:
     assert "the machine's CPU is a" in unknown
 
 
+def test_nothing_matches(files: Files) -> None:
+    """Where no release has a value or a file of the boot none is called the nearest; they are listed, and --all compares them."""
+    report = files.put("report.bin", SimulatedSnp().report(bytes(64)))
+    refs = files.refs(Release(id="1.4", expected=(cell("small", b"\x01" * 48), cell("h200x1", b"\x02" * 48))))
+    said = told(report, refs)
+    assert "Nothing matches: no value and no file of these 2" in said
+    assert "nearest" not in said
+    assert "shape small, boot direct\n" in said
+    assert said.count("MEASUREMENT: differs") == 0
+    assert told(report, refs, "--all").count("has nothing in common with what was measured") == 2
+    assert json.loads(told(report, refs, "--json"))["cells"] == []
+    strange = [(r, t, b"strange" + m if m in NAMES else m, d) for r, t, m, d in boot()]
+    strange = [
+        (r, t, b"s" + m if r == 1 else m, d) for r, t, m, d in strange
+    ]  # the marks are those of any boot
+    other = (without_mrtd(), replace(without_mrtd(), shape="small"))
+    log_alone = files.put("ccel.bin", log(strange))
+    assert "Nothing matches" in told(log_alone, files.refs(replace(RELEASE, expected=other)))
+
+
+def test_several_are_as_near(files: Files) -> None:
+    """Of two that fit as well the first is shown, and that there is another one is said."""
+    twins = (expected(), replace(expected(), shape="small"))
+    said = told(files.document(changed(KERNEL, b"another")), files.refs(replace(RELEASE, expected=twins)))
+    assert "shape h200x8, boot direct is nearest, as near as 1 more (--all)" in said
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_host_data_tells_of_the_configuration(files: Files, known: bool) -> None:
     """HOST_DATA names the configuration that the VM was launched with: of a release, or of none."""
     config = b"\x05" * 32
     report = SimulatedSnp().report(bytes(64), host_data=config)
     release = Release(
-        id="1.4", expected=(cell("small", bytes(48)),), configs=frozenset({config} if known else ())
+        id="1.4", expected=(cell("small", bytes(48)),), config_files=frozenset({config} if known else ())
     )
     said = told(files.put("report.bin", report), files.refs(release))
     assert ("the configuration of release 1.4" if known else "no configuration of these releases") in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from enclave_server.__main__ import cli
 from image import build
+from image.cli import cli as image_cli
 
 
 @pytest.fixture
@@ -41,6 +43,25 @@ def test_without_tools(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyP
         "SKIPPED: nothing was built: apt, buildah, dpkg, erofs-utils, mmdebstrap is needed"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_it_tells_how_far_it_is(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    """One line a step on standard error, and nothing but the result on the other; none with --quiet."""
+
+    def building(out: Path, *, say: Callable[[str], None], **_: object) -> build.Built:
+        for step in ("the kernel", "the disk"):
+            say(step)
+        return build.Built(id="ab", description={"source": "c0ffee"})
+
+    monkeypatch.setattr("image.cli.build_image", building)
+    arguments = ["build", "-o", str(tmp_path / "out"), "--config", str(config), *["--quiet"][: int(quiet)]]
+    result = CliRunner().invoke(image_cli, arguments)
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'out'}: build ab\n"
+    assert result.stderr == ("" if quiet else f"1/{build.STEPS} the kernel\n2/{build.STEPS} the disk\n")
 
 
 @pytest.mark.parametrize("content", [b"", b"port = 1\n\0", b"#" * ((1 << 20) + 1)])

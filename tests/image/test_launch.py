@@ -40,26 +40,32 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
+def small(out: Path, target: LaunchTarget) -> Launch:
+    """What is launched there. For a TD the operator says which firmware was measured."""
+    firmware = Path("/srv/OVMF.inteltdx.fd") if target is LaunchTarget.QEMU_TDX else None
+    return Launch(out=out, shape=SMALL, firmware=firmware)
+
+
 @pytest.mark.parametrize("target", list(LaunchTarget))
 def test_the_printed_commands(out: Path, target: LaunchTarget) -> None:
     """Each is exactly the file beside this one."""
-    printed = launch_commands(Launch(out=out, shape=SMALL), target).replace(str(out), "OUT")
+    printed = launch_commands(small(out, target), target).replace(str(out), "OUT")
     assert printed == (GOLDEN / f"{target}.sh").read_text()
 
 
 @pytest.mark.parametrize("target", list(LaunchTarget))
 def test_a_shell_reads_them(out: Path, target: LaunchTarget) -> None:
     """They are commands, and the kernel's command line is one word of them."""
-    script = launch_commands(Launch(out=out, shape=SMALL), target)
+    script = launch_commands(small(out, target), target)
     subprocess.run(["bash", "-n"], input=script.encode(), check=True)
     if target in QEMU_TARGETS:
-        assert shlex.split(script.replace("\\\n", "")) == qemu_line(Launch(out=out, shape=SMALL), target)
+        assert shlex.split(script.replace("\\\n", "")) == qemu_line(small(out, target), target)
 
 
 def test_the_configuration_that_is_launched(out: Path) -> None:
     """HOST_DATA is its SHA-256; MRCONFIGID is that and 16 zero bytes; both as the configuration is, not as image.json says."""
     digest = sha256(CONFIG).digest()
-    snp, tdx = (" ".join(qemu_line(Launch(out=out, shape=SMALL), target)) for target in QEMU_TARGETS)
+    snp, tdx = (" ".join(qemu_line(small(out, target), target)) for target in QEMU_TARGETS)
     assert f"host-data={base64.b64encode(digest).decode()}" in snp
     assert f'"mrconfigid":"{base64.b64encode(digest + bytes(16)).decode()}"' in tdx
 
@@ -104,7 +110,11 @@ def test_gpus_models_and_odd_names(out: Path) -> None:
     odd = out / "a,b.img"
     line = qemu_line(
         Launch(
-            out=out, shape=shape_named("8cpu-64gib-2gpu"), model=odd, gpus=("0000:41:00.0", "0000:61:00.0")
+            out=out,
+            shape=shape_named("8cpu-64gib-2gpu"),
+            firmware=odd,
+            model=odd,
+            gpus=("0000:41:00.0", "0000:61:00.0"),
         ),
         LaunchTarget.QEMU_TDX,
     )
@@ -135,10 +145,12 @@ def test_the_command(out: Path) -> None:
     assert "-cpu EPYC-Milan" in printed.output
     refused = run(cli, ["launch", str(out), "--target", "qemu-snp"])
     assert isinstance(refused.exception, ImageError)
-    with pytest.raises(ImageError, match="has 1 GPUs, addresses are given of 0"):
-        launch_commands(Launch(out=out, shape=shape_named("h200x1")), LaunchTarget.QEMU_TDX)
+    with pytest.raises(ImageError, match="has 1 GPU, addresses are given of 0"):
+        launch_commands(Launch(out=out, shape=shape_named("h200x1")), LaunchTarget.QEMU_SNP)
+    with pytest.raises(ImageError, match=r"the firmware that .* measured with. Give it with --firmware"):
+        launch_commands(Launch(out=out, shape=SMALL), LaunchTarget.QEMU_TDX)
     (out / "disk.raw").unlink()
     with pytest.raises(ImageError, match="--disk"):
-        launch_commands(Launch(out=out, shape=SMALL), LaunchTarget.GCP)
+        launch_commands(small(out), LaunchTarget.GCP)
     with pytest.raises(ImageError, match=r"enclave\.toml"):
         launch_commands(Launch(out=out / "none", shape=SMALL), LaunchTarget.QEMU_SNP)

@@ -233,14 +233,14 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
 
 def test_the_life_of_references(desk: Desk) -> None:
     """Signed, a release added, one retired, one revoked; each edition replaces the file and is one epoch later."""
-    assert "1 signatures" in desk.run("sign", "refs.json", "--key", "0.pem", "-o", "signed.json")
+    assert "1 signature\n" in desk.run("sign", "refs.json", "--key", "0.pem", "-o", "signed.json")
     assert "2 signatures" in desk.run("sign", "refs.json", "--key", "1.pem", "-o", "signed.json")
     assert "epoch 4, to be signed" in desk.run(
         "add", "refs.json", "new.json", "--id", "1.4.0", "--overlap", "7"
     )
     assert [r[0] for r in ids(desk.read())] == ["1.3", "1.4.0"]
     said = desk.run("sign", "refs.json", "--key", "0.pem", "-o", "next.json", "--previous", "signed.json")
-    assert "1 signatures" in said
+    assert "1 signature\n" in said
     desk.run("retire", "refs.json", "1.3", "--after", "3")
     assert ids(desk.read())[0][1] == pytest.approx(time() + 3 * DAY, abs=60)
     desk.run("retire", "refs.json", "1.3", "--at", "2100-01-01T00:00:00Z", "-o", "other.json")

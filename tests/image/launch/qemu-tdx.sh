@@ -6,7 +6,7 @@ qemu-system-x86_64 \
   -machine q35,accel=kvm,kernel-irqchip=split,confidential-guest-support=tdx \
   -object '{"qom-type":"tdx-guest","id":"tdx","mrconfigid":"fm8ZpuVk0zZxvfI47pHN859Bbb+B5X8joHVi3Bas7MsAAAAAAAAAAAAAAAAAAAAA","quote-generation-socket":{"type":"vsock","cid":"2","port":"4050"}}' \
   -cpu host \
-  -bios /usr/share/ovmf/OVMF.inteltdx.fd \
+  -bios /srv/OVMF.inteltdx.fd \
   -smp 2 \
   -m 4096M \
   -drive file=OUT/root.img,format=raw,if=none,id=disk0,readonly=on \

@@ -74,6 +74,15 @@ def machine(tmp_path: Path, **changes: Any) -> Machine:
     )
 
 
+def test_firmware_with_keys_is_refused(out: Path, tmp_path: Path) -> None:
+    """It would not start this kernel, so no value of it is one that a boot can have: what to do is said instead."""
+    key = (b"\xaa\x55\x3f\x00".ljust(60, b"\0") + "PK\0".encode("utf-16-le")).ljust(4096, b"\0")
+    here = machine(tmp_path)
+    (tmp_path / "tdx.fd").write_bytes(firmware(variables=key))
+    with pytest.raises(ImageError, match=r"tdx\.fd holds Secure Boot keys.*virt-fw-vars"):
+        measure(read_image(out), here)
+
+
 def test_everything_is_computed(out: Path, tmp_path: Path) -> None:
     """Two ways to add pages by three forms of leaving the firmware; four CPU types for each shape; two ways to boot."""
     files = {name: (out / name).read_bytes() for name in ("vmlinuz", "initrd", "cmdline", "enclave.toml")}
