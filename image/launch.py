@@ -116,7 +116,7 @@ def _tdx(launch: Launch, digest: bytes) -> list[str]:
 def _gpus(launch: Launch) -> list[str]:
     if len(launch.gpus) != launch.shape.gpus:
         raise ImageError(
-            f"shape {launch.shape.name} has {launch.shape.gpus} GPU{'s'[: launch.shape.gpus != 1]}, addresses are given of {len(launch.gpus)}",
+            f"GPUs: shape {launch.shape.name} has {launch.shape.gpus}, addresses are given of {len(launch.gpus)}",
             "Give --gpu with the PCI address of each",
         )
     if not launch.gpus:

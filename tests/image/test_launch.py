@@ -145,12 +145,12 @@ def test_the_command(out: Path) -> None:
     assert "-cpu EPYC-Milan" in printed.output
     refused = run(cli, ["launch", str(out), "--target", "qemu-snp"])
     assert isinstance(refused.exception, ImageError)
-    with pytest.raises(ImageError, match="has 1 GPU, addresses are given of 0"):
+    with pytest.raises(ImageError, match="has 1, addresses are given of 0"):
         launch_commands(Launch(out=out, shape=shape_named("h200x1")), LaunchTarget.QEMU_SNP)
     with pytest.raises(ImageError, match=r"the firmware that .* measured with. Give it with --firmware"):
         launch_commands(Launch(out=out, shape=SMALL), LaunchTarget.QEMU_TDX)
     (out / "disk.raw").unlink()
     with pytest.raises(ImageError, match="--disk"):
-        launch_commands(small(out), LaunchTarget.GCP)
+        launch_commands(Launch(out=out, shape=SMALL), LaunchTarget.GCP)
     with pytest.raises(ImageError, match=r"enclave\.toml"):
         launch_commands(Launch(out=out / "none", shape=SMALL), LaunchTarget.QEMU_SNP)
