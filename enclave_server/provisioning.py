@@ -24,9 +24,10 @@ import sqlalchemy as sa
 from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.provisioning import MAX_SECRETS_BYTES, OwnerSecrets
+from enclave_server.choices import SecretName
 from enclave_server.model import ModelError
 from enclave_server.model_pack import open_index, parse_key
-from enclave_server.settings import SecretName, Settings
+from enclave_server.settings import Settings
 from enclave_server.tls_certificate import Issuer, check_issuer, parse_issuer
 
 MIN_PEPPER_BYTES = 32

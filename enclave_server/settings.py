@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -22,60 +21,15 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from attestation.errors import MalformedError
-from attestation.tlog import parse_verifier_key
-from enclave_server.engine_address import check_on_this_machine, parse_address
+from enclave_server.choices import AccessMode, ConfigIdentity, Isolation, SecretName, TeeKind
 from enclave_server.engine_flags import check_environment, check_extra_flags
 from enclave_server.model import ModelError
 from enclave_server.model_signature import parse_public_key
+from enclave_server.settings_checks import check_together
 
 PREFIX = "ENCLAVE_"
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-
-
-class TeeKind(StrEnum):
-    """Where CPU evidence comes from."""
-
-    SIMULATED_TDX = "simulated-tdx"
-    SIMULATED_SNP = "simulated-snp"
-    SIMULATED_AZURE_SNP = "simulated-azure-snp"  # a real vTPM under a simulated CPU
-    TDX = "tdx"
-    SNP = "snp"
-    AZURE_SNP = "azure-snp"
-    AZURE_TDX = "azure-tdx"
-
-
-class ConfigIdentity(StrEnum):
-    """Whether the configuration file has to be the one that the machine was launched with."""
-
-    AUTO = "auto"  # on a real TEE
-    REQUIRED = "required"
-    OFF = "off"
-
-
-class Isolation(StrEnum):
-    """Whether the engine gets network, process and mount namespaces of its own."""
-
-    REQUIRED = "required"
-    AUTO = "auto"
-    NONE = "none"
-
-
-class AccessMode(StrEnum):
-    """Who may use the gateway."""
-
-    KEYS = "keys"
-    OPEN = "open"
-
-
-class SecretName(StrEnum):
-    """What an owner can give to a running gateway."""
-
-    DATABASE_URL = "database_url"
-    KEY_PEPPER = "key_pepper"
-    MODEL_KEY = "model_key"
-    TLS_ISSUER = "tls_issuer"
 
 
 class Settings(BaseSettings):
@@ -255,22 +209,6 @@ class Settings(BaseSettings):
             raise ValueError("must hold no password: libpq finds it in PGPASSFILE or PGPASSWORD")
         return value
 
-    @model_validator(mode="after")
-    def _one_engine(self) -> Self:
-        if self.engine is None and self.engine_python is None:
-            raise ValueError(
-                "engine_python (an engine to start) or engine (one that runs already) must be set"
-            )
-        if self.engine is not None:
-            address = parse_address(self.engine)
-            if self.tee is not TeeKind.SIMULATED_AZURE_SNP:  # its self-test has the engine outside
-                check_on_this_machine(address)
-        elif self.engine_replicas > 1 or self.engine_nodes > 1:
-            raise ValueError(
-                "engine_replicas and engine_nodes are of an engine that runs already: set engine"
-            )
-        return self
-
     @field_validator("owner_key")
     @classmethod
     def _owner(cls, value: str | None) -> str | None:
@@ -279,64 +217,8 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _secrets(self) -> Self:
-        if bool(self.secrets) != (self.owner_key is not None):
-            raise ValueError("secrets and owner_key belong together: set both or neither")
-        if len(set(self.secrets)) != len(self.secrets):
-            raise ValueError("secrets: each name once")
-        if self.access is not AccessMode.KEYS and {SecretName.DATABASE_URL, SecretName.KEY_PEPPER} & set(
-            self.secrets
-        ):
-            raise ValueError('secrets: database_url and key_pepper are for access = "keys"')
-        if (self.model_pack is not None) != (SecretName.MODEL_KEY in self.secrets):
-            raise ValueError("model_pack and the secret model_key belong together: set both or neither")
-        return self
-
-    @model_validator(mode="after")
-    def _certificate(self) -> Self:
-        if bool(self.tls_names) != (SecretName.TLS_ISSUER in self.secrets):
-            raise ValueError("tls_names and the secret tls_issuer belong together: set both or neither")
-        for name in self.tls_names:
-            if not re.fullmatch(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}", name):
-                raise ValueError(f"tls_names: {name!r} is no DNS name in lower case")
-        return self
-
-    @model_validator(mode="after")
-    def _pack(self) -> Self:
-        if self.model_pack is not None and self.engine is not None:
-            raise ValueError("model_pack is for an engine that the gateway starts: set engine_python")
-        if (
-            self.model_pack is not None
-            and self.engine_isolation is not Isolation.NONE
-            and self.model_dir.is_relative_to("/dev/shm")  # noqa: S108
-        ):
-            raise ValueError("model_dir: the engine has a /dev/shm of its own; name another tmpfs")
-        return self
-
-    @model_validator(mode="after")
-    def _overlap(self) -> Self:
-        if self.identity_overlap_minutes > self.identity_hours * 30:
-            raise ValueError("identity_overlap_minutes must be at most half of identity_hours")
-        return self
-
-    @model_validator(mode="after")
-    def _seal(self) -> Self:
-        if self.serving_seal and self.tee not in (TeeKind.TDX, TeeKind.SIMULATED_TDX):
-            raise ValueError("serving_seal needs RTMR3, which only TDX has")
-        return self
-
-    @model_validator(mode="after")
-    def _log(self) -> Settings:
-        if self.log_url is None:
-            if self.log_key is not None:
-                raise ValueError("log_key is that of the log at log_url, which is not set")
-            return self
-        if self.log_dir is None or self.log_key is None:
-            raise ValueError("log_url needs log_key, and log_dir for where each receipt is in that log")
-        try:
-            parse_verifier_key(self.log_key)
-        except MalformedError as exc:
-            raise ValueError(f"log_key: {exc.detail}") from exc
+    def _together(self) -> Self:
+        check_together(self)
         return self
 
     def effective(self) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import typer
 
 from enclave_server.access.keys import Key
 from enclave_server.access.store import Store, Use
+from enclave_server.choices import SecretName
 from enclave_server.options import Config
 from enclave_server.provisioning import check_pepper
-from enclave_server.settings import SecretName, Settings
+from enclave_server.settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, help="API keys: who may use the gateway, and how much.")
 

@@ -21,11 +21,12 @@ from enclave_server.access.keys import Key, presented
 from enclave_server.access.limiter import Limiter
 from enclave_server.access.store import StoreError
 from enclave_server.asgi import Fields
+from enclave_server.choices import AccessMode
 from enclave_server.errors import secrets_missing
 from enclave_server.exchange import Exchange
 from enclave_server.log import log
 from enclave_server.provisioning import Secrets
-from enclave_server.settings import AccessMode, Settings
+from enclave_server.settings import Settings
 
 
 @dataclass(slots=True)

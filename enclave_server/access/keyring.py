@@ -12,10 +12,11 @@ import time
 from attestation.receipt import Usage
 from enclave_server.access.keys import Key, digest_of, unauthorized
 from enclave_server.access.store import Store, StoreError, Use
+from enclave_server.choices import SecretName
 from enclave_server.errors import ApiError
 from enclave_server.log import log
 from enclave_server.provisioning import Secrets
-from enclave_server.settings import SecretName, Settings
+from enclave_server.settings import Settings
 
 
 class KeyRing:
