@@ -170,7 +170,10 @@ def write_files(files: Mapping[Path, bytes]) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Under another name first, so that nobody ever sees half of it."""
+    """Under another name first, so that nobody ever sees half of it.
+
+    `client_sdk.files.replace_file` is its twin: what the two packages share, `attestation`, touches no disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.new")
     try:

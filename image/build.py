@@ -177,9 +177,14 @@ def _versions(root: Path, kernel: Kernel) -> dict[str, str]:
     return versions
 
 
-def _described(path: Path) -> dict[str, Any]:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return {"sha256": file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"sha256": digest_of(path), "size": path.stat().st_size}
 
 
 def _replace(folder: Path, out: Path) -> None:

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from hashlib import file_digest
 from itertools import zip_longest
 from pathlib import Path
 
-from image.build import DESCRIPTION, DISK, read_description
+from image.build import DESCRIPTION, DISK, digest_of, read_description
 from image.cpio import read_cpio
 from image.errors import ImageError
 from image.pe import read_sections
@@ -55,7 +54,7 @@ def first_difference(one: Path, other: Path) -> str | None:
         first, second = one / name, other / name
         if not (first.exists() and second.exists()):
             return f"{name} is only in {(one if first.exists() else other)}"
-        if _digest(first) != _digest(second):
+        if digest_of(first) != digest_of(second):
             inside = _inside(name, first, second)
             return f"{name}, " + (inside or f"from byte {_first_byte(first, second)}")
     found, expected = read_description(one), read_description(other)
@@ -114,7 +113,7 @@ def _state(path: Path) -> list[tuple[str, object]]:
     if path.is_symlink():
         state.append(("link", path.readlink()))
     elif path.is_file():
-        state.append(("content", _digest(path)))
+        state.append(("content", digest_of(path)))
     return state
 
 
@@ -133,8 +132,3 @@ def _first_byte(first: Path, second: Path) -> int:
         return offset + next(
             (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

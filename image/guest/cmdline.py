@@ -42,8 +42,8 @@ class Measured:
 def command_line(measured: Measured, *, also: tuple[str, ...] = ()) -> str:
     """The line that says this. `also` are words of OPTIONAL."""
     root = measured.root
-    verity = f"{ROOT}{root.root_hash.hex()}:{root.data_blocks}:{root.salt.hex()}"
-    line = " ".join((*FIXED, *also, verity, f"{CONFIG}{measured.config.hex()}"))
+    verity = dump_verity(root.root_hash, root.data_blocks, root.salt)
+    line = " ".join((*FIXED, *also, f"{ROOT}{verity}", f"{CONFIG}{measured.config.hex()}"))
     parse_command_line(line.encode())
     return line
 
@@ -66,6 +66,11 @@ def parse_command_line(line: bytes) -> Measured:
         root=parse_verity(_value(words, ROOT), name=f"command line {ROOT}"),
         config=_digest(_value(words, CONFIG)),
     )
+
+
+def dump_verity(root_hash: bytes, data_blocks: int, salt: bytes) -> str:
+    """What `parse_verity` reads."""
+    return f"{root_hash.hex()}:{data_blocks}:{salt.hex()}"
 
 
 def parse_verity(text: str, *, name: str) -> Verity:

@@ -17,7 +17,7 @@ from enclave_server.model import read_manifest
 from enclave_server.model_image import make_image
 from image.build import padded
 from image.errors import ImageError
-from image.guest.cmdline import Measured, command_line, parse_command_line
+from image.guest.cmdline import Measured, command_line, dump_verity, parse_command_line
 from image.guest.linux import Refused
 from image.machine import HOST, PORT, Boot
 from image.selftest.engine import MODEL
@@ -96,7 +96,7 @@ def make_world(folder: Path, *, engine: int, closed: int) -> World:
         engine=engine,
         model=MODEL,
         model_digest=digest,
-        model_disk=f"{disk.root_hash.hex()}:{disk.data_blocks}:{disk.salt.hex()}",
+        model_disk=dump_verity(disk.root_hash, disk.data_blocks, disk.salt),
     )
     way_out = _WAY_OUT.format(host=HOST, closed=closed, log_key=VerifierKey(name="selftest", key=log))
     policy = _POLICY.format(
