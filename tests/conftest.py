@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
+from typer.main import get_command
 
+from tests import kept_keys
 from tests.served import VLLM_SECONDS, Served, served, vllm_settings
 from tests.servers import FakeEngine, LiveGateway, live_gateway
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make once what takes long and is the same each time: RSA keys, and the commands out of a Typer app."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    kept_keys.use(config.cache.mkdir("simulated-keys"), patch)
+    patch.setattr(typer.testing, "_get_command", cache(get_command))
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from enclave_server.app import App, create_app
 from enclave_server.attest import make_attester
 from enclave_server.choices import TeeKind
@@ -25,10 +23,11 @@ from enclave_server.identity import Identity, make_identity
 from enclave_server.model import read_manifest
 from enclave_server.policy import policy_text
 from enclave_server.receipt_log import ReceiptLog
-from enclave_server.server import make_server
+from enclave_server.server import Server, make_server
 from enclave_server.settings import Settings
 from enclave_server.tee import open_tee
 from enclave_server.upstream import Upstream
+from tests import kept_keys
 from tests.fake_engine import MODEL, VERSION, Behaviour, FakeEngine, Seen, _Thread
 
 __all__ = [
@@ -76,7 +75,7 @@ class LiveGateway:
         self.policy_text = policy_text(settings, self.tee)
         self.identities: Identities
         self.ahead = 0.0  # seconds by which identities end earlier
-        self.server: uvicorn.Server
+        self.server: Server
 
     @property
     def origin(self) -> str:
@@ -124,7 +123,7 @@ class LiveGateway:
         identities.take_over()
 
     def stop(self) -> None:
-        self.server.should_exit = True
+        self.server.end()
         self._thread.join(20)
         if self._log is not None:
             self._log.close()
@@ -139,6 +138,8 @@ def gateway_settings(tmp_path: Path, *, tee: str = "simulated-tdx", **changes: A
     """Settings for a made-up model of one small file."""
     model = tmp_path / "model"
     model.mkdir(exist_ok=True)
+    if tee == "simulated-snp":
+        kept_keys.put(tmp_path / "simulator")
     (model / "config.json").write_text('{"model_type":"fake"}')
     values: dict[str, Any] = {
         "port": free_port(),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -55,12 +56,18 @@ class QuoteFields:
     selected: tuple[int, ...] = tuple(range(24))
 
 
+@cache
+def process_keys() -> tuple[rsa.RSAPrivateKey, rsa.RSAPrivateKey]:
+    """A VM's attestation key and a stranger's, made once in this process."""
+    return pki.rsa_key(2048), pki.rsa_key(2048)
+
+
 class SimulatedVtpm:
     """One simulated VM on one simulated machine."""
 
     def __init__(self, machine: SimulatedSnp | None = None) -> None:
         self.machine = machine or SimulatedSnp()
-        self.key, self._stranger = pki.rsa_key(2048), pki.rsa_key(2048)
+        self.key, self._stranger = process_keys()
 
     @property
     def roots(self) -> Roots:
