@@ -134,11 +134,16 @@ def parse_statement(data: bytes) -> Statement:
     return statement
 
 
-def report_data(nonce: bytes, statement: bytes, gpu_evidence: bytes = b"") -> bytes:
-    """The 64 bytes that the CPU's evidence must carry. The one function that server and client share."""
-    return sha512(
-        _REPORT_DATA + _nonce(nonce) + sha256(statement).digest() + sha256(gpu_evidence).digest()
-    ).digest()
+def report_data(nonce: bytes, statement: bytes, gpu_evidence: bytes = b"", gpu_token: bytes = b"") -> bytes:
+    """The 64 bytes that the CPU's evidence must carry. The one function that server and client share.
+
+    A service's token about the GPUs is covered too: the GPU nonce is no secret, so a host could ask for one about another
+    machine's GPUs. Only what this machine's measured code has itself asked for counts.
+    """
+    gpus = sha256(gpu_evidence).digest()
+    if gpu_token:
+        gpus = sha256(gpus + sha256(gpu_token).digest()).digest()
+    return sha512(_REPORT_DATA + _nonce(nonce) + sha256(statement).digest() + gpus).digest()
 
 
 def gpu_nonce(nonce: bytes, statement: bytes) -> bytes:
@@ -152,14 +157,20 @@ def tpm_nonce(data: bytes) -> bytes:
 
 
 def check_binding(
-    found: bytes, nonce: bytes, statement: bytes, gpu_evidence: bytes = b"", *, tpm: bool = False
+    found: bytes,
+    nonce: bytes,
+    statement: bytes,
+    gpu_evidence: bytes = b"",
+    gpu_token: bytes = b"",
+    *,
+    tpm: bool = False,
 ) -> None:
-    """The evidence that carries `found` was made for this nonce, this statement and these GPUs."""
+    """The evidence that carries `found` was made for this nonce, this statement and these GPUs, or this word about them."""
     if not any(found):
         raise VerificationError(
             Check.BINDING_REPORT_DATA, "the report_data is all zero: the evidence commits to nothing"
         )
-    expected = report_data(nonce, statement, gpu_evidence)
+    expected = report_data(nonce, statement, gpu_evidence, gpu_token)
     expected = tpm_nonce(expected) if tpm else expected
     if not compare_digest(found, expected):
         raise VerificationError(

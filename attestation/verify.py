@@ -50,7 +50,8 @@ def verify(
 
     # 2. fresh, and all of one machine: the CPU signed this nonce, this statement and these GPUs
     signed = vtpm.nonce if vtpm else cpu.report_data
-    check_binding(signed, nonce, evidence.statement, evidence.gpu, tpm=vtpm is not None)
+    gpu, token_bytes = evidence.gpu, evidence.gpu_token
+    check_binding(signed, nonce, evidence.statement, gpu, token_bytes, tpm=vtpm is not None)
     check_statement_time(statement, now)
 
     # 3. the code, firmware, TCB, model and configuration that the policy accepts

@@ -41,6 +41,7 @@ class GpuPolicy:
         gpus = [c for c in claims if not c.switch]
         violations = self._check_count(len(gpus), token)
         violations += _check_duplicates(claims)
+        violations += _check_vouched_twice(token)
         violations += self._check_topology(gpus, [c for c in claims if c.switch])
         for claim in claims:
             violations += self._check_device(claim)
@@ -138,6 +139,18 @@ def _check_duplicates(claims: Sequence[GpuClaims]) -> list[Violation]:
     repeated = dict.fromkeys(c.device.hex()[:16] for c in claims if devices.count(c.device) > 1)
     return [
         Violation(Check.GPU_DUPLICATE, "different devices", f"device {d}… more than once") for d in repeated
+    ]
+
+
+def _check_vouched_twice(token: TokenClaims | None) -> list[Violation]:
+    """A service vouches for each piece of evidence that it is given, also for the same GPU's under two names."""
+    named = [(device.switch, device.ueid) for device in token.devices] if token else []
+    repeated = dict.fromkeys(ueid for switch, ueid in named if named.count((switch, ueid)) > 1)
+    return [
+        Violation(
+            Check.GPU_DUPLICATE, "different devices", f"device {ueid or 'without a ueid'} more than once"
+        )
+        for ueid in repeated
     ]
 
 

@@ -130,8 +130,17 @@ def _check_attributes(policy: TdxPolicy, td: TdReport) -> Iterator[Violation]:
         yield Violation(
             Check.TDX_XFAM, f"bits {XFAM_FIXED_1:#x} set and none outside {xfam:#x}", f"XFAM {td.xfam:#x}"
         )
-    if td.mr_service_td not in (None, _ZERO) and not policy.allow_service_td:
-        yield Violation(Check.TDX_SERVICE_TD, "no service TD bound", f"MRSERVICETD {td.mr_service_td.hex()}")
+    for name, found in _service_tds(td):
+        if found not in (None, _ZERO) and not policy.allow_service_td:
+            yield Violation(Check.TDX_SERVICE_TD, "no service TD bound", f"{name} {found.hex()}")
+
+
+def _service_tds(td: TdReport) -> Iterator[tuple[str, bytes | None]]:
+    """The service TDs that can reach into this one, or could when it began: one that moves it brings its memory along."""
+    yield "MRSERVICETD", td.mr_service_td
+    if td.history is not None:
+        yield "at its start: service TD", td.history.init_service_td_hash
+        yield "now: service TD", td.history.current_service_td_hash
 
 
 def _check_tcb(policy: TdxPolicy, claims: TdxClaims, now: datetime) -> Iterator[Violation]:

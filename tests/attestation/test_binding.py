@@ -106,6 +106,21 @@ def test_any_other_part_breaks_the_binding(nonce: bytes, statement: bytes, gpu: 
     assert error.value.check is Check.BINDING_REPORT_DATA
 
 
+@pytest.mark.parametrize("gpu", [b"", b"g"])
+def test_a_services_token_is_covered_too(gpu: bytes) -> None:
+    """What is said of the layout, and that a token can be neither added, dropped, exchanged nor taken for evidence."""
+    found = report_data(NONCE, b"s", gpu, b"token")
+    both = sha256(sha256(gpu).digest() + sha256(b"token").digest()).digest()
+    prefix = b"attested-inference/report-data/v1" + b"\x00"
+    assert found == sha512(prefix + NONCE + sha256(b"s").digest() + both).digest()
+    check_binding(found, NONCE, b"s", gpu, b"token")
+    for other in ((gpu, b""), (gpu, b"another"), (gpu + b"token", b""), (b"token", gpu)):
+        with pytest.raises(VerificationError):
+            check_binding(found, NONCE, b"s", *other)
+    with pytest.raises(VerificationError):
+        check_binding(report_data(NONCE, b"s", gpu), NONCE, b"s", gpu, b"token")
+
+
 def test_zero_report_data_is_refused_by_name() -> None:
     """Evidence that commits to nothing says so."""
     with pytest.raises(VerificationError, match="all zero") as error:

@@ -283,8 +283,9 @@ def _token(nonce: bytes = NONCE) -> bytes:
     return nras(overall=said, gpu=said, extra=said)
 
 
-def _vouched(token: bytes, gpu: bytes = b"") -> Evidence:
-    bound = report_data(NONCE, TEXT, gpu)
+def _vouched(token: bytes, gpu: bytes = b"", *, asked: bool = True) -> Evidence:
+    """Evidence with a token that the machine has asked for itself, or that somebody else has put beside it."""
+    bound = report_data(NONCE, TEXT, gpu, token if asked else b"")
     bare = _evidence(gpus=False)
     return dataclasses.replace(bare, cpu=TdxEvidence(TDX.quote(bound)), gpu=gpu, gpu_token=token)
 
@@ -296,6 +297,12 @@ def test_a_token_may_stand_in_where_the_policy_says_so(gpu: bytes) -> None:
     verdict = verify(document, TOKEN_POLICY, nonce=NONCE, now=NOW)
     assert verdict.gpu_token is not None
     assert verdict.valid_until == NOW + timedelta(seconds=600)
+
+
+@pytest.mark.parametrize("gpu", [b"", b"[{}]"], ids=["no evidence", "evidence of an unknown layout"])
+def test_a_token_about_another_machines_gpus(gpu: bytes) -> None:
+    """A host knows the GPU nonce, and can have another GPU vouched for: it counts only when the CPU has signed it."""
+    assert _refused(_vouched(_token(), gpu, asked=False), TOKEN_POLICY).check is Check.BINDING_REPORT_DATA
 
 
 def test_a_token_is_nothing_by_default() -> None:

@@ -128,6 +128,19 @@ def test_protected_pcie_needs_its_name(gpu: GpuClaims) -> None:
     assert checks(GpuPolicy(), by_status, switch) == [Check.GPU_MODE]
 
 
+def test_a_token_that_names_one_gpu_twice() -> None:
+    """The same GPU's evidence, handed in under two names, is one GPU; a switch is another device than a GPU."""
+    device, switch = TOKEN.devices
+    allowed = GpuPolicy(allow_token=True, count=2)
+    twice = replace(TOKEN, devices=(device, replace(device, name="GPU-1")))
+    assert checks(allowed, token=twice) == [Check.GPU_DUPLICATE]
+    other = replace(device, name="GPU-1", ueid=device.ueid + "1")
+    assert (
+        checks(allowed, token=replace(TOKEN, devices=(device, other, replace(switch, ueid=device.ueid))))
+        == []
+    )
+
+
 def test_tokens_stand_in_by_name_only(gpu: GpuClaims) -> None:
     """A service's token counts for GPUs only where the policy says so, and never beside the GPUs' own evidence."""
     assert checks(GpuPolicy(), token=TOKEN) == [Check.GPU_TOKEN]

@@ -12,6 +12,7 @@ from attestation.checks import Check
 from attestation.errors import MalformedError
 from attestation.simulator import DEFAULT_TD, DEFAULT_TD15, SimulatedTdx, TdxDefect
 from attestation.tdx import TcbStatus, TdxClaims, TdxMeasurement, TdxPolicy, verify
+from attestation.tdx.quote import ServiceTdHistory
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 MEASURED = TdxPolicy(measurements=(TdxMeasurement(mrtd=DEFAULT_TD.mrtd),))
@@ -132,6 +133,19 @@ def test_each_loosening_accepts_one_thing(
     found = with_defect(sim, defect)
     assert len(refusals(MEASURED, found)) == 1
     assert refusals(replace(MEASURED, **loosening), found) == []  # type: ignore[arg-type]  # field by field
+
+
+@pytest.mark.parametrize("when", ["init_service_td_hash", "current_service_td_hash"])
+def test_a_service_td_in_the_history(claims: TdxClaims, when: str) -> None:
+    """TD 1.5ex tells which one there was at the start and is now: either is refused, though none is bound."""
+    parts = {"td_id": 32, "dev_info": 48, "init_service_td_hash": 48, "init_service_td_attributes": 8}
+    parts |= {"init_cpu_svn": 16, "init_tee_tcb_svn": 16, "init_tee_fmspc": 12}
+    parts |= {"current_service_td_hash": 48, "current_service_td_attributes": 8}
+    empty = ServiceTdHistory(vmid=0, **{name: bytes(size) for name, size in parts.items()})
+    for history, refused in ((empty, []), (replace(empty, **{when: OTHER_48}), [Check.TDX_SERVICE_TD])):
+        found = replace(claims, td=replace(claims.td, mr_service_td=bytes(48), history=history))
+        assert refusals(MEASURED, found) == refused
+        assert refusals(replace(MEASURED, allow_service_td=True), found) == []
 
 
 def test_x87_and_sse_must_be_on(claims: TdxClaims) -> None:
