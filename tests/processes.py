@@ -25,7 +25,8 @@ def running_with(marker: str) -> list[int]:
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.02
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.2)  # what is waited for needs the processor more than we do

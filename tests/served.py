@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,9 @@ class Served:
 
     def ready(self) -> bool:
         assert self.process.poll() is None, f"the gateway ended: {self.log[-3000:]}"
+        with socket.socket() as probe:  # takes nothing of the time in which the gateway starts, as a client would
+            if probe.connect_ex(("127.0.0.1", self.port)):
+                return False
         try:
             return httpx.get(f"{self.origin}/readyz", verify=untrusting(), trust_env=False).status_code == 200
         except httpx.TransportError:

@@ -117,7 +117,7 @@ def test_killed_engine(tmp_path: Path) -> None:
     }
     with (
         served(tmp_path / "gateway", engine_isolation="none", **values) as gateway,
-        Caller(gateway.origin, gateway.run("policy")) as caller,
+        Caller(gateway.origin, gateway.policy()) as caller,
     ):
         os.kill(starts(tmp_path / "python")[0]["pid"], signal.SIGKILL)
         until(lambda: caller.http.get("/readyz").json()["reason"] == "engine_restarting", 10 * POLL_SECONDS)

@@ -404,7 +404,7 @@ class Packed:
         self._owner = folder / "owner"
 
     def give(self, key: bytes = KEY, *more: str) -> Any:
-        provision = Provision(self._owner, self.gateway.run("policy"), {"model_key": key})
+        provision = Provision(self._owner, self.gateway.policy(), {"model_key": key})
         return provision(self.gateway.origin, *more)
 
 
@@ -429,7 +429,7 @@ def test_served_from_memory(packed: Packed, tmp_path: Path) -> None:
     assert packed.give().exit_code == 0
     gateway.until_ready(30)
     assert (packed.memory / "model.safetensors").read_bytes() == CANARY * 1000
-    with Caller(gateway.origin, gateway.run("policy")) as caller:
+    with Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.post("/v1/chat/completions", CHAT).status == 200
     written = everything_written(tmp_path / "gateway", tmp_path / "python")
     assert CANARY not in written

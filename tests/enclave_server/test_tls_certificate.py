@@ -96,7 +96,7 @@ def test_a_client_that_knows_names(running: Served, authority: Path, issuer: byt
     until(lambda: waiting(running), 30)
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(running, authority)
-    policy = running.run("policy")
+    policy = running.policy()
     given = Provision(tmp_path / "owner", policy, {"tls_issuer": issuer})(running.origin)
     assert given.exit_code == 0, given.output
     running.until_ready(30)
