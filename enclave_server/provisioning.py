@@ -7,14 +7,12 @@ once, by whichever worker the owner's message comes to, and never emptied: anoth
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import mmap
 import os
 import weakref
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hmac import compare_digest
 from pathlib import Path
@@ -25,6 +23,7 @@ from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.provisioning import MAX_SECRETS_BYTES, OwnerSecrets
 from enclave_server.choices import SecretName
+from enclave_server.lock import alone
 from enclave_server.model import ModelError
 from enclave_server.model_pack import open_index, parse_key
 from enclave_server.settings import Settings
@@ -90,7 +89,7 @@ class Secrets:
         """Keep what was verified and checked. The same again changes nothing; anything else is refused."""
         check_values(given.values, pack=self._settings.model_pack, names=self._settings.tls_names)
         content = json.dumps({n: b64encode(v).decode() for n, v in given.values.items()}).encode()
-        with self._alone():
+        with alone(self._file):
             if self._memory[0]:
                 if not compare_digest(self._memory[_DIGEST], given.digest()):
                     raise VerificationError(
@@ -115,20 +114,11 @@ class Secrets:
         if self._values is None:
             if not self._awaited:
                 return {}
-            with self._alone():
+            with alone(self._file):
                 size = int.from_bytes(self._memory[_LENGTH], "big")
                 found = json.loads(self._memory[_START : _START + size])
             self._values = {name: b64decode(value) for name, value in found.items()}
         return self._values
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process is inside; a lock that dies with its holder."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
 def check_values(

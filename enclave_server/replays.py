@@ -7,18 +7,16 @@ memory is shared with every process that is forked off later, so a request is an
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 
 from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.sealed import MAX_CLOCK_SKEW
 from enclave_server.errors import ApiError
+from enclave_server.lock import alone
 
 WINDOW = (
     2 * MAX_CLOCK_SKEW + 2
@@ -45,13 +43,13 @@ class Replays:
 
     def check(self, enc: bytes, now: float) -> None:
         """This key is new, and there is room to remember it."""
-        with self._alone():
+        with alone(self._file):
             self._check(_short(enc), int(now))
 
     def remember(self, enc: bytes, now: float) -> None:
         """Once the request was opened. Of those who remember the same key, in whatever process, one gets through."""
         short = _short(enc)
-        with self._alone():
+        with alone(self._file):
             self._check(short, int(now))
             young = self._words[_YOUNG]
             self._words[self._place(young, short)] = short
@@ -86,15 +84,6 @@ class Replays:
         while self._words[start + at] not in {0, short}:
             at = (at + 1) % slots
         return start + at
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process is inside; a lock that dies with its holder."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
 def _short(enc: bytes) -> int:

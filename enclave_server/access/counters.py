@@ -7,6 +7,7 @@ because the kernel takes that from a process that dies. Entries end by themselve
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ from hashlib import blake2b
 
 from limits.storage import Storage
 
-from enclave_server.access.shared import SharedLock
+from enclave_server.lock import alone
 
 SLOTS = 1 << 16
 PROBES = 16
@@ -28,7 +29,7 @@ class SharedCounters(Storage):
 
     def __init__(self, slots: int = SLOTS, *, shared: bool = True) -> None:
         super().__init__()
-        self._lock = SharedLock() if shared else None
+        self._lock = os.memfd_create("lock", os.MFD_CLOEXEC) if shared else None
         self._slots = slots
         self._table = mmap.mmap(-1, slots * _SLOT.size)
 
@@ -82,7 +83,7 @@ class SharedCounters(Storage):
         return free, 0, now
 
     def _locked(self) -> AbstractContextManager[None]:
-        return self._lock.held() if self._lock else nullcontext()
+        return nullcontext() if self._lock is None else alone(self._lock)
 
 
 def _name(key: str) -> bytes:

@@ -6,30 +6,14 @@ is forgotten with it.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import blake2b
+
+from enclave_server.lock import alone
 
 _CELL, _NAME = 4, 16
 ROWS, PROBES = 1 << 14, 16
-
-
-class SharedLock:
-    """Held by one process at a time. The kernel takes it from a process that dies."""
-
-    def __init__(self) -> None:
-        self._file = os.memfd_create("lock", os.MFD_CLOEXEC)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
 class Tally:
@@ -59,7 +43,7 @@ class NamedTally:
 
     def __init__(self, workers: int, *, rows: int = ROWS) -> None:
         self._tally, self._rows = Tally(rows, workers), rows
-        self._names, self._lock = mmap.mmap(-1, rows * _NAME), SharedLock()
+        self._names, self._lock = mmap.mmap(-1, rows * _NAME), os.memfd_create("lock", os.MFD_CLOEXEC)
         self._known: dict[str, int] = {}
         self.begin = self._tally.begin
 
@@ -74,7 +58,7 @@ class NamedTally:
         """The row that all workers have for a name: taken by whoever needs it first, and kept."""
         digest = blake2b(name.encode(), digest_size=_NAME).digest()
         first = int.from_bytes(digest[:8], "little") % self._rows
-        with self._lock.held():
+        with alone(self._lock):
             for row in ((first + step) % self._rows for step in range(PROBES)):
                 there = self._names[row * _NAME : (row + 1) * _NAME]
                 if there == bytes(_NAME):
