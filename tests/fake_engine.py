@@ -77,7 +77,6 @@ class FakeEngine:
     behaviour: Behaviour = field(default_factory=Behaviour)
     requests: list[Seen] = field(default_factory=list)
     cancelled: int = 0  # streams and answers whose reader went away
-    finished: int = 0
     unready: str | None = "starting"
     restarts: int = 0
     model: FakeModel = field(default_factory=FakeModel)
@@ -107,7 +106,7 @@ class FakeEngine:
         """As it was after its start, with nothing seen."""
         self.behaviour, self.unready = Behaviour(), None
         self.requests.clear()
-        self.cancelled = self.finished = 0
+        self.cancelled = 0
 
     async def _listen(self) -> None:
         app = web.Application(client_max_size=2**30)
@@ -185,7 +184,6 @@ class FakeEngine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        self.finished += 1
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         answer = {**_head(chat, ""), "choices": [choice], "usage": usage}
@@ -236,7 +234,6 @@ class FakeEngine:
                 await response.write(event[at : at + 7] if how.split else event)
                 if how.split:
                     await asyncio.sleep(0)
-        self.finished += 1
         return response
 
 

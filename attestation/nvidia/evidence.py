@@ -19,7 +19,6 @@ from attestation._reader import Reader
 from attestation.checks import Check
 from attestation.errors import MalformedError
 
-REQUEST_BYTES = 37
 NONCE_BYTES = 32
 SIGNATURE_BYTES = 96
 DIGEST_BYTES = 48

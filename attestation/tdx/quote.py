@@ -22,7 +22,6 @@ from attestation.errors import MalformedError
 MAX_QUOTE_BYTES = 64 * 1024
 QE_AUTH_BYTES = 32  # any length could be bound to the key; Intel's QE writes this one
 
-HEADER_BYTES = 48
 ECDSA_P256 = 2
 TEE_SGX, TEE_TDX = 0x00, 0x81
 TD10, TD15, TD15EX = 2, 3, 4
