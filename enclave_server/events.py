@@ -16,6 +16,7 @@ _END = b"\n\n"
 _ONLY_USAGE = b'"choices":[],"usage":{'  # cannot stand inside a JSON string, whose quotes are escaped
 _ERRORS = (b'data: {"error"', b'data: {"object":"error"', b"event: error\n", b"event: response.failed\n")
 _LATER_COMMENT = b"\n" + COMMENT
+_FIRST = (*_ERRORS, COMMENT)  # what `_look` looks for begins an event
 
 
 class Events:
@@ -34,6 +35,14 @@ class Events:
         """The events that are whole now: everything up to the last blank line; may be empty."""
         if self._tail:
             data = self._tail + data
+        if data.find(b"\n") == len(data) - 2 and data.endswith(
+            _END
+        ):  # one event of one line, as most reads are
+            self._tail = b""
+            self._before, self._last = self._last, data
+            if data.startswith(_FIRST):
+                self._look(data)
+            return self._without_usage(data) if self._hide_usage else data
         cut = data.rfind(_END) + len(_END)
         if cut < len(_END):
             cut = 0
@@ -41,6 +50,7 @@ class Events:
         if len(self._tail) > MAX_EVENT_BYTES:
             raise TooLongError("an event without an end")
         if whole:
+            self._before, self._last = self._last, whole
             self._look(whole)
         return self._without_usage(whole) if self._hide_usage else whole
 
@@ -70,7 +80,6 @@ class Events:
         return whole[:start] + whole[whole.find(_END, at) + len(_END) :]
 
     def _look(self, whole: bytes) -> None:
-        self._before, self._last = self._last, whole
         if b"error" in whole or b"failed" in whole:  # as each of the marks has, and hardly any other event
             self.failed |= any(whole.startswith(mark) or _END + mark in whole for mark in _ERRORS)
         if _LATER_COMMENT in whole or whole.startswith(COMMENT):

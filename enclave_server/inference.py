@@ -17,6 +17,7 @@ from attestation.receipt import Outcome
 from enclave_server import errors
 from enclave_server.access.gate import Access, Visit
 from enclave_server.asgi import Receive, Scope, Send
+from enclave_server.begun import Work
 from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
@@ -203,13 +204,18 @@ class Inference:
 
     async def _relay_stream(self, exchange: Exchange, answer: EngineAnswer, ending: bytes) -> None:
         events = Events(ending=ending, hide_usage=exchange.hide_usage)
-        while chunk := await answer.more():
-            if whole := events.feed(chunk):
-                if exchange.parts is not None:
-                    exchange.parts.answer(whole)
-                if exchange.tokens is not None:
-                    exchange.tokens.events(whole)
-                await exchange.events(whole)
+
+        def relay(chunk: bytes) -> Work | None:
+            whole = events.feed(chunk)
+            if not whole:
+                return None
+            if exchange.parts is not None:
+                exchange.parts.answer(whole)
+            if exchange.tokens is not None:
+                exchange.tokens.events(whole)
+            return exchange.events(whole)
+
+        await answer.relay(relay)
         if events.failed:
             log.warning("engine reported an error in a stream")
             await exchange.end(Outcome.ABORTED)

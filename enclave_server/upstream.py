@@ -1,17 +1,19 @@
 """The way to the engine: kept connections over a Unix socket or the loopback, and nothing that this gateway does not need.
 
 Nothing of the client's request but its body and its route is sent on. Every failure is an `UpstreamError`. A plain answer
-wakes its reader once, when it is whole; a stream once for each read of the socket (ADR 18 says why this is our own).
+wakes its reader once, when it is whole; a relayed stream at its end (ADR 18 says why this is our own, ADR 45 how it relays).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self, cast
 
 import httptools
 
+from enclave_server.begun import Rest, Work, begin
 from enclave_server.engine_address import Address
 
 _CONNECT_SECONDS = 5.0
@@ -45,7 +47,8 @@ class EngineAnswer(asyncio.Protocol):
     def __init__(self, pool: Upstream) -> None:
         self._pool, self._loop = pool, asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[Rest | None] | None = None
+        self._take: Callable[[bytes], Work | None] | None = None  # while `relay` waits
         self._timer: asyncio.TimerHandle | None = None
         self.idle_since = self._heard = self._loop.time()
         self._expect()
@@ -79,6 +82,26 @@ class EngineAnswer(asyncio.Protocol):
             if self.complete:
                 return b""
             await self._wait()
+        return self._taken()
+
+    async def relay(self, take: Callable[[bytes], Work | None]) -> None:
+        """Give each read of the body to `take` until its end, and do the work that it returns before the next is given.
+
+        The work is done where the socket is read, outside of any task; only when it has to wait is the task woken that waits
+        here, and ends it, while the engine waits too."""
+        while self._parts or not self.complete:
+            if self._parts:
+                rest: Work | Rest | None = take(self._taken())
+            else:
+                self._take = take
+                try:
+                    rest = await self._wait()
+                finally:
+                    self._take = None
+            if rest is not None:
+                await rest
+
+    def _taken(self) -> bytes:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         if self._held > _HIGH_WATER:
@@ -111,14 +134,14 @@ class EngineAnswer(asyncio.Protocol):
         self._pool.forget(self)
         self._transport.abort()
 
-    async def _wait(self) -> None:
+    async def _wait(self) -> Rest | None:
         if self._error is not None:
             raise self._error
         if self._timer is None:
             self._timer = self._loop.call_later(self._pool.read_seconds, self._look)
         self._waiter = self._loop.create_future()
         try:
-            await self._waiter
+            return await self._waiter
         finally:
             self._waiter = None
 
@@ -134,7 +157,20 @@ class EngineAnswer(asyncio.Protocol):
             self._timer = self._loop.call_later(left, self._look)
 
     def _worth_waking(self) -> bool:
-        return self.complete or self._error is not None or self.is_stream or self._held > _HIGH_WATER
+        if self.complete or self._error is not None or self._held > _HIGH_WATER:
+            return True
+        return self._take is None and self.is_stream
+
+    def _relay(self, take: Callable[[bytes], Work | None], waiter: asyncio.Future[Rest | None]) -> None:
+        """What `relay` does, in its place."""
+        try:
+            work = take(self._taken())
+            rest = begin(work) if work is not None else None
+        except Exception as exc:  # noqa: BLE001 - raised where `relay` waits
+            waiter.set_exception(exc)
+        else:
+            if rest is not None:
+                waiter.set_result(rest)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -163,10 +199,14 @@ class EngineAnswer(asyncio.Protocol):
             return self._fail(UpstreamError("not HTTP"))
         if not self.status and self._head_size > _MAX_HEAD:
             return self._fail(UpstreamError("an answer's head without an end"))
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            if self._take is not None and self._parts:
+                self._relay(self._take, waiter)
+            if self._worth_waking():
+                self._wake()
         if self._held > _HIGH_WATER:
             self._transport.pause_reading()
-        if self._waiter is not None and self._worth_waking():
-            self._wake()
         return None
 
     def eof_received(self) -> None:

@@ -94,3 +94,36 @@ def test_any_bytes(reads: list[bytes]) -> None:
         return
     assert b"".join(reads).startswith(out)
     events.usage()
+
+
+PIECES = st.sampled_from(
+    [
+        *(piece + b"\n\n" for piece in STREAM.split(b"\n\n")[:-1]),
+        b'data: {"error": {}}\n\n',
+        b'data: {"object":"error"}\n\n',
+        b'data: {"error"',
+        b"event: error\ndata: {}\n\n",
+        b"event: response.failed\ndata: {}\n\n",
+        b"event: message_stop\ndata: {}\n\n",
+        b": attested x\n\n",
+        b"data: {}\n: attested x\n\n",
+        b": attested\n\n",
+        b"\n\n",
+        b"x",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=6))
+def test_alone_or_together(pieces: list[bytes]) -> None:
+    """What comes event by event, as it mostly does, is judged as what comes in one read."""
+
+    def judged(reads: list[bytes]) -> object:
+        events = Events()
+        try:
+            out = b"".join(map(events.feed, reads))
+        except UpstreamError:
+            return "refused"
+        return out, events.failed, events.complete
+
+    assert judged(pieces) == judged([b"".join(pieces)])

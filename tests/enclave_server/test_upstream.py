@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from enclave_server import upstream as module
+from enclave_server.begun import Rest, Work
 from enclave_server.upstream import (
     EngineAnswer,
     TooLongError,
@@ -127,10 +128,10 @@ async def test_woken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     wakes = 0
     real = EngineAnswer._wait
 
-    async def counted(self: EngineAnswer) -> None:
+    async def counted(self: EngineAnswer) -> Rest | None:
         nonlocal wakes
         wakes += 1
-        await real(self)
+        return await real(self)
 
     monkeypatch.setattr(EngineAnswer, "_wait", counted)
 
@@ -172,6 +173,132 @@ async def test_stream(tmp_path: Path) -> None:
             seen.append(part)
             go.set()
         assert seen == [b"data: 1\n\n", b"data: 2\n\n"]
+
+
+def chunks(*events: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in events)
+
+
+async def test_relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read is handed on where it arrives; the task wakes only when work has to wait, and the order stays."""
+    wakes, release, seen = 0, asyncio.Event(), []
+    real = EngineAnswer._wait
+
+    async def counted(self: EngineAnswer) -> Rest | None:
+        nonlocal wakes
+        wakes += 1
+        return await real(self)
+
+    async def stream(peer: Peer, _: Script) -> None:
+        await peer.request()
+        await peer.write(STREAM)
+        for number in range(8):
+            await asyncio.sleep(0.01)
+            await peer.write(chunks(b"%d" % number))
+        await peer.write(chunks(b"!") + b"0\r\n\r\n")
+        await peer.until_closed()
+
+    async def work(part: bytes) -> None:
+        if b"3" in part:
+            asyncio.get_running_loop().call_later(0.05, release.set)
+            await release.wait()
+        seen.append(part)
+
+    async with (
+        engine(tmp_path, stream) as (pool, _),
+        pool.request("POST", "/v1/completions", b"{}") as answer,
+    ):
+        monkeypatch.setattr(EngineAnswer, "_wait", counted)
+        await answer.relay(lambda part: None if part == b"1" else work(part))
+    assert b"".join(seen) == b"0234567!"
+    assert wakes <= 2
+    assert len(seen) < 8  # what arrived meanwhile was one piece
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["at once", "in its work"])
+async def test_relay_fails(tmp_path: Path, begun: bool) -> None:
+    """What handing on raises is raised where the task waits, and ends the request."""
+
+    async def stream(peer: Peer, script: Script) -> None:
+        await peer.request()
+        await peer.write(STREAM)
+        await asyncio.sleep(0.01)
+        await peer.write(chunks(b"x"))
+        await peer.until_closed()
+        script.gone.set()
+
+    async def work() -> None:
+        raise ValueError("of the work")
+
+    def take(_: bytes) -> Work:
+        if begun:
+            return work()
+        raise ValueError("of the work")
+
+    async with engine(tmp_path, stream) as (pool, script):
+        with pytest.raises(ValueError, match="of the work"):
+            async with pool.request("POST", "/v1/completions", b"{}") as answer:
+                await answer.relay(take)
+        await asyncio.wait_for(script.gone.wait(), 2)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["idle", "in its work"])
+async def test_relay_cancelled(tmp_path: Path, begun: bool) -> None:
+    """A task that is cancelled hands nothing on any more, and its work ends where it waits."""
+    seen, ended = [], []
+
+    async def stream(peer: Peer, script: Script) -> None:
+        await peer.request()
+        await peer.write(STREAM)
+        await asyncio.sleep(0.01)
+        for _ in range(1000):
+            if script.gone.is_set():
+                break
+            await peer.write(chunks(b"x"))
+            await asyncio.sleep(0.001)
+        await peer.until_closed()
+
+    async def work(part: bytes) -> None:
+        try:
+            if begun:
+                await asyncio.get_running_loop().create_future()
+            seen.append(part)
+        except asyncio.CancelledError:
+            ended.append(part)
+            raise
+
+    async def relay(pool: Upstream) -> None:
+        async with pool.request("POST", "/v1/completions", b"{}") as answer:
+            await answer.relay(work)
+
+    async with engine(tmp_path, stream) as (pool, script):
+        task = asyncio.create_task(relay(pool))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        before = len(seen)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.01)
+        script.gone.set()
+    assert len(seen) == before
+    assert len(ended) == begun
+
+
+async def test_relay_of_a_lost_stream(tmp_path: Path) -> None:
+    """What arrived before the connection was lost is handed on, and then it is an error."""
+    seen: list[bytes] = []
+
+    async def stream(peer: Peer, _: Script) -> None:
+        await peer.request()
+        await peer.write(STREAM + chunks(b"0"))
+        await asyncio.sleep(0.01)
+        await peer.write(chunks(b"1"))
+
+    async with engine(tmp_path, stream) as (pool, _):
+        with pytest.raises(UpstreamError, match="lost"):
+            async with pool.request("POST", "/v1/completions", b"{}") as answer:
+                await answer.relay(seen.append)
+    assert seen == [b"0", b"1"]
 
 
 @pytest.mark.parametrize("close", ["at once", "announced"])
