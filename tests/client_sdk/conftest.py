@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from client_sdk.kept import EVIDENCE_PATH
+from tests.caller import untrusting
 from tests.servers import FakeEngine, LiveGateway, live_gateway
 
 
@@ -118,8 +119,7 @@ class Relay:
         self.connections = 0
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate(folder))
-        self._anybody = ssl.create_default_context()
-        self._anybody.check_hostname, self._anybody.verify_mode = False, ssl.CERT_NONE
+        self._anybody = untrusting()
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.origin = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve, daemon=True)

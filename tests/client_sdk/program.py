@@ -1,6 +1,5 @@
-"""A user's program, run by tests under openai 2.x and 3.x: `python program.py URL POLICY CASE…`.
-
-Prints one JSON object: what each case returned or the error it ended with.
+"""A user's program, run by tests under openai 2.x and 3.x. It reads a line `["URL", "POLICY", "CASE"…]` and prints one, until
+its input ends: a JSON object of what each case returned or the error it ended with.
 """
 
 from __future__ import annotations
@@ -258,5 +257,7 @@ def outcome(case: str, url: str, policy: str) -> Any:
 
 
 if __name__ == "__main__":
-    outcomes = {case: outcome(case, sys.argv[1], sys.argv[2]) for case in sys.argv[3:]}
-    sys.stdout.write(json.dumps({"version": openai.__version__, **outcomes}))
+    for line in sys.stdin:
+        asked, trusted, *cases = json.loads(line)
+        outcomes = {case: outcome(case, asked, trusted) for case in cases}
+        print(json.dumps({"version": openai.__version__, **outcomes}), flush=True)  # noqa: T201

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +26,46 @@ POLICY = "[tdx]\n"
 Run = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(params=["3.x", "2.x"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    """Runs cases of `program.py` under a version of openai, with every warning an error."""
+@pytest.fixture(scope="module", params=["3.x", "2.x"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs cases of `program.py` under a version of openai, with every warning an error.
+
+    All in one process, since starting one takes longer than what it asks.
+    """
     python = Path(sys.executable) if request.param == "3.x" else OLDER
     if not python.exists():
         pytest.skip("the environment with openai 2.x is not here; `make setup` makes it")
-
-    def call(url: str, policy: str, *cases: str) -> dict[str, Any]:
-        file = tmp_path / "policy.toml"
-        file.write_text(policy)
-        program = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('tests.client_sdk.program', run_name='__main__')"
-        done = subprocess.run(
-            [python, "-W", "error", "-c", program, str(ROOT), url, str(file), *cases],
-            capture_output=True,
+    folder = tmp_path_factory.mktemp("program")
+    policy_file, errors = folder / "policy.toml", folder / "stderr"
+    program = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('tests.client_sdk.program', run_name='__main__')"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [python, "-W", "error", "-c", program, str(ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
-            timeout=60,
-            check=False,
-        )
-        assert not done.stderr, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
-        assert result.pop("version").startswith(request.param[0])
-        return result
+        ) as process,
+    ):
+        assert process.stdin
+        assert process.stdout
+        asking, answers = process.stdin, process.stdout
 
-    return call
+        def call(url: str, policy: str, *cases: str) -> dict[str, Any]:
+            policy_file.write_text(policy)
+            asking.write(json.dumps([url, str(policy_file), *cases]) + "\n")
+            asking.flush()
+            line = answers.readline()
+            assert not errors.read_text(), errors.read_text()
+            result: dict[str, Any] = json.loads(line)
+            assert result.pop("version").startswith(request.param[0])
+            return result
+
+        yield call
+        asking.close()
+        assert process.wait(60) == 0
+        assert not errors.read_text(), errors.read_text()
 
 
 SAID = "You said: hello you there"
@@ -86,7 +102,7 @@ def test_every_way_to_ask(run: Run, gateway: LiveGateway) -> None:
     """Each gives what openai's own class would, and a verified receipt.
 
     A refusal by the gateway, once its receipt is verified, is the error that openai's class raises for it; and a WebSocket,
-    which is not attested, is not opened. All in one process, since starting one takes longer than what it asks.
+    which is not attested, is not opened.
     """
     refused = ("websocket", "async_websocket")
     answers = run(gateway.url, gateway.policy_text, *WORKS, *refused, "own_error")

@@ -18,6 +18,7 @@ import pytest
 from client_sdk.proxy.guard import Guard
 from client_sdk.sealing import Channel
 from client_sdk.streams import Verify
+from tests.caller import untrusting
 from tests.client_sdk.conftest import Recorded
 from tests.client_sdk.live_proxy import ASKED, CHAT, STREAMED, LiveProxy, live_proxy
 from tests.client_sdk.test_cli import attested
@@ -57,7 +58,7 @@ def proxy(tmp_path: Path, gateway: LiveGateway) -> Iterator[LiveProxy]:
 @pytest.fixture
 def caller(proxy: LiveProxy) -> Iterator[httpx.Client]:
     """A client that knows nothing of attestation."""
-    with httpx.Client(base_url=proxy.origin, trust_env=False) as client:
+    with httpx.Client(base_url=proxy.origin, verify=untrusting(), trust_env=False) as client:
         yield client
 
 
