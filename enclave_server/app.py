@@ -27,7 +27,7 @@ from enclave_server.identities import Identities
 from enclave_server.inference import EngineStatus, Inference
 from enclave_server.log_routes import add_log_routes
 from enclave_server.metrics import Metrics
-from enclave_server.receipt_log import ReceiptLog
+from enclave_server.receipt_log import ReceiptLog, ReceiptQueue
 from enclave_server.replays import Replays
 from enclave_server.sealed import RAW_PATH as SEALED
 from enclave_server.sealed import Sealed
@@ -58,31 +58,7 @@ def create_app(
         logging = receipts.unready if receipts else None
         return identities.unready or access.unready or engine.unready or attester.unready or logging
 
-    metrics.watch(
-        {
-            "in_flight": ("Requests under way, waiting ones too.", lambda: inference.in_flight),
-            "queued": ("Requests waiting for a place.", lambda: access.admission.queued),
-            "ready": ("1 when it can answer.", lambda: unready() is None),
-            "log_waiting": (
-                "Receipts that were not handed to the log yet.",
-                lambda: receipts.waiting if receipts else 0,
-            ),
-            "engine_restarts": ("How often the engine was started again.", lambda: engine.restarts),
-            "evidence_age_seconds": ("Age of the renewed evidence.", lambda: attester.age),
-            "collateral_left_seconds": (
-                "Until the first of the collateral expires.",
-                lambda: attester.collateral.left,
-            ),
-            "collateral_failing": (
-                "1 when the last attempt to fetch or keep collateral failed.",
-                lambda: attester.collateral.failing,
-            ),
-            "identities": ("Identities that have not ended.", lambda: identities.count),
-            "identity_age_seconds": ("Since the current identity was made.", lambda: identities.age),
-            "identity_left_seconds": ("Until the current identity ends.", lambda: identities.left),
-        }
-    )
-
+    _watch(metrics, inference, access, engine, attester, identities, receipts, unready)
     sealed = Sealed(settings, identities, inference, replays=replays)
 
     @asynccontextmanager
@@ -116,6 +92,43 @@ def create_app(
             await control(scope, receive, send)  # type: ignore[arg-type]  # the same ASGI under other names
 
     return app
+
+
+def _watch(
+    metrics: Metrics,
+    inference: Inference,
+    access: Access,
+    engine: EngineStatus,
+    attester: Attester,
+    identities: Identities,
+    receipts: ReceiptQueue | None,
+    unready: Callable[[], str | None],
+) -> None:
+    """What is looked at when somebody asks for numbers."""
+    metrics.watch(
+        {
+            "in_flight": ("Requests under way, waiting ones too.", lambda: inference.in_flight),
+            "queued": ("Requests waiting for a place.", lambda: access.admission.queued),
+            "ready": ("1 when it can answer.", lambda: unready() is None),
+            "log_waiting": (
+                "Receipts that were not handed to the log yet.",
+                lambda: receipts.waiting if receipts else 0,
+            ),
+            "engine_restarts": ("How often the engine was started again.", lambda: engine.restarts),
+            "evidence_age_seconds": ("Age of the renewed evidence.", lambda: attester.age),
+            "collateral_left_seconds": (
+                "Until the first of the collateral expires.",
+                lambda: attester.collateral.left,
+            ),
+            "collateral_failing": (
+                "1 when the last attempt to fetch or keep collateral failed.",
+                lambda: attester.collateral.failing,
+            ),
+            "identities": ("Identities that have not ended.", lambda: identities.count),
+            "identity_age_seconds": ("Since the current identity was made.", lambda: identities.age),
+            "identity_left_seconds": ("Until the current identity ends.", lambda: identities.left),
+        }
+    )
 
 
 def _add_control_routes(control: FastAPI, attester: Attester, unready: Callable[[], str | None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 
 from enclave_server import log as logs
 from enclave_server.access.gate import Access
@@ -14,7 +15,7 @@ from enclave_server.config_identity import configured
 from enclave_server.engine import Engine, Installed, find_engine, keep
 from enclave_server.engine_address import Address, parse_address
 from enclave_server.engine_external import ExternalEngine, find_external
-from enclave_server.identities import Succession
+from enclave_server.identities import Identities, Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
 from enclave_server.model import list_files
@@ -46,9 +47,8 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
     external = None if settings.engine is None else parse_address(settings.engine)
     installed = _find_engine(settings, external)
     tee = open_tee(settings)
-    config_file = configured(
-        settings, content, origins_of(content, workers=workers, engine=engine), tee.evidence
-    )
+    origins = origins_of(content, workers=workers, engine=engine)
+    config_file = configured(settings, content, origins, tee.evidence)
     receipt_log = ReceiptLog.open(settings)
     log_key = receipt_log.key if receipt_log else None
     identities, succession = Succession.of(  # without a name of its own, so that its keys go when it ends
@@ -58,11 +58,10 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
     )
     tee.begin_serving()
     replays = Replays(settings.sealed_remembered)  # one for all workers
-    kept = (
-        Engine(settings, installed, status, model)
-        if external is None
-        else ExternalEngine(external, installed.version, status)
-    )
+    if external is None:
+        kept: Engine | ExternalEngine = Engine(settings, installed, status, model)
+    else:
+        kept = ExternalEngine(external, installed.version, status)
 
     def work(listener: socket.socket) -> int:
         give_up_capabilities()  # what reads requests could become nobody else
@@ -84,6 +83,18 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
             secrets.drop()
         return asyncio.run(keep(kept) if receipt_log is None else receipt_log.beside(keep(kept)))
 
+    _tell(settings, listeners, identities)
+    drain = settings.drain_seconds
+    exit_status = Family(
+        keeper=keeper, worker=work, listeners=listeners, succession=succession, drain_seconds=drain
+    ).run()
+    if isinstance(model, PackedModel):
+        model.close()  # again: its keeper may have been killed
+    log.info("gateway stopped")
+    raise SystemExit(exit_status)
+
+
+def _tell(settings: Settings, listeners: Sequence[socket.socket], identities: Identities) -> None:
     host, port = listeners[0].getsockname()[:2]
     log.info(
         "gateway listens",
@@ -92,18 +103,6 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
         statement=identities.current.statement_digest.hex(),
         count=settings.workers,
     )
-    family = Family(
-        keeper=keeper,
-        worker=work,
-        listeners=listeners,
-        succession=succession,
-        drain_seconds=settings.drain_seconds,
-    )
-    exit_status = family.run()
-    if isinstance(model, PackedModel):
-        model.close()  # again: its keeper may have been killed
-    log.info("gateway stopped")
-    raise SystemExit(exit_status)
 
 
 def _find_model(settings: Settings, secrets: Secrets, status: SharedStatus) -> ModelFiles | PackedModel:
