@@ -24,6 +24,7 @@ from enclave_server.watch import CONNECTION, Connection
 
 _LAST_WORDS_SECONDS = 2.0
 _LOOK_SECONDS = 1.0  # between two looks for statements that have ended
+_HEAD = b"HTTP/1.1 "
 _REQUIRED = (uvloop, httptools)  # imported here, so that an install without them fails at start
 
 
@@ -138,6 +139,40 @@ def make_server(
     )
 
 
+class Joining:
+    """A client's transport, on which the head of an answer leaves together with what follows it in the same turn of the loop.
+
+    uvicorn writes them one by one, and each write would be a system call, a packet and a TLS record."""
+
+    __slots__ = ("_head", "_loop", "_transport", "abort", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._head = transport, loop, b""
+        self.is_closing, self.abort = transport.is_closing, transport.abort
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        elif data.startswith(_HEAD):
+            self._head = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._head) + self._transport.get_write_buffer_size()
+
+    def _flush(self) -> None:
+        if self._head and not self.is_closing():
+            self._transport.write(self._head)
+        self._head = b""
+
+
 def _protocol(identities: Identities) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         """Tells the application which connection a request came over and which statement's TLS key that has, and ends those
@@ -145,6 +180,7 @@ def _protocol(identities: Identities) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self.transport = Joining(transport, self.loop)  # type: ignore[assignment]  # all that uvicorn calls
             handshake = transport.get_extra_info("ssl_object")
             self.client_connection = Connection(self.flow.resume_reading)
             self.app_state = {**self.app_state, CONNECTION: self.client_connection}
