@@ -99,31 +99,70 @@ class Receipt:
     parts: bytes | None = field(default=None, metadata={"size": 32})  # over a chat's parts, where asked for
 
     def sign(self, key: Ed25519PrivateKey) -> str:
-        """The receipt as a compact JWS. Written by hand, as every answer has one."""
-        signed = f"{_HEADER}.{b64url_encode(self._to_json().encode())}"
-        return f"{signed}.{b64url_encode(key.sign(signed.encode()))}"
-
-    def _to_json(self) -> str:
-        request, response, model, usage = self.request, self.response, self.model, self.usage
-        counts = "null"
-        if usage is not None:
-            cached = "null" if usage.cached_tokens is None else usage.cached_tokens
-            counts = (
-                f'{{"prompt_tokens":{usage.prompt_tokens},"completion_tokens":{usage.completion_tokens}'
-                f',"cached_tokens":{cached}}}'
-            )
-        tokens = "" if self.tokens is None else f',"tokens":"{self.tokens.hex()}"'
-        parts = "" if self.parts is None else f',"parts":"{self.parts.hex()}"'
-        return (
-            f'{{"id":{_quoted(self.id)},"counter":{self.counter},"time":{self.time}'
-            f',"request":{{"method":{_quoted(request.method)},"path":{_quoted(request.path)}'
-            f',"digest":"{request.digest.hex()}","length":{request.length}}}'
-            f',"response":{{"status":{response.status},"digest":"{response.digest.hex()}","length":{response.length}}}'
-            f',"outcome":"{self.outcome.value}"'
-            f',"model":{{"name":{_quoted(model.name)},"digest":"{model.digest.hex()}"}},"usage":{counts}'
-            f',"sampling":{_to_json(self.sampling)},"statement":"{self.statement.hex()}"'
-            f',"checkpoints":{self.checkpoints}{tokens}{parts}}}'
+        """The receipt as a compact JWS."""
+        return sign_receipt(
+            key,
+            id=self.id,
+            counter=self.counter,
+            time=self.time,
+            method=self.request.method,
+            path=self.request.path,
+            asked=(self.request.digest, self.request.length),
+            status=self.response.status,
+            answered=(self.response.digest, self.response.length),
+            outcome=self.outcome,
+            model=self.model,
+            usage=self.usage,
+            sampling=self.sampling,
+            statement=self.statement,
+            checkpoints=self.checkpoints,
+            tokens=self.tokens,
+            parts=self.parts,
         )
+
+
+def sign_receipt(  # noqa: PLR0913  # one argument for each claim: a gateway makes no other object for them
+    key: Ed25519PrivateKey,
+    *,
+    id: str,  # noqa: A002  # as the claim is called
+    counter: int,
+    time: int,
+    method: str,
+    path: str,
+    asked: tuple[bytes, int],  # digest and length, as of what was answered
+    status: int,
+    answered: tuple[bytes, int],
+    outcome: Outcome,
+    model: ServedModel,
+    usage: Usage | None,
+    sampling: Mapping[str, Any],
+    statement: bytes,
+    checkpoints: int,
+    tokens: bytes | None,
+    parts: bytes | None,
+) -> str:
+    """A compact JWS. Its JSON is written by hand, since every answer has one."""
+    counts = "null"
+    if usage is not None:
+        cached = "null" if usage.cached_tokens is None else usage.cached_tokens
+        counts = (
+            f'{{"prompt_tokens":{usage.prompt_tokens},"completion_tokens":{usage.completion_tokens}'
+            f',"cached_tokens":{cached}}}'
+        )
+    more = "" if tokens is None else f',"tokens":"{tokens.hex()}"'
+    if parts is not None:
+        more += f',"parts":"{parts.hex()}"'
+    claims = (
+        f'{{"id":{_quoted(id)},"counter":{counter},"time":{time}'
+        f',"request":{{"method":{_quoted(method)},"path":{_quoted(path)}'
+        f',"digest":"{asked[0].hex()}","length":{asked[1]}}}'
+        f',"response":{{"status":{status},"digest":"{answered[0].hex()}","length":{answered[1]}}}'
+        f',"outcome":"{outcome}","model":{{"name":{_quoted(model.name)},"digest":"{model.digest.hex()}"}}'
+        f',"usage":{counts},"sampling":{_to_json(sampling)},"statement":"{statement.hex()}"'
+        f',"checkpoints":{checkpoints}{more}}}'
+    )
+    signed = f"{_HEADER}.{b64url_encode(claims.encode())}"
+    return f"{signed}.{b64url_encode(key.sign(signed.encode()))}"
 
 
 class RunningDigest:

@@ -22,12 +22,9 @@ from attestation.receipt import (
     NONCE_HEADER,
     RECEIPT_HEADER,
     Outcome,
-    Receipt,
-    Request,
-    Response,
     RunningDigest,
-    ServedModel,
     Usage,
+    sign_receipt,
 )
 from enclave_server.asgi import Fields, Headers, Scope, Send, fields_of
 from enclave_server.errors import ApiError
@@ -221,24 +218,25 @@ class Exchange:
         statement, now = self.identity.statement, time.time()
         if now >= statement.not_after:
             raise RuntimeError("the statement has ended: nothing is signed under it any more")
-        model = statement.model
-        token = Receipt(
+        token = sign_receipt(
+            self.identity.keys.receipt,
             id=number,
             counter=counter,
             time=int(now),
-            request=Request(
-                method=self.method, path=self.target, digest=self.request.digest(), length=self.request.length
-            ),
-            response=Response(status=status, digest=self.response.digest(), length=self.response.length),
+            method=self.method,
+            path=self.target,
+            asked=(self.request.digest(), self.request.length),
+            status=status,
+            answered=(self.response.digest(), self.response.length),
             outcome=outcome,
-            model=ServedModel(name=model.names[0], digest=model.digest),
+            model=self.identity.served,
             usage=usage,
             sampling=self.sampling,
             statement=self.identity.statement_digest,
             checkpoints=self._checkpoints,
             parts=self.parts.digest() if self.parts and outcome is Outcome.COMPLETE else None,
             tokens=self.tokens.digest(self.nonce) if self.tokens and outcome is Outcome.COMPLETE else None,
-        ).sign(self.identity.keys.receipt)
+        )
         if self.log is not None and outcome is not Outcome.CHECKPOINT:
             self.log.add(token)
         return token

@@ -12,7 +12,7 @@ import os
 import resource
 import secrets
 import ssl
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from attestation.binding import PURPOSE, VERSION, Engine, Image, Keys, Model, Statement
+from attestation.receipt import ServedModel
 from attestation.sealed import SealingKeys
 from attestation.tlog import VerifierKey, own_key
 from enclave_server.engine_flags import answer_flags
@@ -104,6 +105,11 @@ class Identity:
     statement: Statement
     statement_bytes: bytes
     statement_digest: bytes
+    served: ServedModel = field(init=False)  # as receipts name the model
+
+    def __post_init__(self) -> None:
+        model = self.statement.model
+        object.__setattr__(self, "served", ServedModel(name=model.names[0], digest=model.digest))
 
     def seconds_left(self, now: float) -> float:
         """For how long it may still answer; the statement ends a moment later."""

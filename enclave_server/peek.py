@@ -18,6 +18,7 @@ from enclave_server.errors import ApiError
 
 MAX_DEPTH = 64  # JSON Schemas of tools reach about 20
 MAX_SAMPLING_BYTES = 6 * 1024  # the receipt carries them and has 16 KiB in all
+_SPACE = " \t\n\r"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -25,9 +26,11 @@ def read_object(body: bytes) -> dict[str, Any]:
     """A request's JSON object. Refused: doubled names at any depth, other encodings and byte order marks, NaN and Infinity,
     numbers outside of 64 bits, lone surrogates, trailing bytes, more than `MAX_DEPTH` levels."""
     try:
-        text = body.decode()
-        value = _decode(text)
-        if b"\\u" in body and _SURROGATE.search(text):
+        text = body.decode().strip(_SPACE)
+        value, end = _decode(text)
+        if end != len(text):
+            raise ValueError("something follows")
+        if "\\" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
     except (ValueError, RecursionError):
         raise ApiError(
@@ -68,7 +71,7 @@ def _constant(_: str) -> NoReturn:
 
 _decode = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
-).decode
+).raw_decode
 
 
 def _check_depth(value: dict[str, Any]) -> None:
@@ -116,6 +119,7 @@ class _Body(msgspec.Struct):
 
 
 SAMPLING = tuple(name for name in _Body.__struct_fields__ if name not in {"model", "stream"})
+_SAMPLING = frozenset(SAMPLING)
 
 
 # What vLLM does with what a request leaves open: `--generation-config=vllm` keeps the model's own defaults out.
@@ -142,7 +146,8 @@ def sampling_of(fields: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> 
         raise ApiError(
             400, "invalid_type", "A field of the request has the wrong type.", param=known
         ) from None
-    values = [(name, getattr(request, name)) for name in SAMPLING if name in fields]
+    names = sorted(_SAMPLING.intersection(fields), key=SAMPLING.index)
+    values = [(name, getattr(request, name)) for name in names]
     sampling = {**defaults, **{name: value for name, value in values if value is not None}}
     long = any(type(value) in {str, list, dict} for _, value in values)  # numbers alone cannot fill it
     if long and len(json.dumps(sampling)) > MAX_SAMPLING_BYTES:
