@@ -26,6 +26,7 @@ LITELLM = "litellm[proxy]==1.100.5"
 VLLM_ROUTER = "vllm-router==0.1.17"
 INSTALL_SECONDS, START_SECONDS = 600, 120
 ENGINE_CPU, CONTENDER_CPU = 0, 1
+EVENTS = 128  # in a stream, unless a load says otherwise
 
 _NGINX = """
 {user} worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -61,9 +62,10 @@ class Engine:
     socket: Path
     pid: int
 
-    def pace(self, microseconds: int) -> None:
-        """One event per stream every so many microseconds; 0: as fast as they are taken."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/pace?us={microseconds}", timeout=5):
+    def pace(self, microseconds: int, events: int = EVENTS) -> None:
+        """One event per stream every so many microseconds, and so many events; 0: as fast as they are taken."""
+        query = f"us={microseconds}&events={events}"
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/pace?{query}", timeout=5):
             pass
 
 

@@ -73,8 +73,9 @@ _HEAD = """# The gateway beside others
 Made by `make bench-gateway` on {date}: medians of {rounds} interleaved rounds on {cores} shared cores, Python {python}.
 Engine and load generator are programs in C on one core; each gateway has one process on the other, without TLS. nginx and
 ours reach the engine over its Unix socket, the others over TCP. A request has 1.9 KB, a plain answer 1.2 KB, a stream 128
-events; "paced" is one event every 20 ms, the others come as fast as they are taken (meanwhile the engine keeps the load
-generator's core busy, which the time to first event shows). Ours hashes and signs every answer. "Ours sealed" opens an X-Wing
+events; "paced" is one event every 20 ms (4 of them in a stream at one connection, so that a round times some fifty first
+events), the others come as fast as they are taken (meanwhile the engine keeps the load generator's core busy, which the
+time to first event shows). Ours hashes and signs every answer. "Ours sealed" opens an X-Wing
 seal and seals the answer; "floor" is a Python program that parses, passes on, hashes and signs, and does nothing else.
 
 | goal | limit | found | |

@@ -2,9 +2,9 @@
 //
 //     mock_engine PORT SOCKET
 //
-// POST with "stream": true   128 server-sent events, one HTTP chunk each, as vLLM writes them
+// POST with "stream": true   server-sent events, one HTTP chunk each, as vLLM writes them: 128, unless said otherwise
 // any other POST             the same JSON answer, 1.2 KB
-// GET /pace?us=N             one event per stream every N µs from now on; 0: as fast as they are taken
+// GET /pace?us=N[&events=M]  one event per stream every N µs from now on; 0: as fast as they are taken. M events in a stream
 // any other GET              200, for health checks
 //
 // Streams share one step clock, as an engine's steps do: at each step every stream gets one event.
@@ -32,7 +32,7 @@ typedef struct {
 } connection;
 
 static connection *connections[MAX_FD];
-static int poller, tcp_listener, unix_listener, streams;
+static int poller, tcp_listener, unix_listener, streams, events_each = EVENTS;
 static long pace_us;
 
 static char answer[4096], stream_head[512], event[512], stream_end[1024];
@@ -104,14 +104,14 @@ static int put(connection *c, const char *text) {
 
 static int answer_one(connection *c, const char *head, const char *body, int body_len) {
     if (!strncmp(head, "GET ", 4)) {
-        const char *pace = strstr(head, "/pace?us=");
-        if (pace) pace_us = atol(pace + 9);
+        const char *pace = strstr(head, "/pace?us="), *each = strstr(head, "&events=");
+        if (pace) pace_us = atol(pace + 9), events_each = each ? atoi(each + 8) : EVENTS;
         return put(c, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}");
     }
     const char *stream = memmem(body, body_len, "\"stream\":", 9);
     if (!stream || strncmp(stream + 9 + (stream[9] == ' '), "true", 4)) return put(c, answer);
     c->streaming = 1;
-    c->events_left = EVENTS;
+    c->events_left = events_each;
     streams++;
     return put(c, stream_head);
 }
