@@ -159,6 +159,7 @@ def find_root(cert: x509.Certificate, roots: Sequence[Root], check: Check) -> Ro
     raise VerificationError(
         check,
         f"root {common_name(cert.subject)!r} has key {pin.hex()[:16]}…, but this policy trusts {expected}",
+        advice="The root of a simulated TEE has to be named in the policy (`enclave-server policy` prints one); anything else is forged",
     )
 
 

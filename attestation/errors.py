@@ -58,13 +58,16 @@ class Violation:
 class PolicyError(AttestationError):
     """Authentic claims that a policy does not accept. Every violation is reported, not only the first."""
 
-    def __init__(self, violations: Sequence[Violation]) -> None:
+    def __init__(self, violations: Sequence[Violation], *, advice: str = "") -> None:
         if not violations:
             raise ValueError("a PolicyError needs at least one violation")
         super().__init__(
-            violations[0].check, "; ".join(f"expected {v.expected}, found {v.found}" for v in violations)
+            violations[0].check,
+            "; ".join(f"expected {v.expected}, found {v.found}" for v in violations),
+            advice=advice,
         )
         self.violations = tuple(violations)
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.violations))
+        text = "; ".join(map(str, self.violations))
+        return f"{text}. {self.advice}" if self.advice else text

@@ -32,6 +32,17 @@ from attestation.whole import Candidate, check_whole, last_end
 
 MAX_POLICY_BYTES = 1024 * 1024
 
+_OTHER = (
+    "The evidence is genuine; what it shows is not what the policy accepts. Compare it with what the operator "
+    "publishes: `attested lock` shows it, `attested diff` says what is new"
+)
+_OTHER_RELEASE = "Ask the operator for a release that is in force, or get newer references"
+_ADVICE = {
+    Check.POLICY_EXPIRED: "Lock the enclave again, or get a newer policy or newer references",
+    Check.POLICY_REVOKED: _OTHER_RELEASE,
+    Check.POLICY_RETIRED: _OTHER_RELEASE,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatementPolicy:
@@ -178,7 +189,9 @@ class Policy:
             *check_whole(self.candidates(cpu, statement, now, vtpm)),
         ]
         if violations:
-            raise PolicyError(list(dict.fromkeys(violations)))
+            raise PolicyError(
+                list(dict.fromkeys(violations)), advice=_ADVICE.get(violations[0].check, _OTHER)
+            )
 
     def ends(
         self, cpu: TdxClaims | SnpClaims, statement: Statement, now: datetime, vtpm: VtpmClaims | None = None

@@ -41,6 +41,7 @@ class Refused:
     code: ExitCode
     check: str
     detail: str
+    advice: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,6 +82,7 @@ class Tally:
                 code=exit_code(error),
                 check=str(error.check),
                 detail=error.detail,
+                advice=error.advice,
             )
         )
 

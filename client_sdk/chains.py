@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from client_sdk.present import Link
 
-_FILES = ("evidence.fetch", "evidence.format", "policy.format", "collateral.missing")
+_EVIDENCE = ("evidence.fetch", "evidence.format", "collateral.missing")
+_FILES = (*_EVIDENCE, "policy.format")
 REVOCATION = "nothing in the chain is revoked"
 
 TDX = (
@@ -131,7 +132,7 @@ TOKEN = (
 
 #: A whole evidence document, as a client verifies it (`attestation.verify`).
 DOCUMENT = (
-    Link("the evidence document and its statement", (*_FILES, "binding.nonce", "statement.format")),
+    Link("the evidence document and its statement", (*_EVIDENCE, "binding.nonce", "statement.format")),
     Link("the CPU's evidence is genuine and current", ("tdx.", "snp.", "eventlog.", "serving.")),
     Link("the GPUs' evidence is genuine and current", ("gpu.",)),
     Link("all of it is about this statement and this nonce", ("binding.report_data",)),

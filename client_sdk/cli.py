@@ -5,6 +5,8 @@ Exit codes: 0 accepted, 2 malformed, 3 not authentic, 4 refused by the policy, 5
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from client_sdk.commands import collateral, evidence, log, policy
@@ -23,6 +25,7 @@ from client_sdk.commands.replay import replay
 from client_sdk.commands.report import report
 from client_sdk.commands.root import Commands
 from client_sdk.commands.verify import verify
+from client_sdk.installed import installed
 
 TALK, JUDGE, PREPARE = "Talk to an enclave", "Judge what others collected", "Prepare"
 
@@ -52,6 +55,20 @@ app.command("lock", rich_help_panel=PREPARE)(lock_enclave)
 app.command(rich_help_panel=PREPARE)(diff)
 app.add_typer(policy.app, name="policy", rich_help_panel=PREPARE)
 app.add_typer(collateral.app, name="collateral", rich_help_panel=PREPARE)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(installed())
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

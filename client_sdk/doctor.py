@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,6 +26,7 @@ from attestation.evidence import Evidence, SnpEvidence, TdxEvidence, parse_evide
 from attestation.fetch import Sources
 from attestation.verify import verify
 from attestation.vtpm import AzureEvidence
+from client_sdk.installed import installed
 from client_sdk.kept import Fetched, fetch_evidence
 from client_sdk.outcome import ask
 from client_sdk.sealing import Channel
@@ -111,13 +111,9 @@ class Doctor:
             yield _finding(step, work)
 
     def _installation(self) -> str:
-        try:
-            mine = version("attested-inference")
-        except PackageNotFoundError:
-            mine = "from a checkout"
         if not ssl.HAS_TLSv1_3:
             raise _TroubleError(f"{ssl.OPENSSL_VERSION} has no TLS 1.3", "Use a Python with a newer OpenSSL")
-        return f"attested-inference {mine}, Python {platform.python_version()}, {ssl.OPENSSL_VERSION}"
+        return f"{installed()}, Python {platform.python_version()}, {ssl.OPENSSL_VERSION}"
 
     def _read_policy(self) -> str:
         if self._file is None:

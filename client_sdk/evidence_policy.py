@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attestation.checks import Check
-from attestation.errors import MalformedError
 from attestation.nitro import NitroPolicy
 from attestation.nvidia.policy import GpuPolicy
-from attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
+from attestation.policy import Policy, parse_policy
 from attestation.snp.policy import AUTHENTIC_ONLY
 from attestation.tdx import TdxPolicy
 from attestation.vtpm import VtpmPolicy
-from client_sdk.files import read_raw
+from client_sdk.terms import read_policy_text
 
 # Authenticity, revocation, dates, TCB status, debug and reserved bits are judged; what runs, and for whom, is not.
 RAW_TDX = TdxPolicy(
@@ -50,11 +48,4 @@ RAW = EvidencePolicy(tdx=RAW_TDX, snp=RAW_SNP, gpu=RAW_GPU, nitro=RAW_NITRO, azu
 
 def read_policy(path: Path) -> EvidencePolicy:
     """The policy in a TOML file. Unknown keys, wrong types and wrong lengths are errors."""
-    data = read_raw(path)
-    if len(data) > MAX_POLICY_BYTES:
-        raise MalformedError(Check.POLICY_FORMAT, f"{len(data)} bytes, the limit is {MAX_POLICY_BYTES}")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as exc:
-        raise MalformedError(Check.POLICY_FORMAT, f"not TOML: {exc}") from exc
-    return parse_policy(text, EvidencePolicy)
+    return parse_policy(read_policy_text(path), EvidencePolicy)

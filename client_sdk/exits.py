@@ -11,6 +11,7 @@ class ExitCode(IntEnum):
     """What a script may rely on."""
 
     ACCEPT = 0
+    DIFFERS = 1  # of commands that compare and decide nothing
     MALFORMED = 2
     NOT_AUTHENTIC = 3
     POLICY = 4

@@ -90,10 +90,14 @@ def _spelling(detail: str) -> MalformedError:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """`data` in the place of what was there: all of it or nothing, also when the power goes. Raises OSError."""
+    """`data` in the place of what was there: all of it or nothing, also when the power goes. Raises OSError.
+
+    Nobody may read it who could not read what was there.
+    """
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with new.open("wb") as file:
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666
+        with open(new, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

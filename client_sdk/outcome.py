@@ -76,10 +76,13 @@ def proven(verdict: Verdict) -> list[str]:
 
 
 def foreign(policy: Policy) -> list[str]:
-    """Roots of the policy that are no vendor's."""
+    """Roots of the policy that are no vendor's, in one line."""
     roots = policy.roots
     groups = (roots.intel, roots.amd, roots.nvidia_device, roots.nvidia_rim)
+    names = sorted({repr(root.name) for group in groups for root in group if not is_vendor(root)})
+    if not names:
+        return []
+    whose = "which is" if len(names) == 1 else "which are"
     return [
-        f"SIMULATED: the policy trusts {root.name!r}, which is no hardware vendor's; this proves nothing about hardware"
-        for root in sorted({root for group in groups for root in group if not is_vendor(root)}, key=str)
+        f"SIMULATED: the policy trusts {', '.join(names)}, {whose} no hardware vendor's; this proves nothing about hardware"
     ]

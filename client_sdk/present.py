@@ -164,13 +164,25 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
-def result(error: AttestationError | None, claims: object) -> dict[str, Any]:
-    """The one object that `--json` prints. Claims are there when they are authentic, accepted or not."""
+def outcome(error: AttestationError | None) -> str:
+    """One word: a question that stayed open is no refusal, and no acceptance either."""
+    if error is None:
+        return "accept"
+    return "undecided" if isinstance(error, UnavailableError) else "refuse"
+
+
+def failure(error: AttestationError | None) -> dict[str, Any]:
+    """The members that every `--json` has of what failed. docs/json.md lists them."""
     violations = error.violations if isinstance(error, PolicyError) else ()
     return {
-        "verdict": "accept" if error is None else "refuse",
+        "verdict": outcome(error),
         "check": None if error is None else str(error.check),
         "detail": "" if error is None else error.detail,
+        "advice": "" if error is None else error.advice,
         "violations": [{"check": str(v.check), "expected": v.expected, "found": v.found} for v in violations],
-        "claims": {} if claims is None else plain(claims),
     }
+
+
+def result(error: AttestationError | None, claims: object) -> dict[str, Any]:
+    """The one object that `--json` prints. Claims are there when they are authentic, accepted or not."""
+    return {**failure(error), "claims": {} if claims is None else plain(claims)}

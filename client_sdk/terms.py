@@ -11,12 +11,13 @@ from pathlib import Path
 from attestation.checks import Check
 from attestation.errors import MalformedError, UnavailableError
 from attestation.keyless import MAX_BUNDLE_BYTES
-from attestation.policy import Policy, parse_policy
+from attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
 from attestation.references import References, merge
 from attestation.verdict import Verdict
 from client_sdk.memory import Memory
 
 PolicyLike = Policy | PathLike[str] | str
+_NO_POLICY = "The operator publishes one, or `attested lock URL -o FILE` writes one from what is there now"
 
 
 def load_policy(policy: PolicyLike) -> Policy:
@@ -28,13 +29,26 @@ def load_policy(policy: PolicyLike) -> Policy:
         return policy
     if isinstance(policy, str) and any(c in policy for c in "\n[="):
         return with_references(parse_policy(policy), Path())
+    return with_references(parse_policy(read_policy_text(Path(policy))), Path(policy).parent)
+
+
+def read_policy_text(file: Path) -> str:
+    """The text of a policy file. One that cannot be read leaves the question open: UnavailableError."""
     try:
-        text = Path(policy).read_text(encoding="utf-8")
-    except OSError as exc:
-        raise MalformedError(Check.POLICY_FORMAT, f"cannot read {policy}: {exc.strerror}") from exc
+        with file.open("rb") as opened:
+            data = opened.read(MAX_POLICY_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+        detail = f"cannot read the policy {file}: {reason or 'no reason given'}"
+        raise UnavailableError(Check.POLICY_FORMAT, detail, advice=_NO_POLICY) from exc
+    if len(data) > MAX_POLICY_BYTES:
+        raise MalformedError(
+            Check.POLICY_FORMAT, f"{file}: more than the {MAX_POLICY_BYTES} bytes of a policy"
+        )
+    try:
+        return data.decode()
     except UnicodeDecodeError as exc:
-        raise MalformedError(Check.POLICY_FORMAT, f"{policy} is not UTF-8 text") from exc
-    return with_references(parse_policy(text), Path(policy).parent)
+        raise MalformedError(Check.POLICY_FORMAT, f"{file} is no policy: not UTF-8 text") from exc
 
 
 def with_references(policy: Policy, folder: Path) -> Policy:

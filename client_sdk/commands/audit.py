@@ -25,6 +25,7 @@ from client_sdk.present import clean
 from client_sdk.terms import load_policy
 
 SHOWN = 20  # refused exchanges that are told one by one; --json has all
+_HEADS = {"accept": "ACCEPTED", "refuse": "REFUSED", "undecided": "COULD NOT DECIDE"}
 _GRAVEST_FIRST = (ExitCode.NOT_AUTHENTIC, ExitCode.MALFORMED, ExitCode.POLICY, ExitCode.UNDECIDED)
 
 
@@ -77,6 +78,11 @@ def gravest(refused: Iterable[Refused]) -> ExitCode:
     return next((code for code in _GRAVEST_FIRST if code in found), ExitCode.ACCEPT)
 
 
+def outcome_of(code: ExitCode) -> str:
+    """The word for an exit code, as in every `--json`."""
+    return {ExitCode.ACCEPT: "accept", ExitCode.UNDECIDED: "undecided"}.get(code, "refuse")
+
+
 def _with_bar(path: Path, terms: Terms, jobs: int) -> Tally:
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -93,7 +99,7 @@ def _with_bar(path: Path, terms: Terms, jobs: int) -> Tally:
 def summary(tally: Tally) -> dict[str, object]:
     """The one object that `--json` prints."""
     return {
-        "verdict": "refuse" if tally.refused else "accept",
+        "verdict": outcome_of(gravest(tally.refused)),
         "exchanges": tally.exchanges,
         "held": tally.held,
         "digests_only": tally.digests_only,
@@ -102,7 +108,7 @@ def summary(tally: Tally) -> dict[str, object]:
         "statements": sorted(tally.statements),
         "simulated": tally.simulated,
         "refused": [
-            {key: asdict(one)[key] for key in ("file", "exchange", "check", "detail")}
+            {key: asdict(one)[key] for key in ("file", "exchange", "check", "detail", "advice")}
             for one in tally.refused
         ],
         "today": sorted(tally.today),
@@ -124,7 +130,7 @@ def _text(part: Shown) -> str:
 
 
 def _words(tally: Tally) -> Iterator[str]:
-    head = "REFUSED" if tally.refused else "ACCEPTED"
+    head = _HEADS[outcome_of(gravest(tally.refused))]
     yield (
         f"{head}  {tally.held} of {tally.exchanges} exchanges hold, "
         f"with {len(tally.statements)} statement(s) of enclaves"
@@ -135,6 +141,8 @@ def _words(tally: Tally) -> Iterator[str]:
         yield f"  logged: {tally.logged or 'none'}, not logged: {tally.held - tally.logged or 'none'}"
     for one in tally.refused[:SHOWN]:
         yield f"{one.file}, exchange {one.exchange}: [{one.check}] {one.detail}"
+        if one.advice:
+            yield f"  {one.advice}"
     if len(tally.refused) > SHOWN:
         yield f"… and {len(tally.refused) - SHOWN} more (--json lists all)"
     for file, disclosure in tally.disclosed:

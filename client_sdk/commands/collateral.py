@@ -16,10 +16,10 @@ from attestation.fetch import Fetcher, Sources
 from attestation.snp.report import REPORT_BYTES
 from attestation.vtpm import AzureEvidence
 from client_sdk.amd_file import dump_amd
+from client_sdk.commands.ending import leave, not_written
 from client_sdk.commands.options import AsJson, EvidenceFile
-from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import read_file
-from client_sdk.present import clean, working
+from client_sdk.present import working
 
 app = typer.Typer(no_args_is_help=True, help="Get what vendors publish beside evidence.")
 
@@ -66,13 +66,11 @@ def fetch(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
                 fetcher, read_file(evidence), read_file(vek) if vek else None, keep=cache is not None
             )
     except AttestationError as exc:
-        typer.echo(clean(str(exc)), err=True)
-        raise typer.Exit(exit_code(exc)) from exc
+        leave(exc, as_json=as_json)
     try:
         output.write_bytes(text)
     except OSError as exc:
-        typer.echo(f"{output}: {exc.strerror}", err=True)
-        raise typer.Exit(ExitCode.UNDECIDED) from exc
+        not_written(output, exc, as_json=as_json)
     if as_json:
         typer.echo(json.dumps({"file": str(output), "bytes": len(text), "verified": False}))
         return

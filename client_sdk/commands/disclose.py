@@ -12,9 +12,8 @@ from attestation.disclosure import disclose as make_disclosure
 from attestation.disclosure import dump_disclosure
 from attestation.errors import AttestationError
 from client_sdk.commands.audit import read_bundle
+from client_sdk.commands.ending import leave, not_written
 from client_sdk.commands.options import AsJson
-from client_sdk.exits import ExitCode, exit_code
-from client_sdk.present import clean, reasons
 
 _Numbers = list[int] | None
 
@@ -52,11 +51,9 @@ def disclose(
     except LookupError as exc:
         raise typer.BadParameter(str(exc)) from exc
     except AttestationError as error:
-        typer.echo(clean("\n".join(["nothing was written", *reasons(error)])), err=True)
-        raise typer.Exit(exit_code(error)) from error
+        leave(error, as_json=as_json, head="nothing was written")
     except OSError as exc:
-        typer.echo(clean(f"cannot write {output}: {exc.strerror}"), err=True)
-        raise typer.Exit(ExitCode.UNDECIDED) from exc
+        not_written(output, exc, as_json=as_json)
     hidden = len(made.messages) - len(messages), len(made.choices) - len(choices)
     if as_json:
         shown = {"messages": sorted(messages), "choices": sorted(choices)}

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from attestation.roots import is_vendor
 from client_sdk.commands.options import AsJson, EvidenceFile
 from client_sdk.exits import exit_code
 from client_sdk.files import parse_hex, parse_time
+from client_sdk.installed import installed
 from client_sdk.judge import AmdFiles, Judged, Terms, judge_nitro, judge_snp, judge_tdx, load_terms
 from client_sdk.judge_azure import AzureFiles, judge_azure
 from client_sdk.judge_gpu import judge_nvidia, judge_token
@@ -266,20 +266,12 @@ def _signing_key(out: Output) -> SigningKey | None:
         raise typer.BadParameter(f"--ear {out.ear}: {exc}") from exc
 
 
-def _build() -> str:
-    """Which verifier this is, for those who read an EAR."""
-    try:
-        return f"attested-inference {version('attested-inference')}"
-    except PackageNotFoundError:
-        return "attested-inference, from a checkout"
-
-
 def _write_ear(
     file: Path, key: SigningKey, kind: str, judged: Judged, now: datetime, *, measured: bool
 ) -> None:
     claims = plain(judged.claims) if judged.claims is not None else {}
     appraisal = appraise(judged.error, roots=judged.roots, claims=claims, measured=measured)
-    ear = make_ear({kind.partition("-")[0]: appraisal}, build=_build(), issued=now, expires=judged.expires)
+    ear = make_ear({kind.partition("-")[0]: appraisal}, build=installed(), issued=now, expires=judged.expires)
     try:
         file.write_text(sign_ear(ear, key))
     except OSError as exc:

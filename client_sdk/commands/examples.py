@@ -6,6 +6,8 @@ EXIT_CODES = (
     "Exit codes: 0 accepted · 2 malformed · 3 not authentic · 4 refused by the policy · "
     "5 could not decide · 64 wrong usage."
 )
+_DIFFERS = "1 something differs"
+OWN_CODES = {"diff": _DIFFERS, "explain": _DIFFERS}  # of commands that compare and decide nothing
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": (
@@ -81,4 +83,7 @@ def epilog(name: str) -> str:
     """The end of a command's help: its examples, and what its exit code says."""
     lines = EXAMPLES.get(name, ())
     head = [f"Example{'s' if len(lines) > 1 else ''}:"] if lines else []
-    return "\n\n".join([*head, *(f"  {line}" for line in lines), EXIT_CODES])
+    codes = EXIT_CODES
+    if name in OWN_CODES:
+        codes = EXIT_CODES.replace("0 accepted", f"0 nothing differs · {OWN_CODES[name]}")
+    return "\n\n".join([*head, *(f"  {line}" for line in lines), codes])

@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from attestation.errors import AttestationError
+from client_sdk.commands.ending import leave
 from client_sdk.commands.options import AsJson, EvidenceFile
 from client_sdk.describe import describe
-from client_sdk.exits import exit_code
 from client_sdk.files import read_file
 from client_sdk.present import clean
 
@@ -27,8 +27,7 @@ def inspect(
     try:
         described = describe(read_file(file))
     except AttestationError as exc:
-        typer.echo(clean(str(exc)), err=True)
-        raise typer.Exit(exit_code(exc)) from exc
+        leave(exc, as_json=as_json)
     if as_json:
         typer.echo(json.dumps({"kind": described.kind, "judged": False, "content": described.content}))
         return

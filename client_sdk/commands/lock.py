@@ -14,6 +14,7 @@ from rich.console import Console
 
 from attestation.errors import AttestationError
 from attestation.policy import Policy
+from client_sdk.commands.ending import leave, not_written
 from client_sdk.commands.options import AsJson, ChannelOption, Url
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import replace_file
@@ -68,6 +69,8 @@ def lock_enclave(  # noqa: PLR0913, PLR0917  # a command's options are its param
         with working(f"verifying {url}"):
             verdict = ask(url, accepted, channel)
     except AttestationError as error:
+        if as_json:
+            leave(error, as_json=True)
         gpus = accepted is not None and accepted.gpu.required
         show(Console(stderr=True, highlight=False), url, lines_of(error, channel, gpus=gpus), error)
         raise typer.Exit(exit_code(error)) from error
@@ -84,12 +87,17 @@ def lock_enclave(  # noqa: PLR0913, PLR0917  # a command's options are its param
         for line in [*facts, *_shown(old, made)]:
             typer.echo(clean(line))
     _confirm(output, yes=yes)
-    _write(output, _HEAD.format(made=now, url=clean(url)) + "\n" + dump_policy(made))
+    try:
+        replace_file(output, (_HEAD.format(made=now, url=clean(url)) + "\n" + dump_policy(made)).encode())
+    except OSError as exc:
+        not_written(output, exc, as_json=as_json)
     if as_json:
         changes = list(differences(old, made)) if old is not None else None
-        typer.echo(json.dumps({"file": str(output), "days": days, "facts": facts, "changes": changes}))
+        typer.echo(
+            json.dumps({"file": str(output), "until": _date(made), "facts": facts, "changes": changes})
+        )
     else:
-        typer.echo(f"{output}: in force for {days} days")
+        typer.echo(f"{output}: in force until {_date(made)}")
 
 
 def diff(
@@ -104,19 +112,24 @@ def diff(
     try:
         lines = list(differences(load_policy(old), load_policy(new)))
     except AttestationError as error:
-        typer.echo(clean(str(error)), err=True)
-        raise typer.Exit(exit_code(error)) from error
+        leave(error, as_json=as_json)
     if as_json:
         typer.echo(json.dumps({"differs": bool(lines), "lines": lines}))
     else:
         for line in lines or ["nothing differs"]:
             typer.echo(clean(line))
-    raise typer.Exit(1 if lines else 0)
+    raise typer.Exit(ExitCode.DIFFERS if lines else ExitCode.ACCEPT)
 
 
 def _accepted(policy: Path | None, *, no_gpu: bool) -> Policy:
     accepted = load_policy(policy) if policy is not None else FIRST_SIGHT
     return replace(accepted, gpu=replace(accepted.gpu, required=False)) if no_gpu else accepted
+
+
+def _date(made: Policy) -> str | None:
+    """Never later than the policy that it was made under."""
+    ends = made.release.expires
+    return None if ends is None else f"{ends:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _shown(old: Policy | None, made: Policy) -> list[str]:
@@ -133,11 +146,3 @@ def _confirm(output: Path, *, yes: bool) -> None:
         raise typer.Exit(ExitCode.USAGE)
     if not typer.confirm(f"Write {output}?"):
         raise typer.Exit(ExitCode.POLICY)
-
-
-def _write(output: Path, text: str) -> None:
-    try:
-        replace_file(output, text.encode())
-    except OSError as exc:
-        typer.echo(f"{output}: {exc.strerror}", err=True)
-        raise typer.Exit(ExitCode.UNDECIDED) from exc

@@ -19,12 +19,13 @@ from attestation.errors import AttestationError, MalformedError, UnavailableErro
 from attestation.evidence import parse_evidence
 from attestation.tlog import VerifierKey, log_key, parse_verifier_key
 from client_sdk.commands.audit import read_bundle
+from client_sdk.commands.ending import leave
 from client_sdk.commands.options import AsJson, Url
 from client_sdk.exits import exit_code
 from client_sdk.files import replace_file
 from client_sdk.kept import fetch_evidence
 from client_sdk.log_client import LogClient, Visit, prove_bundle, visit
-from client_sdk.present import clean, reasons
+from client_sdk.present import clean, failure, reasons
 from client_sdk.session import Session
 from client_sdk.terms import load_policy
 from client_sdk.transport import check_url
@@ -101,12 +102,12 @@ def prove(
             proven = prove_bundle(client, bundle, statement, wait)
         _replace(file, dump_bundle(proven))
     except AttestationError as error:
-        typer.echo(clean("\n".join(["NOT PROVEN", *reasons(error)])), err=True)
-        raise typer.Exit(exit_code(error)) from None
+        leave(error, as_json=as_json, head="NOT PROVEN")
     if as_json:
         typer.echo(json.dumps({"file": str(file), "proven": len(proven.exchanges)}))
     else:
-        typer.echo(f"proven: {len(proven.exchanges)} receipts are in the log", err=True)
+        count = len(proven.exchanges)
+        typer.echo(f"proven: {count} receipt{'' if count == 1 else 's'} in the log")
 
 
 def _key_of(url: str, policy: Path | None) -> VerifierKey:
@@ -131,10 +132,8 @@ def _summary(url: str, found: Visit | None, error: AttestationError | None) -> d
         "boots": found.boots,
     }
     return {
+        **failure(error),
         "url": url,
-        "verdict": "accept" if error is None else "refuse",
-        "check": None if error is None else str(error.check),
-        "detail": "" if error is None else error.detail,
         "log": head,
     }
 

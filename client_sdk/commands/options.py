@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from client_sdk.sealing import Channel
 
 
-def _with_scheme(url: str) -> str:
-    """Which schemes will do is for the transport to say."""
+def check_address(url: str) -> str:
+    """Which schemes will do is for the transport to say; what is no address of anything is wrong usage."""
     if "://" not in url:
         raise typer.BadParameter(f"{url!r} is no URL; is https://{url} meant?")
-    return url
+    try:
+        where = urlsplit(url)
+        if where.hostname and where.port != 0:
+            return url
+    except ValueError:  # a port beyond 65535, brackets around no address
+        pass
+    raise typer.BadParameter(f"{url!r} names no host and port: expected https://host:port")
 
 
 Url = Annotated[
     str,
-    typer.Argument(metavar="URL", callback=_with_scheme, help="Where the gateway answers: https://host:port"),
+    typer.Argument(
+        metavar="URL", callback=check_address, help="Where the gateway answers: https://host:port"
+    ),
 ]
 EvidenceFile = Annotated[Path, typer.Argument(metavar="FILE", help="Raw, in hex or in base64.")]
 PolicyFile = Annotated[

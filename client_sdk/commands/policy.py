@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from attestation.errors import AttestationError
+from client_sdk.commands.ending import leave
 from client_sdk.commands.options import AsJson
 from client_sdk.evidence_policy import EvidencePolicy, read_policy
-from client_sdk.exits import exit_code
 from client_sdk.policy_sentences import describe_policy, table_of, tables_of
 from client_sdk.policy_words import TABLES
 from client_sdk.present import clean
@@ -47,8 +47,4 @@ def _read(file: Path, *, as_json: bool) -> EvidencePolicy:
     try:
         return read_policy(file)
     except AttestationError as exc:
-        if as_json:
-            typer.echo(json.dumps({"policy": False, "check": str(exc.check), "detail": exc.detail}))
-        else:
-            typer.echo(clean(str(exc)), err=True)
-        raise typer.Exit(exit_code(exc)) from exc
+        leave(exc, as_json=as_json, also={"policy": False})

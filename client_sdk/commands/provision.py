@@ -30,7 +30,7 @@ from attestation.verdict import Verdict
 from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, Url
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.outcome import ask, foreign, proven
-from client_sdk.present import clean, reasons, working
+from client_sdk.present import clean, failure, reasons, working
 from client_sdk.sealing import Channel, error_code
 from client_sdk.terms import load_policy
 from client_sdk.tls import unpinned_context
@@ -116,8 +116,7 @@ def _summary(
         "provisioned": error is None,
         "secrets": list(names),
         "digest": digest.hex() or None,
-        "check": None if error is None else str(error.check),
-        "detail": "" if error is None else error.detail,
+        **failure(error),
     }
 
 

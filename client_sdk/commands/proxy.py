@@ -13,7 +13,7 @@ import httpx
 import typer
 
 from attestation.errors import AttestationError
-from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile
+from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, check_address
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.present import clean
 from client_sdk.proxy.guard import Guard
@@ -152,7 +152,7 @@ def _address(exposed: str | None) -> str:
 
 def _url(text: str) -> httpx.URL:
     try:
-        url = httpx.URL(text)
+        url = httpx.URL(check_address(text))
     except httpx.InvalidURL as exc:
         raise typer.BadParameter(f"{text!r}: {exc}") from exc
     if url.path not in {"", "/", "/v1", "/v1/"}:

@@ -18,7 +18,7 @@ from attestation.policy import Policy
 from client_sdk.commands.audit import read_bundle
 from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile
 from client_sdk.exits import exit_code
-from client_sdk.present import clean, reasons, working
+from client_sdk.present import clean, failure, reasons, working
 from client_sdk.replay.comparing import DivergedError, Method, Recorded, Replayed, read_recorded
 from client_sdk.replay.comparing import replay as compare
 from client_sdk.replay.engine import AttestedEngine, UnattestedEngine
@@ -152,9 +152,8 @@ def _json(
             "engine": asdict(error.engine),
         }
     return {
+        **failure(error),
         "verdict": verdict.replace(" ", "_"),
-        "check": None if error is None else str(error.check),
-        "detail": "" if error is None else error.detail,
         "divergence": parting,
         "compared": None if found is None else asdict(found),
         "receipt": None if recorded is None else recorded.receipt.id,

@@ -12,8 +12,8 @@ import typer
 from attestation.audit import Auditor
 from attestation.errors import AttestationError
 from client_sdk.commands.audit import read_bundle
+from client_sdk.commands.ending import leave, not_written
 from client_sdk.commands.options import AsJson, PolicyFile
-from client_sdk.exits import ExitCode, exit_code
 from client_sdk.files import parse_time
 from client_sdk.present import clean
 from client_sdk.report import Report
@@ -55,11 +55,9 @@ def report(
         )
         output.write_text(page.to_html(), encoding="utf-8")
     except AttestationError as error:
-        typer.echo(clean(str(error)), err=True)
-        raise typer.Exit(exit_code(error)) from error
+        leave(error, as_json=as_json)
     except OSError as exc:
-        typer.echo(clean(f"cannot write {output}: {exc.strerror}"), err=True)
-        raise typer.Exit(ExitCode.UNDECIDED) from exc
+        not_written(output, exc, as_json=as_json)
     if as_json:
         typer.echo(json.dumps({"file": str(output), "receipt": audited.receipt.id, "content": content}))
     else:

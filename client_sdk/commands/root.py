@@ -20,6 +20,7 @@ class Commands(TyperGroup):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        _no_types_after_switches(self)
         for name, command in self.commands.items():
             _complete(name, command)
             for inner, below in getattr(command, "commands", {}).items():
@@ -33,14 +34,19 @@ class Commands(TyperGroup):
 
 
 def _complete(name: str, command: Any) -> None:
-    """Help that fills its lines, with examples at its end, arguments in capitals, and no type after a switch."""
+    """Help that fills its lines, with examples at its end, and arguments in capitals."""
+    _no_types_after_switches(command)
     for parameter in command.params:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""
-        elif parameter.metavar is None and parameter.param_type_name == "argument":
+        if parameter.metavar is None and parameter.param_type_name == "argument":
             parameter.metavar = parameter.name.upper()
     command.help = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
     command.epilog = epilog(name)
+
+
+def _no_types_after_switches(command: Any) -> None:
+    for parameter in (*command.params, command.get_help_option(typer.Context(command))):
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
 
 
 def _with_usage_code(call: Any, *args: Any, **kwargs: Any) -> Any:

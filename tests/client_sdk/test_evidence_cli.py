@@ -21,9 +21,9 @@ from typer.testing import CliRunner, Result
 
 from attestation.simulator.nitro import NitroDefect
 from attestation.simulator.nvidia import GpuDefect
-from attestation.simulator.snp import SnpDefect
-from attestation.simulator.tdx import TdxDefect
-from attestation.simulator.vtpm import VtpmDefect
+from attestation.simulator.snp import MEASUREMENT, SnpDefect
+from attestation.simulator.tdx import DEFAULT_TD, TdxDefect
+from attestation.simulator.vtpm import PCRS, VtpmDefect
 from attestation.snp.report import REPORT_BYTES
 from client_sdk.cli import app
 from tests.attestation.nvidia import token_makers
@@ -47,7 +47,7 @@ def as_json(arguments: Sequence[str]) -> tuple[int, dict[str, Any]]:
     result = attested(*arguments, "--json")
     (line,) = result.stdout.splitlines()
     found: dict[str, Any] = json.loads(line)
-    assert list(found) == ["verdict", "check", "detail", "violations", "claims"]
+    assert list(found) == ["verdict", "check", "detail", "advice", "violations", "claims"]
     assert (found["verdict"] == "accept") == (result.exit_code == 0)
     assert (found["check"] is None) == (result.exit_code == 0)
     return result.exit_code, found
@@ -196,6 +196,46 @@ def test_a_policy_judges_measurements(bench: Bench) -> None:
     other = bench.file("other.toml", b"[snp]\n")
     code, found = as_json([*tdx, "--policy", other])
     assert (code, found["check"]) == (POLICY, "policy.platform")
+
+
+RELEASES = {
+    "revoked": (
+        '[[release.revoked]]\nid = "1"\nreason = "CVE"\ntdx = [{{ mrtd = "{mrtd}" }}]\nsnp = ["{snp}"]\nvtpm = [{{ pcr4 = "{pcr4}" }}]\n',
+        "policy.revoked",
+    ),
+    "ended": ("[release]\nexpires = 2020-01-01T00:00:00Z\n", "policy.expired"),
+    "retired": (
+        '[[release.limited]]\nid = "1"\nuntil = 2020-01-01T00:00:00Z\ntdx = [{{ mrtd = "{mrtd}" }}]\nsnp = ["{snp}"]\nvtpm = [{{ pcr4 = "{pcr4}" }}]\n',
+        "policy.retired",
+    ),
+    "reviewed": (
+        '[references]\nfile = "refs.json"\nname = "acme"\n[[references.reviewers]]\nname = "ann"\nkey = "-"\n',
+        "references.missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["tdx", "snp", "azure"])
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_policy_is_asked_about_releases_too(bench: Bench, kind: str, release: str) -> None:
+    """What a whole policy refuses is not accepted as raw evidence: what is revoked, has ended, or waits for references."""
+    text, check = RELEASES[release]
+    text = text.format(mrtd=DEFAULT_TD.mrtd.hex(), snp=MEASUREMENT.hex(), pcr4=PCRS[4].hex())
+    tables = """
+[tdx]
+any_measurement = true
+[snp]
+any_measurement = true
+[azure]
+any_pcrs = true
+[azure.snp]
+any_measurement = true
+"""
+    arguments = getattr(bench, kind)()
+    accepted = attested(*arguments, "--policy", bench.file("policy.toml", tables.encode()))
+    assert accepted.exit_code == ACCEPT, accepted.output
+    code, found = as_json([*arguments, "--policy", bench.file("policy.toml", (text + tables).encode())])
+    assert (code, [v["check"] for v in found["violations"]]) == (POLICY, [check])
 
 
 @pytest.mark.parametrize(

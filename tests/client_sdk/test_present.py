@@ -101,19 +101,21 @@ def test_claims_become_plain_values() -> None:
     assert plain(VENDOR.intel[0])["vendor"] is True
 
 
-def test_the_json_object_has_five_members() -> None:
+def test_the_json_object_has_six_members() -> None:
     """Accepted or refused, a script finds the same members."""
-    members = {"verdict", "check", "detail", "violations", "claims"}
+    members = {"verdict", "check", "detail", "advice", "violations", "claims"}
     assert result(None, {"a": b"\x00"}) == {
         "verdict": "accept",
         "check": None,
         "detail": "",
+        "advice": "",
         "violations": [],
         "claims": {"a": "00"},
     }
     refused = result(DENIED, None)
     assert set(refused) == members
     assert refused["verdict"] == "refuse"
+    assert result(UnavailableError(Check.TDX_FORMAT, "later", advice="wait"), None)["verdict"] == "undecided"
     assert refused["violations"][1] == {"check": "tdx.xfam", "expected": "0", "found": "1"}
 
 
@@ -149,6 +151,6 @@ def test_each_branch_of_the_error_tree_has_its_exit_code(
 
 
 def test_the_documentation_has_every_exit_code() -> None:
-    """docs/evidence.md lists what a script may rely on."""
-    page = (Path(__file__).parent.parent.parent / "docs" / "evidence.md").read_text()
+    """docs/output.md lists what a script may rely on."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "output.md").read_text()
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == sorted(ExitCode)

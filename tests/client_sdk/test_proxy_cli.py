@@ -97,7 +97,7 @@ def test_what_it_does_not_start_with(tmp_path: Path, policy: Path) -> None:
     assert attested("proxy", "https://e:1").returncode == 64
     assert attested("proxy", "http://e:1", *where).returncode == 3
     assert attested("proxy", "https://e:1/v1/chat/completions", *where).returncode == 64
-    assert attested("proxy", "https://e:1", "--policy", str(tmp_path / "none")).returncode == 2
+    assert attested("proxy", "https://e:1", "--policy", str(tmp_path / "none")).returncode == 5
     assert attested("proxy", "https://e:1", *where, "--expose-to-network", "everyone").returncode == 64
     for text in ("", "two words", "a\nb", "ü"):
         (tmp_path / "key").write_text(text)
