@@ -17,6 +17,7 @@ from attestation.release import Release
 from client_sdk.boots import Shown, read_boot, release_of, releases_of, told_by_report
 from client_sdk.commands.ending import leave
 from client_sdk.evidence_policy import read_policy
+from client_sdk.exits import ExitCode
 from client_sdk.files import read_file, read_raw
 from client_sdk.present import clean, plain
 from client_sdk.terms import references_of
@@ -97,7 +98,7 @@ def explain_boot(
     else:
         for line in _told(shown, nearest, found, releases):
             typer.echo(clean(line))
-    raise typer.Exit(0 if same else 1)
+    raise typer.Exit(ExitCode.ACCEPT if same else ExitCode.DIFFERS)
 
 
 def _expected(refs: Path | None, policy: Path | None) -> tuple[Release, ...]:
