@@ -12,8 +12,10 @@ from attestation import nitro, snp, tdx
 from attestation.checks import Check
 from attestation.collateral import AmdCollateral, IntelCollateral
 from attestation.errors import AttestationError, PolicyError, UnavailableError, Violation
+from attestation.measure import EventLogClaims
 from attestation.roots import Root, Roots
 from attestation.snp.vek import parse_vek
+from attestation.vtpm import VtpmClaims
 from client_sdk import chains
 from client_sdk.amd_file import parse_amd
 from client_sdk.evidence_policy import RAW, EvidencePolicy, read_policy
@@ -67,8 +69,10 @@ def judge_tdx(terms: Terms, quote: Path, collateral: Path | None) -> Judged:
         given = IntelCollateral.parse(read_raw(collateral), Check.TDX_COLLATERAL_FORMAT)
         return tdx.verify(data, given, terms.roots.intel, terms.now)
 
-    table = terms.policy.tdx
-    return judge_one(chains.TDX, verify, lambda c: accept("tdx", table, lambda t: t.check(c, terms.now)))
+    def violations(c: tdx.TdxClaims) -> list[Violation]:
+        return [*accept("tdx", terms.policy.tdx, lambda t: t.check(c, terms.now)), *beside(terms, c, None)]
+
+    return judge_one(chains.TDX, verify, violations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +106,10 @@ def judge_snp(terms: Terms, report: Path, files: AmdFiles) -> Judged:
         snp.parse_report(data)  # what is no report needs no collateral to be refused
         return snp.verify(data, files.read(), terms.roots.amd, terms.now)
 
-    table = terms.policy.snp
-    judged = judge_one(chains.SNP, verify, lambda c: accept("snp", table, lambda t: t.check(c, terms.now)))
+    def violations(c: snp.SnpClaims) -> list[Violation]:
+        return [*accept("snp", terms.policy.snp, lambda t: t.check(c, terms.now)), *beside(terms, c, None)]
+
+    judged = judge_one(chains.SNP, verify, violations)
     if isinstance(judged.claims, snp.SnpClaims) and judged.claims.revocation_checked:
         return judged
     # without proof that the list was read, the link may have been left out
@@ -134,6 +140,24 @@ def accept(name: str, table: T | None, check: Callable[[T], Sequence[Violation]]
     if table is None:
         return [Violation(Check.POLICY_PLATFORM, f"a policy with a [{name}] table", "none")]
     return check(table)
+
+
+def beside(
+    terms: Terms,
+    cpu: tdx.TdxClaims | snp.SnpClaims,
+    boot: EventLogClaims | None,
+    vtpm: VtpmClaims | None = None,
+) -> list[Violation]:
+    """What the policy's other tables say of this machine: releases, references that only a whole verification reads, its boot."""
+    policy = terms.policy
+    violations = policy.release.check(cpu, terms.now, vtpm)
+    if policy.references is not None:
+        where = f"the references in {policy.references.file!r}"
+        violations.append(Violation(Check.REFERENCES_MISSING, where, "not read for evidence by itself"))
+    if policy.event_log is not None:
+        missing = Violation(Check.EVENTLOG_MISSING, "an event log of the boot", "none")
+        violations += policy.event_log.check(boot) if boot else [missing]
+    return violations
 
 
 def judge_one(

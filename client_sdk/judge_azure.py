@@ -8,10 +8,11 @@ from pathlib import Path
 from attestation import vtpm
 from attestation.checks import Check
 from attestation.collateral import AmdCollateral, Collateral, IntelCollateral
+from attestation.errors import Violation
 from attestation.vtpm import AzureEvidence, ReportType, VtpmClaims
 from client_sdk import chains
 from client_sdk.files import read_file, read_raw
-from client_sdk.judge import AmdFiles, Judged, Terms, accept, judge_one, missing
+from client_sdk.judge import AmdFiles, Judged, Terms, accept, beside, judge_one, missing
 from client_sdk.present import walk
 
 
@@ -41,10 +42,11 @@ def judge_azure(terms: Terms, file: Path, nonce: bytes | None, files: AzureFiles
         asked = nonce if nonce is not None else vtpm.parse_quote(evidence.quote).extra_data
         return vtpm.verify(evidence, files.read(evidence), terms.roots, terms.now, nonce=asked)
 
-    table = terms.policy.azure
-    judged = judge_one(
-        chains.AZURE, verify, lambda c: accept("azure", table, lambda t: t.check(c, terms.now))
-    )
+    def violations(c: VtpmClaims) -> list[Violation]:
+        own = accept("azure", terms.policy.azure, lambda t: t.check(c, terms.now))
+        return [*own, *beside(terms, c.hardware, c.event_log, c)]
+
+    judged = judge_one(chains.AZURE, verify, violations)
     with_log = isinstance(judged.claims, VtpmClaims) and judged.claims.event_log is not None
     skipped = () if with_log else (chains.EVENT_LOG,)  # without a log there is nothing to replay
     return replace(judged, lines=walk(chains.AZURE, judged.error, skipped=skipped))
