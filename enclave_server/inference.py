@@ -194,6 +194,8 @@ class Inference:
         body = await answer.read(self._settings.max_answer_bytes)
         if answer.status == 404 and body == NO_ROUTE:
             raise ApiError(404, "not_found", "The served model has no such route.")
+        if answer.status >= 500 and not content_type.startswith(b"application/json"):
+            raise UpstreamError("it failed in plain words")  # a router's name its workers' addresses
         outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
         usage = usage_of(body) if outcome is Outcome.COMPLETE else None
         if exchange.parts is not None:

@@ -36,6 +36,7 @@ class Behaviour:
     error_after: int | None = None  # vLLM's error event inside the 200 after so many events, then [DONE]
     hang_after: int | None = None  # send nothing more after so many events
     status: int | None = None  # answer every POST with this status and an error
+    words: str | None = None  # ... which is this plain text, as routers before engines write them
     no_done: bool = False  # end the stream without [DONE]
     raw_stream: bytes | None = None  # exactly these bytes as the stream
     healthy: bool = True
@@ -167,6 +168,8 @@ class FakeEngine:
         how = self.behaviour
         if how.status is not None:
             error = {"message": "as told", "type": "BadRequestError", "param": None, "code": how.status}
+            if how.words is not None:
+                return web.Response(status=how.status, text=how.words)
             return web.json_response({"error": error}, status=how.status)
         text = self._text(prompt)
         ids = bool(asked.get("return_token_ids"))

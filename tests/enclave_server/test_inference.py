@@ -299,6 +299,18 @@ def test_engine_dies_before_a_plain_answer(caller: Caller, engine: FakeEngine) -
     assert (answer.status, answer.error, answer.outcome) == (502, "engine_aborted", Outcome.ERROR)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_in_words(caller: Caller, engine: FakeEngine, stream: bool) -> None:
+    """What a router before engines says when it reached none is not passed on: it names addresses, in no client's shape."""
+    engine.behaviour.status, engine.behaviour.words = (
+        500,
+        "Request failed: http://127.0.0.1:8001/v1/chat/completions",
+    )
+    answer = caller.chat("hello", stream=stream)
+    assert (answer.status, answer.error, answer.outcome) == (502, "engine_aborted", Outcome.ERROR)
+    assert b"8001" not in answer.body
+
+
 def test_engine_error_inside_a_stream(caller: Caller, engine: FakeEngine) -> None:
     """An error event inside a 200 stream, [DONE] or not, is never signed as complete."""
     engine.behaviour.error_after = 2
