@@ -88,6 +88,8 @@ def _replicas(settings: Settings, host: str, port: int) -> Iterator[str]:
         *urls,
         "--policy",
         "cache_aware",
+        "--health-check-interval-secs",  # by default it takes minutes to see that a replica is back
+        "5",
         "--host",
         host,
         "--port",
