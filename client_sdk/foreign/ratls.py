@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from hashlib import new, sha256, sha512
+from io import BytesIO
 from typing import Any
 
 import cbor2
@@ -107,7 +108,12 @@ def _tagged(data: bytes, spki: bytes) -> tuple[bytes, tuple[bytes, ...]]:
 
 
 def _cbor(data: bytes) -> Any:
+    """One value, and nothing after it."""
+    stream = BytesIO(data)
     try:
-        return cbor2.loads(data, max_depth=8, allow_duplicate_keys=False)
+        value = cbor2.load(stream, max_depth=8, allow_duplicate_keys=False)
     except Exception as exc:  # cbor2 lets errors of the types it builds through, and RecursionError
         raise malformed(f"not acceptable CBOR ({exc})") from exc
+    if rest := len(data) - stream.tell():
+        raise malformed(f"{rest} bytes after a CBOR value")
+    return value

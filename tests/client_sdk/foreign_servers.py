@@ -200,8 +200,10 @@ def nitriding(nonce: bytes | None, signer: pki.Signer = SERVER) -> bytes:
     return b64encode(amazon().document(NOW, user_data=user, nonce=nonce))
 
 
-def ratls(kind: str, committed: ec.EllipticCurvePrivateKey | None = None) -> pki.Signer:
-    """A certificate of one of four kinds; `committed` is the key that its quote is about."""
+def ratls(
+    kind: str, committed: ec.EllipticCurvePrivateKey | None = None, *, inside: bytes = b"", after: bytes = b""
+) -> pki.Signer:
+    """A certificate of one of four kinds; `committed` is the key that its quote is about. The rest follows CBOR values."""
     key = pki.p256_key()
     der = (committed or key).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if kind in {"intel", "gramine"}:
@@ -211,9 +213,10 @@ def ratls(kind: str, committed: ec.EllipticCurvePrivateKey | None = None) -> pki
         quote = intel().quote(sha512(b"ratls-cert:" + der).digest())
         octets = b"\x04\x82" + len(quote).to_bytes(2) + quote
         return identity([_extension("1.3.6.1.4.1.62397.1.1", octets)], key)
-    claims = cbor2.dumps({"pubkey-hash": cbor2.dumps([1, sha256(der).digest()])})
+    claims = cbor2.dumps({"pubkey-hash": cbor2.dumps([1, sha256(der).digest()])}) + inside
     quote = intel().quote(sha256(claims).digest() + bytes(32))
-    return identity([_extension("2.23.133.5.4.9", cbor2.dumps(cbor2.CBORTag(60000, [quote, claims])))], key)
+    tagged = cbor2.dumps(cbor2.CBORTag(60000, [quote, claims])) + after
+    return identity([_extension("2.23.133.5.4.9", tagged)], key)
 
 
 def _extension(oid: str, value: bytes) -> tuple[x509.ExtensionType, bool]:

@@ -332,6 +332,13 @@ def test_a_quote_about_another_key_is_refused(kind: str) -> None:
     refused(judge(one(signer.der)), Check.FOREIGN_BINDING)
 
 
+@pytest.mark.parametrize(("inside", "after"), [(b"\xa0", b""), (b"", b"\0")], ids=["claims", "evidence"])
+def test_nothing_follows_a_cbor_value(inside: bytes, after: bytes) -> None:
+    """A second value behind the claims, or bytes behind the evidence, would be read by some and not by others."""
+    with pytest.raises(MalformedError, match="1 bytes after a CBOR value"):
+        recognise(ratls("tcg", inside=inside, after=after).der)
+
+
 # Bytes that are no document ────────────────────────────────────────────────────────────────────────────────
 
 
