@@ -118,10 +118,14 @@ class ReleasePolicy:
             passed = [list(one.check(cpu, now, what)) for one in releases]
             if all(passed):  # of releases that measure or serve the same, one within its limits is enough
                 violations += [violation for found in passed for violation in found]
-        if self.expires is not None and now >= self.expires:
-            ended = f"one that ended at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
-            violations.append(Violation(Check.POLICY_EXPIRED, "a policy that is in force", ended))
-        return violations
+        return [*violations, *self.check_end(now)]
+
+    def check_end(self, now: datetime) -> list[Violation]:
+        """Whether the policy itself has ended, which whatever is judged by it is refused for."""
+        if self.expires is None or now < self.expires:
+            return []
+        ended = f"one that ended at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
+        return [Violation(Check.POLICY_EXPIRED, "a policy that is in force", ended)]
 
     def ends(
         self,

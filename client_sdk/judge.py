@@ -127,11 +127,12 @@ def _issuers_missing(vek: bytes) -> UnavailableError:
 
 
 def judge_nitro(terms: Terms, document: Path) -> Judged:
-    table = terms.policy.nitro
+    def violations(c: nitro.NitroClaims) -> list[Violation]:
+        own = accept("nitro", terms.policy.nitro, lambda t: t.check(c, terms.now))
+        return [*own, *terms.policy.release.check_end(terms.now)]
+
     return judge_one(
-        chains.NITRO,
-        lambda: nitro.verify(read_file(document), terms.roots.aws, terms.now),
-        lambda c: accept("nitro", table, lambda t: t.check(c, terms.now)),
+        chains.NITRO, lambda: nitro.verify(read_file(document), terms.roots.aws, terms.now), violations
     )
 
 

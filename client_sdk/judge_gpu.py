@@ -39,7 +39,9 @@ def judge_nvidia(
             error = exc
             seen.append(walk(chains.GPU, exc, skipped=(chains.MANIFESTS, chains.REVOCATION)))
             break
-    if error is None and (violations := terms.policy.gpu.check(claims, terms.now)):
+    policy = terms.policy
+    violations = [*policy.gpu.check(claims, terms.now), *policy.release.check_end(terms.now)]
+    if error is None and violations:
         error = PolicyError(violations)
     return Judged(
         error=error,

@@ -187,7 +187,7 @@ def _violations(terms: Terms, found: _Found) -> list[Violation]:
         claims, table = found.cpu, policy.nitro
         if table is not None:  # these three were compared, with what the format puts there
             table = replace(table, any_nonce=True, any_user_data=True, any_public_key=True)
-        return [*accept("nitro", table, lambda t: t.check(claims, now))]
+        return [*accept("nitro", table, lambda t: t.check(claims, now)), *policy.release.check_end(now)]
     violations = _check_cpu(terms, found.cpu)
     if found.gpus or terms.policy_given:
         violations += policy.gpu.check(found.gpus, now)

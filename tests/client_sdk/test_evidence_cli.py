@@ -238,6 +238,19 @@ any_measurement = true
     assert (code, [v["check"] for v in found["violations"]]) == (POLICY, [check])
 
 
+@pytest.mark.parametrize("kind", ["nitro", "nvidia"])
+def test_a_policy_that_has_ended_accepts_nothing(bench: Bench, kind: str) -> None:
+    """Whatever it is asked about, also where no release could be told."""
+    tables = "[gpu]\nallow_unreported_state = true\n[nitro]\nany_measurement = true\nany_age = true\nany_nonce = true\n"
+    tables += "any_user_data = true\nany_public_key = true\n"
+    arguments = getattr(bench, kind)()
+    accepted = attested(*arguments, "--policy", bench.file("policy.toml", tables.encode()))
+    assert accepted.exit_code == ACCEPT, accepted.output
+    ended = "[release]\nexpires = 2020-01-01T00:00:00Z\n" + tables
+    code, found = as_json([*arguments, "--policy", bench.file("policy.toml", ended.encode())])
+    assert (code, [v["check"] for v in found["violations"]]) == (POLICY, ["policy.expired"])
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [(b"[tdx]\nallow_debugging = true\n", MALFORMED), (b"\xff", MALFORMED), (None, UNDECIDED)],
