@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -102,8 +103,8 @@ class Engine:
         self._model = model or ModelFiles(settings)
         self.on_give_up: Callable[[], None] = lambda: None
         base = settings.runtime_dir
-        if base is None:
-            self._private = Path(tempfile.mkdtemp(prefix="enclave-"))
+        if base is None:  # a name: each start makes the directory, so a gateway that is killed before leaves none
+            self._private = Path(tempfile.gettempdir(), f"enclave-{secrets.token_hex(8)}")
         else:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._private = base.resolve() / "engine"
