@@ -1,6 +1,8 @@
-"""The least that a gateway in Python does for a plain answer: parse, pass on, hash both bodies, sign. What `gateway.py` compares with.
+"""The least that a gateway in Python does for a plain answer of this protocol. What `gateway.py` compares with.
 
-No ASGI, no access control, no limit, no strictness, no failure: a floor to measure with, and nothing to use.
+It looks an API key up by its digest, peeks at `model` and `stream`, passes the request on, hashes both bodies behind a nonce, and
+signs the protocol's receipt with the engine's token counts in it. No ASGI, no limit, no time-out, no strictness, no failure, no
+numbers: a floor to measure with, and nothing to use.
 
     python -m benchmarks.floor PORT ENGINE_SOCKET
 """
@@ -8,18 +10,47 @@ No ASGI, no access control, no limit, no strictness, no failure: a floor to meas
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import sys
 import time
-from base64 import urlsafe_b64encode
 from hashlib import sha256
+from itertools import count
 from typing import cast
 
 import httptools
+import msgspec
 import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-KEY = Ed25519PrivateKey.generate()
+from attestation._b64 import b64url_encode
+from attestation.receipt import Outcome, ServedModel, Usage, sign_receipt
+
+KEY, API_KEY = Ed25519PrivateKey.generate(), "sk-enclave-floor"
+KNOWN = {sha256(f"Bearer {API_KEY}".encode()).digest(): "somebody"}
+MODEL, STATEMENT, NUMBERS = ServedModel(name="mock", digest=bytes(32)), bytes(32), count(1)
+
+
+class Asked(msgspec.Struct):
+    """What is peeked at in a request."""
+
+    model: str
+    stream: bool = False
+
+
+class Counts(msgspec.Struct):
+    """The engine's."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Answered(msgspec.Struct):
+    """What is peeked at in an answer."""
+
+    usage: Counts
+
+
+peek_request, peek_answer = msgspec.json.Decoder(Asked).decode, msgspec.json.Decoder(Answered).decode
 
 
 class Peer(asyncio.Protocol):
@@ -64,7 +95,11 @@ class FromClient(Peer):
     def __init__(self) -> None:
         super().__init__()
         self.parser = httptools.HttpRequestParser(self)
-        self.url = b""
+        self.url = self.shown = b""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"authorization":
+            self.shown = value
 
     def on_url(self, url: bytes) -> None:
         self.url = url
@@ -72,6 +107,9 @@ class FromClient(Peer):
     def on_message_complete(self) -> None:
         if self.url == b"/":
             self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            return
+        if sha256(self.shown).digest() not in KNOWN or peek_request(self.body).stream:
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
             return
         engine = idle.pop()
         engine.client = self
@@ -81,15 +119,31 @@ class FromClient(Peer):
     def answer(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
-        claims = {
-            "time": int(time.time()),
-            "request": {"digest": sha256(self.body).hexdigest(), "length": len(self.body)},
-            "response": {"digest": sha256(body).hexdigest(), "length": len(body)},
-        }
-        signed = urlsafe_b64encode(json.dumps(claims).encode())
-        receipt = b"%s.%s" % (signed, urlsafe_b64encode(KEY.sign(signed)))
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\nattested-receipt: %s\r\n\r\n"
-        self.transport.writelines([head % (len(body), receipt), body])
+        nonce, counter, counts = os.urandom(32), next(NUMBERS), peek_answer(body).usage
+        receipt = sign_receipt(
+            KEY,
+            id=f"rcpt-floor-{counter}",
+            counter=counter,
+            time=int(time.time()),
+            method="POST",
+            path=self.url.decode(),
+            asked=(sha256(nonce + self.body).digest(), len(self.body)),
+            status=200,
+            answered=(sha256(nonce + body).digest(), len(body)),
+            outcome=Outcome.COMPLETE,
+            model=MODEL,
+            usage=Usage(prompt_tokens=counts.prompt_tokens, completion_tokens=counts.completion_tokens),
+            sampling={},
+            statement=STATEMENT,
+            checkpoints=0,
+            tokens=None,
+            parts=None,
+        )
+        head = (
+            f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"attested-receipt: {receipt}\r\nattested-nonce: {b64url_encode(nonce)}\r\n\r\n"
+        )
+        self.transport.writelines([head.encode(), body])
 
 
 idle: list[ToEngine] = []

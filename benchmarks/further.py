@@ -12,6 +12,7 @@ from pathlib import Path
 from attestation import sealed
 from attestation.sealed_head import RequestHead
 from benchmarks.contenders import CONTENDER_CPU, Contender, Engine, free_port, ours, process
+from benchmarks.floor import API_KEY
 from benchmarks.sealing import Client
 
 
@@ -41,4 +42,5 @@ def floor(engine: Engine, _: Path) -> Iterator[Contender]:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.floor", str(port), str(engine.socket)]
     with process("floor", command, port, CONTENDER_CPU) as pid:
-        yield Contender("floor", f"127.0.0.1:{port}", pid, streams=False)
+        headers = (f"Authorization: Bearer {API_KEY}",)
+        yield Contender("floor", f"127.0.0.1:{port}", pid, headers, streams=False)
