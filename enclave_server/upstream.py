@@ -162,7 +162,7 @@ class EngineAnswer(asyncio.Protocol):
         return self._take is None and self.is_stream
 
     def _relay(self, take: Callable[[bytes], Work | None], waiter: asyncio.Future[Rest | None]) -> None:
-        """What `relay` does, in its place."""
+        """What `relay` does, in its place; but for the last read, so that it leaves in one write with the receipt."""
         try:
             work = take(self._taken())
             rest = begin(work) if work is not None else None
@@ -201,7 +201,7 @@ class EngineAnswer(asyncio.Protocol):
             return self._fail(UpstreamError("an answer's head without an end"))
         waiter = self._waiter
         if waiter is not None and not waiter.done():
-            if self._take is not None and self._parts:
+            if self._take is not None and self._parts and not self.complete:
                 self._relay(self._take, waiter)
             if self._worth_waking():
                 self._wake()
