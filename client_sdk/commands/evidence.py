@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,9 +17,10 @@ from rich.console import Console
 from attestation.ear import SigningKey, appraise, load_signing_key, make_ear, sign_ear
 from attestation.errors import AttestationError, UnavailableError
 from attestation.roots import is_vendor
-from client_sdk.commands.options import AsJson, EvidenceFile
+from client_sdk.commands.foreign import foreign
+from client_sdk.commands.options import AsJson, At, EvidenceFile, JudgedBy, RootFiles
 from client_sdk.exits import exit_code
-from client_sdk.files import parse_hex, parse_time
+from client_sdk.files import parse_hex
 from client_sdk.installed import installed
 from client_sdk.judge import AmdFiles, Judged, Terms, judge_nitro, judge_snp, judge_tdx, load_terms
 from client_sdk.judge_azure import AzureFiles, judge_azure
@@ -28,24 +31,6 @@ app = typer.Typer(
     no_args_is_help=True, help="Judge raw evidence: a quote, report or document, and nothing of ours."
 )
 
-At = Annotated[
-    datetime | None,
-    typer.Option(
-        "--at", parser=parse_time, metavar="TIME", help="RFC 3339 or Unix seconds; the present unless given."
-    ),
-]
-RootFiles = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--root", metavar="PEM", help="Trust this certificate's key alone, in place of the vendor's roots."
-    ),
-]
-PolicyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--policy", metavar="FILE", help="A policy (TOML). Without it, measurements are not judged."
-    ),
-]
 EarKey = Annotated[
     Path | None,
     typer.Option(
@@ -59,34 +44,49 @@ Nonce = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """Where an outcome goes."""
+class Asked:
+    """The options of every kind of evidence: by what it is judged, and where the outcome goes."""
 
-    as_json: bool
-    ear: Path | None
-    file: Path | None
+    at: At = None
+    root: RootFiles = None
+    policy: JudgedBy = None
+    as_json: AsJson = False
+    ear: EarKey = None
+    output: EarFile = None
 
 
-@app.command()
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of `function`, whose last parameter is of type `Asked`, with the options that this has in its place."""
+    own = [p for p in signature(function, eval_str=True).parameters.values() if p.annotation is not Asked]
+    shared = signature(Asked, eval_str=True).parameters.values()
+
+    @wraps(function)
+    def command(**given: Any) -> None:
+        asked = Asked(**{option.name: given.pop(option.name) for option in shared})
+        function(**given, asked=asked)
+
+    everything = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
+    command.__signature__ = Signature(everything)  # type: ignore[attr-defined]  # what typer reads
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in everything}
+    app.command()(command)
+    return command
+
+
+@_command
 def tdx(
     quote: EvidenceFile,
     collateral: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Intel's collateral, in dcap-qvl's layout.")
     ] = None,
-    at: At = None,
-    root: RootFiles = None,
-    policy: PolicyFile = None,
-    as_json: AsJson = False,
-    ear: EarKey = None,
-    output: EarFile = None,
+    *,
+    asked: Asked,
 ) -> None:
     """An Intel TDX quote."""
-    out = Output(as_json=as_json, ear=ear, file=output)
-    _run("tdx", "Intel TDX quote", at, root, policy, out, lambda t: judge_tdx(t, quote, collateral))
+    _run("tdx", "Intel TDX quote", asked, lambda t: judge_tdx(t, quote, collateral))
 
 
-@app.command()
-def snp(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
+@_command
+def snp(
     report: EvidenceFile,
     vek: Annotated[Path | None, typer.Option(metavar="CERT", help="The VCEK or VLEK certificate.")] = None,
     chain: Annotated[
@@ -96,36 +96,26 @@ def snp(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     collateral: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="All of these, from `attested collateral fetch`.")
     ] = None,
-    at: At = None,
-    root: RootFiles = None,
-    policy: PolicyFile = None,
-    as_json: AsJson = False,
-    ear: EarKey = None,
-    output: EarFile = None,
+    *,
+    asked: Asked,
 ) -> None:
     """An AMD SEV-SNP attestation report."""
     files = _amd_files(vek, chain, crl, collateral)
-    out = Output(as_json=as_json, ear=ear, file=output)
-    _run("snp", "AMD SEV-SNP report", at, root, policy, out, lambda t: judge_snp(t, report, files))
+    _run("snp", "AMD SEV-SNP report", asked, lambda t: judge_snp(t, report, files))
 
 
-@app.command()
+@_command
 def nitro(
     document: EvidenceFile,
-    at: At = None,
-    root: RootFiles = None,
-    policy: PolicyFile = None,
-    as_json: AsJson = False,
-    ear: EarKey = None,
-    output: EarFile = None,
+    *,
+    asked: Asked,
 ) -> None:
     """An AWS Nitro attestation document."""
-    out = Output(as_json=as_json, ear=ear, file=output)
-    _run("nitro", "AWS Nitro document", at, root, policy, out, lambda t: judge_nitro(t, document))
+    _run("nitro", "AWS Nitro document", asked, lambda t: judge_nitro(t, document))
 
 
-@app.command()
-def azure(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
+@_command
+def azure(
     file: EvidenceFile,
     nonce: Annotated[
         bytes | None,
@@ -139,39 +129,29 @@ def azure(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     ] = None,
     chain: Annotated[Path | None, typer.Option(metavar="PEM", help="Its issuer, then the ARK.")] = None,
     crl: Annotated[Path | None, typer.Option(metavar="DER", help="AMD's revocation list.")] = None,
-    at: At = None,
-    root: RootFiles = None,
-    policy: PolicyFile = None,
-    as_json: AsJson = False,
-    ear: EarKey = None,
-    output: EarFile = None,
+    *,
+    asked: Asked,
 ) -> None:
     """Evidence of an Azure confidential VM: a vTPM's quote with the hardware's report."""
     files = AzureFiles(fetched=collateral, amd=_amd_files(vek, chain, crl, collateral))
-    out = Output(as_json=as_json, ear=ear, file=output)
     kind = "azure" if nonce is not None else "azure-without-nonce"
-    _run(kind, "Azure confidential VM", at, root, policy, out, lambda t: judge_azure(t, file, nonce, files))
+    _run(kind, "Azure confidential VM", asked, lambda t: judge_azure(t, file, nonce, files))
 
 
-@app.command()
-def nvidia(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
+@_command
+def nvidia(
     evidence: EvidenceFile,
     nonce: Nonce,
     rim: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A reference manifest (SWID XML).")
     ] = None,
     ocsp: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="An OCSP answer (DER).")] = None,
-    at: At = None,
-    root: RootFiles = None,
-    policy: PolicyFile = None,
-    as_json: AsJson = False,
-    ear: EarKey = None,
-    output: EarFile = None,
+    *,
+    asked: Asked,
 ) -> None:
     """NVIDIA GPU evidence: NVIDIA's JSON list, or an evidence document of ours."""
-    out = Output(as_json=as_json, ear=ear, file=output)
     judge = lambda t: judge_nvidia(t, evidence, nonce, rim or (), ocsp or ())  # noqa: E731
-    _run("nvidia", "NVIDIA GPU evidence", at, root, policy, out, judge)
+    _run("nvidia", "NVIDIA GPU evidence", asked, judge)
 
 
 @app.command()
@@ -185,10 +165,11 @@ def nvidia_token(
     output: EarFile = None,
 ) -> None:
     """A token of NVIDIA's service, or of Intel Trust Authority with claims about a GPU."""
-    out = Output(as_json=as_json, ear=ear, file=output)
-    _run(
-        "nvidia-token", "token about a GPU", at, None, None, out, lambda t: judge_token(t, token, jwks, nonce)
-    )
+    asked = Asked(at=at, as_json=as_json, ear=ear, output=output)
+    _run("nvidia-token", "token about a GPU", asked, lambda t: judge_token(t, token, jwks, nonce))
+
+
+app.command()(foreign)
 
 
 def _amd_files(vek: Path | None, chain: Path | None, crl: Path | None, fetched: Path | None) -> AmdFiles:
@@ -197,30 +178,22 @@ def _amd_files(vek: Path | None, chain: Path | None, crl: Path | None, fetched: 
     return AmdFiles(vek=vek, chain=chain, crl=crl, fetched=fetched)
 
 
-def _run(
-    kind: str,
-    what: str,
-    at: datetime | None,
-    roots: list[Path] | None,
-    policy: Path | None,
-    out: Output,
-    judge: Callable[[Terms], Judged],
-) -> None:
+def _run(kind: str, what: str, asked: Asked, judge: Callable[[Terms], Judged]) -> None:
     """Judge, print, leave with the outcome's exit code."""
-    key = _signing_key(out)
-    now = at or datetime.now(UTC)
+    key = _signing_key(asked)
+    now = asked.at or datetime.now(UTC)
     notes = [f"judged as of {now:%Y-%m-%dT%H:%M:%SZ}"]
     try:
-        terms = load_terms(policy, roots or [], now)
+        terms = load_terms(asked.policy, asked.root or [], now)
     except AttestationError as exc:
         judged = Judged(error=exc, lines=[Line("the policy and the roots can be read", _stopped(exc))])
     else:
         judged = judge(terms)
         notes += _notes(terms, judged, kind)
-    measured = policy is not None
-    if key is not None and out.file is not None:
-        _write_ear(out.file, key, kind, judged, now, measured=measured)
-    if out.as_json:
+    measured = asked.policy is not None
+    if key is not None and asked.output is not None:
+        _write_ear(asked.output, key, kind, judged, now, measured=measured)
+    if asked.as_json:
         typer.echo(json.dumps(result(judged.error, judged.claims)))
         for note in notes:
             typer.echo(f"note: {clean(note)}", err=True)
@@ -254,16 +227,16 @@ def _stopped(error: AttestationError) -> State:
     return State.UNDECIDED if isinstance(error, UnavailableError) else State.REFUSED
 
 
-def _signing_key(out: Output) -> SigningKey | None:
+def _signing_key(asked: Asked) -> SigningKey | None:
     """The key to sign with; asked for wrongly, or not usable, it is a usage error before anything is judged."""
-    if (out.ear is None) != (out.file is None):
+    if (asked.ear is None) != (asked.output is None):
         raise typer.BadParameter("--ear KEY.pem and -o FILE go together")
-    if out.ear is None:
+    if asked.ear is None:
         return None
     try:
-        return load_signing_key(out.ear.read_bytes())
+        return load_signing_key(asked.ear.read_bytes())
     except (OSError, ValueError) as exc:
-        raise typer.BadParameter(f"--ear {out.ear}: {exc}") from exc
+        raise typer.BadParameter(f"--ear {asked.ear}: {exc}") from exc
 
 
 def _write_ear(

@@ -22,8 +22,7 @@ from attestation.fetch import Fetcher
 from attestation.nvidia.collateral import NvidiaCollateral
 from attestation.roots import is_vendor
 from client_sdk.amd_file import parse_amd
-from client_sdk.commands.evidence import At, PolicyFile, RootFiles
-from client_sdk.commands.options import AsJson, EvidenceFile
+from client_sdk.commands.options import AsJson, At, EvidenceFile, JudgedBy, RootFiles
 from client_sdk.exits import exit_code
 from client_sdk.files import parse_hex, read_file, read_raw
 from client_sdk.foreign.document import TITLES, Foreign, Seen
@@ -83,7 +82,7 @@ def foreign(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     ] = False,
     at: At = None,
     root: RootFiles = None,
-    policy: PolicyFile = None,
+    policy: JudgedBy = None,
     as_json: AsJson = False,
 ) -> None:
     """A document in another provider's format: Tinfoil's, dstack's (Phala, NEAR), nitriding's, or an RA-TLS certificate.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
 
+from client_sdk.files import parse_time
 from client_sdk.sealing import Channel
 
 
@@ -33,6 +35,24 @@ Url = Annotated[
 EvidenceFile = Annotated[Path, typer.Argument(metavar="FILE", help="Raw, in hex or in base64.")]
 PolicyFile = Annotated[
     Path, typer.Option("--policy", metavar="FILE", help="What you accept (TOML); see docs/policy.md.")
+]
+JudgedBy = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", metavar="FILE", help="A policy (TOML). Without it, measurements are not judged."
+    ),
+]
+RootFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--root", metavar="PEM", help="Trust this certificate's key alone, in place of the vendor's roots."
+    ),
+]
+At = Annotated[
+    datetime | None,
+    typer.Option(
+        "--at", parser=parse_time, metavar="TIME", help="RFC 3339 or Unix seconds; the present unless given."
+    ),
 ]
 ChannelOption = Annotated[
     Channel,

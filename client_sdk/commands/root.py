@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
 
 from client_sdk.commands.examples import epilog
 from client_sdk.exits import ExitCode
@@ -14,23 +16,47 @@ _UsageError: Any = typer.BadParameter.__base__  # typer exports no name for it
 
 
 class Commands(TyperGroup):
-    """The root of the command line: every command's help ends with examples and exit codes, and a usage error
-    anywhere below it leaves with `ExitCode.USAGE`.
-    """
+    """The root of the command line: a usage error anywhere below it leaves with `ExitCode.USAGE`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _no_types_after_switches(self)
-        for name, command in self.commands.items():
-            _complete(name, command)
-            for inner, below in getattr(command, "commands", {}).items():
-                _complete(f"{name} {inner}", below)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         return _with_usage_code(super().make_context, *args, **kwargs)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
         return _with_usage_code(super().invoke, *args, **kwargs)
+
+
+class Later(TyperCommand):
+    """A command of which only a name and a line are known until somebody runs it, asks for its help or completes its words.
+
+    Then the function or group at `home` takes over, and its help ends with examples and exit codes.
+    """
+
+    def __init__(self, name: str, home: str, line: str, panel: str) -> None:
+        super().__init__(name, help=line, rich_help_panel=panel)
+        self._home = home
+
+    def load(self) -> Any:
+        """The command itself."""
+        module, _, attribute = self._home.partition(":")
+        found = getattr(import_module(f"client_sdk.commands.{module}"), attribute)
+        name = self.name or ""
+        if isinstance(found, typer.Typer):
+            command: Any = get_group(found)
+            for inner, below in command.commands.items():
+                _complete(f"{name} {inner}", below)
+        else:
+            one = typer.Typer(add_completion=False)
+            one.command(name)(found)
+            command = get_command(one)
+        _complete(name, command)
+        return command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        return self.load().make_context(*args, **kwargs)
 
 
 def _complete(name: str, command: Any) -> None:

@@ -211,7 +211,8 @@ def commands() -> dict[str, Any]:
     """Every command by the words that call it."""
     root: Any = get_command(app)
     found: dict[str, Any] = {}
-    for name, command in root.commands.items():
+    for name, later in root.commands.items():
+        command = later.load()
         below = getattr(command, "commands", None)
         found |= {f"{name} {n}": c for n, c in below.items()} if below else {name: command}
     return found
