@@ -114,6 +114,40 @@ def test_bytes_of_a_stream(caller: httpx.Client, engine: FakeEngine, split: bool
     assert caller.post(CHAT, json=STREAMED).content == ODD
 
 
+def test_bytes_of_a_form(caller: httpx.Client, engine: FakeEngine) -> None:
+    """A recording is passed on with its boundary and every byte, whatever looks like a boundary in it."""
+    sound = b"RIFF" + bytes(range(256)) * 4000 + b"\r\n--\r\n"
+    form = {"data": {"model": ASKED["model"]}, "files": {"file": ("a.wav", sound, "audio/wav")}}
+    response = caller.post("/v1/audio/transcriptions", **form)
+    sent = response.request.read()
+    nonce = response.headers["Attested-Nonce"]
+    salt = base64.urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))
+    assert (response.status_code, response.headers["X-Attested"]) == (200, "verified")
+    assert claims(response)["request"]["digest"] == sha256(salt + sent).hexdigest()
+    seen = engine.requests[-1]
+    assert (seen.body, seen.headers["Content-Type"]) == (sent, response.request.headers["Content-Type"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("HEAD", "/v1/models", {}, 405),
+        ("DELETE", "/v1/models", {}, 405),
+        ("POST", "/v1/nothing", {}, 404),
+        ("POST", CHAT, {"Content-Encoding": "gzip"}, 415),
+    ],
+)
+def test_what_the_enclave_does_not_serve(
+    caller: httpx.Client, engine: FakeEngine, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    """The enclave says so itself, signed; no engine is asked."""
+    response = caller.request(method, path, content=b"{}" if method == "POST" else None, headers=headers)
+    assert (response.status_code, response.headers["X-Attested"]) == (status, "verified")
+    assert claims(response)["request"]["method"] == method
+    assert bool(response.content) is (method != "HEAD")
+    assert not engine.requests
+
+
 def test_what_an_answer_says_of_its_proof(caller: httpx.Client, gateway: LiveGateway) -> None:
     """Headers name the enclave, its statement and the receipt; that a TEE is simulated is not hidden."""
     headers = caller.post(CHAT, json=ASKED).headers
