@@ -249,5 +249,5 @@ def test_long(engine: FakeEngine, tmp_path: Path) -> None:
 @pytest.mark.timeout(LONG_VLLM + 3 * VLLM_SECONDS)
 def test_vllm(tmp_path: Path) -> None:
     """With real vLLM behind; in a short time memory is still warming up."""
-    with served(tmp_path, seconds=VLLM_SECONDS, **SETTINGS, **vllm_settings()) as gateway:
+    with served(tmp_path, seconds=2 * VLLM_SECONDS, **{**vllm_settings(), **SETTINGS}) as gateway:
         soak(gateway, tmp_path, "tiny", LONG_VLLM, 1.05 if LONG_VLLM >= 300 else 1.1)
