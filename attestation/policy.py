@@ -215,17 +215,21 @@ class Policy:
             policy = self.taking(*taken)
             return [*policy.check_cpu(vtpm or cpu, now), *policy.statement.check(statement)]
 
+        if not releases:
+            return ()
         anyway = {violation.check for violation in refused(*releases)}
 
         def different(*taken: Limited) -> tuple[Violation, ...]:
             return tuple(violation for violation in refused(*taken) if violation.check not in anyway)
 
-        if not releases or not different():
+        if not different():
             return ()
         return tuple(Candidate(one, different(one), tuple(one.check(cpu, now))) for one in releases)
 
     def taking(self, *releases: Limited) -> Policy:
-        """This policy, which also accepts what any of these releases measures and serves; their limits are not looked at."""
+        """This policy, which also accepts what any of these, which are of its own, measures and serves; limits are not looked at."""
+        if not self.release.accepted:
+            return self
         models = frozenset[bytes]().union(*(r.models for r in releases))
         configs = frozenset[bytes]().union(*(r.configs for r in releases))
         files = frozenset[bytes]().union(*(r.config_files for r in releases))
