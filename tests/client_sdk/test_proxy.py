@@ -117,8 +117,8 @@ def test_bytes_of_a_stream(caller: httpx.Client, engine: FakeEngine, split: bool
 def test_bytes_of_a_form(caller: httpx.Client, engine: FakeEngine) -> None:
     """A recording is passed on with its boundary and every byte, whatever looks like a boundary in it."""
     sound = b"RIFF" + bytes(range(256)) * 4000 + b"\r\n--\r\n"
-    form = {"data": {"model": ASKED["model"]}, "files": {"file": ("a.wav", sound, "audio/wav")}}
-    response = caller.post("/v1/audio/transcriptions", **form)
+    files = {"file": ("a.wav", sound, "audio/wav")}
+    response = caller.post("/v1/audio/transcriptions", data={"model": ASKED["model"]}, files=files)
     sent = response.request.read()
     nonce = response.headers["Attested-Nonce"]
     salt = base64.urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))
