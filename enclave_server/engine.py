@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Protocol
 
 from enclave_server import engine_child
+from enclave_server.engine_answer import UpstreamError
 from enclave_server.engine_flags import command, environment
 from enclave_server.engine_log import EngineLog
 from enclave_server.engine_user import open_to
@@ -34,7 +35,7 @@ from enclave_server.mendable import MendableError
 from enclave_server.model import ModelError
 from enclave_server.model_check import Loading, ModelFiles
 from enclave_server.settings import Settings
-from enclave_server.upstream import Upstream, UpstreamError
+from enclave_server.upstream import Upstream
 
 STEADY_SECONDS = 60.0  # so much service, and earlier crashes no longer count
 MAX_PAUSE = 30.0
@@ -103,7 +104,7 @@ class Engine:
         self._model = model or ModelFiles(settings)
         self.on_give_up: Callable[[], None] = lambda: None
         base = settings.runtime_dir
-        if base is None:  # a name: each start makes the directory, so a gateway that is killed before leaves none
+        if base is None:  # a name: each start makes the directory, so a killed gateway leaves none
             self._private = Path(tempfile.gettempdir(), f"enclave-{secrets.token_hex(8)}")
         else:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)

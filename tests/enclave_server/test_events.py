@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.receipt import Usage
+from enclave_server.engine_answer import TooLongError, UpstreamError
 from enclave_server.events import MAX_EVENT_BYTES, Events
-from enclave_server.upstream import TooLongError, UpstreamError
 
 STREAM = (
     b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
