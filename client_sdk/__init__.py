@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attestation.policy import Policy
     from client_sdk.openai import AsyncAttestedClient, AsyncOpenAI, AttestedClient, OpenAI
     from client_sdk.receipts import Attestation
+    from client_sdk.refusals import plain_refusals
     from client_sdk.sealing import Channel
     from client_sdk.terms import load_policy
     from client_sdk.transport import Trust, async_attested_transport, attestation_of, attested_transport
@@ -43,6 +44,7 @@ __all__ = [
     "attestation_of",
     "attested_transport",
     "load_policy",
+    "plain_refusals",
 ]
 
 _HOMES = {
@@ -57,6 +59,7 @@ _HOMES = {
     "attestation.policy": ("Policy",),
     "client_sdk.openai": ("AsyncAttestedClient", "AsyncOpenAI", "AttestedClient", "OpenAI"),
     "client_sdk.receipts": ("Attestation",),
+    "client_sdk.refusals": ("plain_refusals",),
     "client_sdk.sealing": ("Channel",),
     "client_sdk.terms": ("load_policy",),
     "client_sdk.transport": ("Trust", "async_attested_transport", "attestation_of", "attested_transport"),

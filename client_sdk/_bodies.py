@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime
 from typing import Any, TypeVar
 
-from attestation.errors import VerificationError
+from attestation.errors import AttestationError, VerificationError
 from attestation.sealed import AnswerOpener
 from attestation.sealed_head import ResponseHead
+from client_sdk.refusals import carried
 from client_sdk.streams import StreamCheck
 
 Http = Any  # requests, responses and transports of either library
@@ -62,11 +63,13 @@ class BlockingStream(_Stream):
                     continue
                 for events in self._check.feed(data, self._clock()):
                     yield events
+            if events := self._check.finish(self._clock()):
+                yield events
+            self._check.conclude()
         except self._broken as exc:
-            raise self._cut(exc) from exc
-        if events := self._check.finish(self._clock()):
-            yield events
-        self._check.conclude()
+            raise carried(self._cut(exc)) from exc
+        except AttestationError as error:
+            raise carried(error) from error.__cause__
 
     def close(self) -> None:
         try:
@@ -84,11 +87,13 @@ class AsyncStream(_Stream):
                     continue
                 for events in self._check.feed(data, self._clock()):
                     yield events
+            if events := self._check.finish(self._clock()):
+                yield events
+            self._check.conclude()
         except self._broken as exc:
-            raise self._cut(exc) from exc
-        if events := self._check.finish(self._clock()):
-            yield events
-        self._check.conclude()
+            raise carried(self._cut(exc)) from exc
+        except AttestationError as error:
+            raise carried(error) from error.__cause__
 
     async def aclose(self) -> None:
         try:

@@ -14,6 +14,7 @@ it; `attestation_of(answer)` is the same for type checkers.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -27,9 +28,9 @@ import openai
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from client_sdk.receipts import Attestation
-from client_sdk.refusals import as_error_of
+from client_sdk.refusals import Refused, arrived, as_error_of, may_pass
 from client_sdk.session import MAX_AGE
-from client_sdk.streams import Verify
+from client_sdk.streams import StreamCheck, Verify
 from client_sdk.terms import PolicyLike
 from client_sdk.transport import (
     DEFAULT_CHANNEL,
@@ -45,6 +46,7 @@ from client_sdk.transport import (
 
 OpenAIError = openai.OpenAIError
 LIBRARY: Library = "httpx2" if int(openai.__version__.partition(".")[0]) >= 3 else "httpx"
+_ConnectError: type[Exception] = importlib.import_module(LIBRARY).ConnectError
 _NO_WEBSOCKETS = "attested-inference:websockets-are-refused"
 
 
@@ -53,22 +55,29 @@ class _Request:
     """What one request of a client has seen; of several attempts, the last one's."""
 
     attestation: Attestation | None = None
+    unreached: AttestationError | None = None
 
 
 _in_request: ContextVar[_Request | None] = ContextVar("_in_request", default=None)
 
 
-class _Refused(BaseException):
-    """Carries a refusal through openai 2.x, which retries every `Exception` of its HTTP client and then hides it."""
-
-    def __init__(self, error: AttestationError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 def _carried(error: AttestationError) -> BaseException:
-    """What an HTTP client raises for `error`: unless one of the classes below unpacks it, an error that openai's own let through."""
-    return _Refused(error) if _in_request.get() else as_error_of(error, OpenAIError)
+    """What an HTTP client raises for `error`: a failed connection, to be tried again, or what nobody tries again.
+
+    openai 2.x retries every `Exception` of its HTTP client but its own, 3.x those of its HTTP library; both hide them then.
+    """
+    request = _in_request.get()
+    if may_pass(error):
+        if request is not None:
+            request.unreached = error
+        return as_error_of(error, _ConnectError)
+    return Refused(error) if request is not None else as_error_of(error, OpenAIError)
+
+
+def _told(failed: openai.APIConnectionError, request: _Request) -> Exception:
+    """The reason why no connection came about, when it was that the enclave could not be asked for evidence."""
+    told = isinstance(failed.__cause__, AttestationError) and request.unreached
+    return told or failed
 
 
 def _noted(response: Any) -> Any:
@@ -206,11 +215,14 @@ class OpenAI(_Attested, openai.OpenAI):
             token = _in_request.set(seen)
             try:
                 return _attach(super().request(*args, **kwargs), seen.attestation)
-            except _Refused as refused:
-                error = refused.error
+            except Refused as refused:
+                error, cause = arrived(refused), refused.error.__cause__
+            except openai.APIConnectionError as failed:
+                error = _told(failed, seen)
+                cause = error.__cause__
             finally:
                 _in_request.reset(token)
-            raise error
+            raise error from cause
 
 
 class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
@@ -239,11 +251,14 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
             token = _in_request.set(seen)
             try:
                 return _attach(await super().request(*args, **kwargs), seen.attestation)
-            except _Refused as refused:
-                error = refused.error
+            except Refused as refused:
+                error, cause = arrived(refused), refused.error.__cause__
+            except openai.APIConnectionError as failed:
+                error = _told(failed, seen)
+                cause = error.__cause__
             finally:
                 _in_request.reset(token)
-            raise error
+            raise error from cause
 
 
 def _attach(answer: Any, attestation: Attestation | None) -> Any:
@@ -274,20 +289,25 @@ def _parsing(parse: Callable[..., Any], attestation: Attestation) -> Callable[..
 
 def _marked(items: Iterator[Any], attestation: Attestation) -> Iterator[Any]:
     """Mark each item. Its bytes have been given out, so all bytes being proven means that it is."""
+    proof = _proof(attestation)
     for item in items:
-        yield _mark(item, attestation)
+        yield _mark(item, proof)
 
 
 async def _async_marked(items: AsyncIterator[Any], attestation: Attestation) -> AsyncIterator[Any]:
+    proof = _proof(attestation)
     async for item in items:
-        yield _mark(item, attestation)
+        yield _mark(item, proof)
 
 
-def _mark(item: Any, attestation: Attestation) -> Any:
+def _proof(attestation: Attestation) -> Attestation | StreamCheck:
+    """What knows whether all bytes are proven: asked for each event, so of the two the nearer one."""
+    return attestation.check if isinstance(attestation.check, StreamCheck) else attestation
+
+
+def _mark(item: Any, proof: Attestation | StreamCheck) -> Any:
     if isinstance(item, openai.BaseModel):
-        object.__setattr__(
-            item, "attested", attestation.attested
-        )  # no field: it is not part of what is dumped
+        object.__setattr__(item, "attested", proof.attested)  # no field: it is not part of what is dumped
     return item
 
 

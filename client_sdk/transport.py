@@ -22,7 +22,7 @@ from client_sdk._worlds import Async, Blocking, World
 from client_sdk.enclave import Enclave
 from client_sdk.kept import KeptSession, fetch_evidence
 from client_sdk.receipts import Attestation
-from client_sdk.refusals import as_error_of
+from client_sdk.refusals import carried
 from client_sdk.sealing import Channel
 from client_sdk.session import MAX_AGE, Session, State
 from client_sdk.streams import Verify
@@ -160,7 +160,7 @@ class _BlockingTransport:
         try:
             return run(self._enclaves.at(request).exchange(request))
         except AttestationError as error:
-            raise as_error_of(error, self._enclaves.raise_as) from error.__cause__
+            raise carried(error, self._enclaves.raise_as) from error.__cause__
 
     def close(self) -> None:
         run(self._enclaves.close())
@@ -174,7 +174,7 @@ class _AsyncTransport:
         try:
             return await self._enclaves.at(request).exchange(request)
         except AttestationError as error:
-            raise as_error_of(error, self._enclaves.raise_as) from error.__cause__
+            raise carried(error, self._enclaves.raise_as) from error.__cause__
 
     async def aclose(self) -> None:
         await self._enclaves.close()

@@ -30,6 +30,7 @@ from client_sdk import (
     attestation_of,
     attested_transport,
     load_policy,
+    plain_refusals,
 )
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello!"}]
@@ -104,3 +105,9 @@ def errors() -> Check:
         text: str = error.detail
         return Check(text)
     return Check.POLICY_FORMAT if client_sdk.OpenAI is OpenAI else Check.POLICY_MODEL
+
+
+def refusals_go_by(client: OpenAI) -> str | None:
+    with plain_refusals():
+        answer = client.chat.completions.create(model="m", messages=MESSAGES)
+    return answer.choices[0].message.content
