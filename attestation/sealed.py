@@ -45,7 +45,7 @@ REQUEST_BUCKET, CHUNK_BUCKET = 1024, 512  # the smallest padded lengths
 _REQUEST_INFO = b"attested-inference/sealed-request/v1\x00"
 _ANSWER_INFO = b"attested-inference/sealed-answer/v1"
 _DIGEST, _KEY, _TAG, _NONCE, _LENGTH = 32, 32, 16, 12, 4
-_ROOM = MAX_CHUNK_BYTES - _LENGTH
+_ROOM, _MAX_SEALED = MAX_CHUNK_BYTES - _LENGTH, MAX_CHUNK_BYTES + _TAG
 _BUCKETS_END = 64 * 1024
 _LAST, _MORE = b"final", b""  # what a chunk authenticates beside its content, as in chunked OHTTP §6.2
 _LOOK_AROUND = 64  # places of an answer that a misplaced chunk is tried at, to say what is wrong
@@ -217,9 +217,11 @@ class _Chunks:
         return bytes([last]) + len(sealed).to_bytes(_LENGTH, "big") + sealed
 
     def decrypt(self, sealed: bytes, last: bool) -> bytes:
-        content = self._try(sealed, self.next, last)
-        if content is None:
-            raise self._why(sealed, last)
+        nonce = (self._base ^ self.next).to_bytes(_NONCE, "big")
+        try:
+            content = self._cipher.decrypt(nonce, sealed, _LAST if last else _MORE)
+        except InvalidTag:
+            raise self._why(sealed, last) from None
         self.next += 1
         end = _LENGTH + int.from_bytes(content[:_LENGTH], "big")
         if _LENGTH <= end <= len(content) and content.count(0, end) == len(content) - end:
@@ -275,14 +277,23 @@ class AnswerOpener:
     def __init__(self, secret: bytes, enc: bytes) -> None:
         self._secret, self._enc = secret, enc
         self._chunks: _Chunks | None = None
+        self._within: _Chunks | None = None  # the same, after the head and before the last chunk
         self._tail = b""
         self._ended = False
         self.head: ResponseHead | None = None  # there once the first chunk is
 
     def feed(self, data: bytes) -> bytes:
         """Take the bytes of one read; give out the body in the chunks that are whole."""
-        if self._chunks is not None and self._is_one_chunk(data):
-            return self._chunks.decrypt(data[5:], False)
+        size = len(data) - 5
+        if (
+            self._within
+            and not self._tail
+            and _TAG <= size <= _MAX_SEALED
+            and data[:5] == size.to_bytes(5, "big")
+        ):
+            return self._within.decrypt(
+                data[5:], False
+            )  # one chunk and nothing else, as nearly every read is
         self._tail += data
         if self._chunks is None:
             if len(self._tail) < RANDOM_BYTES:
@@ -304,13 +315,6 @@ class AnswerOpener:
             advice="The connection was cut, or the end of the answer was taken away; ask again",
         )
 
-    def _is_one_chunk(self, data: bytes) -> bool:
-        """Whether a read is a chunk of the body and nothing else, as nearly every one is; the last one is none of these."""
-        size = len(data) - 5
-        if not _TAG <= size <= MAX_CHUNK_BYTES + _TAG or data[:5] != size.to_bytes(5, "big"):
-            return False
-        return not self._tail and not self._ended and self.head is not None
-
     def _whole(self) -> Iterator[tuple[bytes, bool]]:
         while self._tail:
             if self._ended:
@@ -320,12 +324,14 @@ class AnswerOpener:
                     advice=_DO_NOT_USE,
                 )
             last, size = self._tail[0], int.from_bytes(self._tail[1:5], "big")
-            if last > 1 or (len(self._tail) >= 5 and not _TAG <= size <= MAX_CHUNK_BYTES + _TAG):
+            if last > 1 or (len(self._tail) >= 5 and not _TAG <= size <= _MAX_SEALED):
                 raise MalformedError(Check.SEALED_FORMAT, "expected the start of a chunk")
             if len(self._tail) < 5 + max(size, _TAG):
                 return
             part, self._tail = self._tail[5 : 5 + size], self._tail[5 + size :]
             self._ended = bool(last)
+            if last:
+                self._within = None
             yield part, bool(last)
 
     def _take(self, sealed: bytes, last: bool, chunks: _Chunks) -> bytes:
@@ -335,6 +341,7 @@ class AnswerOpener:
         reader = Reader(data, Check.SEALED_FORMAT, "sealed answer")
         head = reader.take(_uint(reader, _LENGTH, "length"), "head")
         self.head = parse_response_head(head, limit=MAX_HEAD_BYTES)
+        self._within = None if self._ended else chunks
         return reader.take(reader.remaining, "body")
 
 

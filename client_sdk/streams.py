@@ -8,6 +8,7 @@ always held back until the receipt at the stream's very end has been verified.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -21,6 +22,13 @@ from client_sdk.exchange import DO_NOT_USE, Exchange, wrong_outcome
 
 MAX_HELD_BYTES = 16 * 1024 * 1024  # of a stream: an event that does not end, or events after the terminal one
 _END = b"\n\n"
+_TEXTS = (
+    b'"content":"',
+    b'"text":"',
+    b'"delta":"',
+)  # where the one thing stands that differs between most events
+_UNESCAPED = re.compile(rb'[^"\\\x00-\x1f]*')
+_NO_SHAPE = (b"\n", b"\n")  # of no usual event
 _json: Any = json.JSONDecoder()
 _scan = _json.scan_once  # what json.loads does around it costs more than reading an event
 
@@ -48,6 +56,7 @@ class StreamCheck:
         exchange.check_nonce(headers.get(NONCE_HEADER))
         self._exchange, self._status = exchange, status
         self._digest = RunningDigest(exchange.nonce)
+        self._shape = _NO_SHAPE  # of the last usual event: what came before the text in it, and after
         self._tail = b""  # the start of an event that is still to come
         self._waiting = bytearray()  # unproven events that wait for a checkpoint, or for the end of a read
         self._held = bytearray()  # from the first terminal event on
@@ -63,9 +72,13 @@ class StreamCheck:
 
     def passes(self, data: bytes) -> bool:
         """Take one read if it is to be given out as it is, as nearly every one is; any other is for `feed`."""
-        waits = self._tail or self._waiting or self._held or self._end or self._verify is Verify.BEFORE_USE
-        if waits or not _is_usual(data):
+        if self._tail or self._waiting or self._held or self._end or self._verify is Verify.BEFORE_USE:
             return False
+        before, after = self._shape
+        if not (data.startswith(before) and data.endswith(after) and _is_text(data, len(before), len(after))):
+            if not _is_usual(data):
+                return False
+            self._shape = _shape(data)
         self._digest.update(data)
         self._kept.append(data)
         self.given += len(data)
@@ -192,6 +205,33 @@ def _is_usual(data: bytes) -> bool:
     except (StopIteration, ValueError, RecursionError):
         return False
     return end == len(text) - 2 and not value.get("error") and b"\r" not in data
+
+
+def _shape(usual: bytes) -> tuple[bytes, bytes]:
+    """What is before the text of a usual event, and after it: with other text in between, the event is as usual.
+
+    In JSON that can be read, these marks stand at the start of a string and nowhere else.
+    """
+    for mark in _TEXTS:
+        if start := usual.find(mark) + 1:
+            start += len(mark) - 1
+            end = usual.find(b'"', start)
+            return _NO_SHAPE if b"\\" in usual[start:end] else (usual[:start], usual[end:])
+    return _NO_SHAPE
+
+
+def _is_text(data: bytes, before: int, after: int) -> bool:
+    """Whether what is left between them is a string's inside in JSON, without anything escaped in it."""
+    end = len(data) - after
+    if _UNESCAPED.fullmatch(data, before, end) is None:
+        return False
+    if data.isascii():
+        return True
+    try:
+        data[before:end].decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _stops_a_client(event: bytes) -> bool:
