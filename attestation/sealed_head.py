@@ -102,7 +102,7 @@ def _headers(value: object) -> Headers:
 
 
 def _is_pair(pair: object) -> bool:
-    return isinstance(pair, list) and list(map(type, pair)) == [str, str]
+    return type(pair) is list and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is str
 
 
 def _all_match(lines: re.Pattern[str], texts: list[str]) -> bool:

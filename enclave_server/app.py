@@ -83,13 +83,13 @@ def create_app(
     if receipt_log is not None:
         add_log_routes(control, settings, receipt_log.key)
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (scope["raw_path"] == b"/v1" or scope["raw_path"].startswith(b"/v1/")):
-            await inference(scope, receive, send)
-        elif scope["type"] == "http" and scope["raw_path"] == SEALED:
-            await sealed(scope, receive, send)
-        else:
-            await control(scope, receive, send)  # type: ignore[arg-type]  # the same ASGI under other names
+    def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        path = scope["raw_path"] if scope["type"] == "http" else b""
+        if path.startswith(b"/v1/") or path == b"/v1":
+            return inference(scope, receive, send)
+        if path == SEALED:
+            return sealed(scope, receive, send)
+        return control(scope, receive, send)  # type: ignore[arg-type]  # the same ASGI under other names
 
     return app
 

@@ -42,7 +42,10 @@ class Replays:
         self._words = memoryview(self._memory).cast("Q")
 
     def check(self, enc: bytes, now: float) -> None:
-        """This key is new, and there is room to remember it."""
+        """This key is new, and there is room to remember it. Mostly asked without the lock: `remember` has the last word."""
+        if now < self._words[_TURN]:
+            self._look(_short(enc), int(now))
+            return
         with alone(self._file):
             self._check(_short(enc), int(now))
 
@@ -50,19 +53,25 @@ class Replays:
         """Once the request was opened. Of those who remember the same key, in whatever process, one gets through."""
         short = _short(enc)
         with alone(self._file):
-            self._check(short, int(now))
+            places = self._check(short, int(now))
             young = self._words[_YOUNG]
-            self._words[self._place(young, short)] = short
+            self._words[places[young]] = short
             self._words[_COUNT[young]] += 1
 
-    def _check(self, short: int, now: int) -> None:
+    def _check(self, short: int, now: int) -> tuple[int, int]:
         if now >= self._words[_TURN]:
             self._turn(now)
-        if self._words[self._place(0, short)] or self._words[self._place(1, short)]:
+        return self._look(short, now)
+
+    def _look(self, short: int, now: int) -> tuple[int, int]:
+        """The empty place for a new entry in either table."""
+        places = self._place(0, short), self._place(1, short)
+        if self._words[places[0]] or self._words[places[1]]:
             raise VerificationError(Check.SEALED_REPLAY, "this sealed request was here before")
         if self._words[_COUNT[0]] + self._words[_COUNT[1]] >= self._limit:
             wait = max(1, self._words[_TURN] - now)
             raise ApiError(503, "sealed_full", "Too many sealed requests in a few minutes.", retry_after=wait)
+        return places
 
     def _turn(self, now: int) -> None:
         """The old table is emptied and becomes the young one; after a long pause, both are emptied."""
@@ -81,7 +90,7 @@ class Replays:
         slots = self._table // _WORD
         start = mmap.PAGESIZE // _WORD + table * slots
         at = short % slots
-        while self._words[start + at] not in {0, short}:
+        while (found := self._words[start + at]) and found != short:
             at = (at + 1) % slots
         return start + at
 

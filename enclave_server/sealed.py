@@ -164,11 +164,9 @@ class _Sealing:
 
 
 def _head(message: dict[str, Any]) -> ResponseHead:
-    pairs = ((name.decode("ascii"), value.decode("latin-1")) for name, value in message["headers"])
-    return ResponseHead(
-        status=message["status"],
-        headers=tuple(pair for pair in pairs if pair[0] not in OF_THE_CONNECTION),
-    )
+    pairs = [(name.decode("ascii"), value.decode("latin-1")) for name, value in message["headers"]]
+    headers = tuple([pair for pair in pairs if pair[0] not in OF_THE_CONNECTION])
+    return ResponseHead(status=message["status"], headers=headers)
 
 
 def _with_body(body: bytes, receive: Receive) -> Receive:

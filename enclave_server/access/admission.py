@@ -32,9 +32,13 @@ class Admission:
         """Here, in this worker."""
         return len(self._waiters)
 
+    def entered(self) -> bool:
+        """Take a place, to be left with `leave`, if one is free and nobody waits for it."""
+        return not self._waiters and self._taken()
+
     async def enter(self) -> None:
-        """Take a place, to be left with `leave`; 503 when the queue is full or moves too slowly."""
-        if not self._waiters and self._taken():
+        """Take a place, and wait for it; 503 when the queue is full or moves too slowly."""
+        if self.entered():
             return
         try:
             if self._tally.add(_WAITING, 1) > self._max_queued:

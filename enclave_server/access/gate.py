@@ -107,13 +107,15 @@ class Access:
         if self.secrets.missing:
             raise secrets_missing()
         if self._ring is None:
-            await self.admission.enter()
+            if not self.admission.entered():
+                await self.admission.enter()
             return Visit()
         key = self._ring.find(presented(fields))
         try:
             self._limiter.enter(key)
             try:
-                await self.admission.enter()
+                if not self.admission.entered():
+                    await self.admission.enter()
             except BaseException:
                 self._limiter.leave(key)
                 raise
