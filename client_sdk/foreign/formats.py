@@ -128,7 +128,9 @@ def _parse_reports(document: dict[str, Any]) -> tuple[Foreign, ...]:
             raise malformed(f"{name} must be a list")
         reports += nodes
     if not reports:
-        raise malformed("a JSON object of no format that is known here")
+        raise malformed(
+            "a JSON object of no format that is known here (`attested inspect` says what other files are)"
+        )
     if len(reports) > MAX_MACHINES + 1:
         raise malformed(f"{len(reports)} reports, the limit is {MAX_MACHINES}")
     found: dict[Any, Foreign] = {}

@@ -52,8 +52,15 @@ class World:
             main("refs", given)
         assert not ended.value.code
 
-    def sign(self) -> bytes:
-        self.refs("sign", "refs.json", "--key", "key.pem", "-o", "signed.json")
+    def reviewer(self, name: str) -> str:
+        """A new key in `name`.pem; its public half."""
+        key = Ed25519PrivateKey.generate()
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (self.folder / f"{name}.pem").write_bytes(private)
+        return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+    def sign(self, key: str = "key.pem") -> bytes:
+        self.refs("sign", "refs.json", "--key", key, "-o", "signed.json")
         return (self.folder / "signed.json").read_bytes()
 
     def publish(self, references: References) -> bytes:
@@ -78,9 +85,8 @@ def world(gateway: LiveGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     folder = tmp_path / "publisher"
     folder.mkdir()
-    key = Ed25519PrivateKey.generate()
-    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    here = World(gateway, folder)
+    public = here.reviewer("key")
     full = parse_policy(gateway.policy_text)
     assert full.tdx is not None
     wanted = ReferencesPolicy(file="signed.json", name="acme", reviewers=(Reviewer(name="ann", key=public),))
@@ -96,7 +102,7 @@ def world(gateway: LiveGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     now = int(time())
     first = References(name="acme", epoch=1, issued=now, expires=now + 90 * DAY, releases=(release,))
-    return World(gateway, folder), first
+    return here, first
 
 
 def test_the_life_of_a_release(world: tuple[World, References]) -> None:
@@ -127,6 +133,27 @@ def test_what_is_revoked_is_refused_at_once(world: tuple[World, References]) -> 
     here.policy.write_text(dump_policy(own))
     here.refs("revoke", "refs.json", "1.4.0", "--reason", "CVE-2026-0001")
     here.sign()
+    assert "CVE-2026-0001" in here.refused(ExitCode.POLICY, Check.POLICY_REVOKED)
+
+
+def test_two_of_three_reviewers(world: tuple[World, References]) -> None:
+    """One alone accepts and revokes nothing; whichever two have signed, it counts, and each signs what the other has."""
+    here, first = world
+    reviewers = tuple(Reviewer(name=name, key=here.reviewer(name)) for name in ("ann", "bob", "cat"))
+    policy = parse_policy(here.policy.read_text())
+    assert policy.references is not None
+    wanted = replace(policy.references, reviewers=reviewers, threshold=2)
+    here.policy.write_text(dump_policy(replace(policy, references=wanted)))
+    (here.folder / "refs.json").write_bytes(dump_references(first))
+    here.sign("cat.pem")
+    said = here.refused(ExitCode.NOT_AUTHENTIC, Check.REFERENCES_SIGNATURE)
+    assert "do not use them" in said
+    here.sign("bob.pem")
+    here.accepted()
+    here.refs("revoke", "refs.json", "1.4.0", "--reason", "CVE-2026-0001")
+    here.sign("ann.pem")
+    here.refused(ExitCode.NOT_AUTHENTIC, Check.REFERENCES_SIGNATURE)
+    here.sign("bob.pem")
     assert "CVE-2026-0001" in here.refused(ExitCode.POLICY, Check.POLICY_REVOKED)
 
 
