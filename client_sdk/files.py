@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 from base64 import b64decode, b64encode
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,11 @@ from attestation._x509 import common_name, parse_certificate
 from attestation.checks import Check
 from attestation.errors import MalformedError, UnavailableError
 from attestation.roots import Root
+
+try:
+    import fcntl
+except ImportError:  # Windows: of two processes that write at once, one may lose what it wrote
+    fcntl = None  # type: ignore[assignment]
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 # 64 random bytes as base64 are hex digits alone with a chance of 1 in 2**130; shorter texts may well be either
@@ -106,6 +112,16 @@ def replace_file(path: Path, data: bytes) -> None:
         with suppress(OSError):  # where it could not even be made, there is none
             new.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """What is done to `path` is done by one of all this user's processes at a time. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_root(path: Path) -> Root:

@@ -20,12 +20,7 @@ from attestation.errors import AttestationError, MalformedError, UnavailableErro
 from attestation.policy import Policy
 from attestation.tdx import TdxClaims
 from attestation.verdict import Verdict
-from client_sdk.files import replace_file
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that write at once may lose the newer number
-    fcntl = None  # type: ignore[assignment]
+from client_sdk.files import one_at_a_time, replace_file
 
 MAX_BYTES = 1024 * 1024
 _ADVICE = "Restore it from a backup; without it an older release cannot be told from a newer one"
@@ -122,10 +117,7 @@ class Memory:
     def _locked(self) -> Iterator[None]:
         """One writer at a time, of all processes of this user."""
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self.path.with_suffix(".lock").open("w") as file:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            with one_at_a_time(self.path):
                 yield
         except OSError as exc:
             raise self._unusable(exc) from exc

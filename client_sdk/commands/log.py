@@ -22,7 +22,7 @@ from client_sdk.commands.audit import read_bundle
 from client_sdk.commands.ending import leave
 from client_sdk.commands.options import AsJson, Url
 from client_sdk.exits import exit_code
-from client_sdk.files import replace_file
+from client_sdk.files import one_at_a_time, replace_file
 from client_sdk.kept import fetch_evidence
 from client_sdk.log_client import LogClient, Visit, prove_bundle, visit
 from client_sdk.present import clean, failure, reasons
@@ -69,18 +69,19 @@ def check(
     file, found, error = state or _state_file(), None, None
     try:
         witnesses = [parse_verifier_key(text) for text in witness or []]
-        known = _read_state(file)
         if key is not None:
             expected, client = parse_verifier_key(key), LogClient(url)
         else:
             expected, client = _key_of(url, policy), LogClient.of_gateway(url)
-        seen = known.get(url)
-        with client:
+        with one_at_a_time(file), client:  # or the older of two visits might be the one that is remembered
+            known = _read_state(file)
             fetch = client.fetch_of if key is None else lambda _, path: client.fetch(path)
-            found = visit(fetch, expected, None if seen is None else seen.encode(), witnesses)
-        _write_state(file, {**known, url: found.note.decode()})
+            found = visit(fetch, expected, known[url].encode() if url in known else None, witnesses)
+            _write_state(file, {**known, url: found.note.decode()})
     except AttestationError as exc:
         error = exc
+    except OSError as exc:
+        found, error = None, UnavailableError(Check.LOG_FORMAT, f"{file}: {exc.strerror or exc}")
     typer.echo(
         json.dumps(_summary(url, found, error)) if as_json else clean("\n".join(_words(url, found, error)))
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from attestation.evidence import parse_evidence
 from attestation.policy import parse_policy
 from attestation.tlog import Checkpoint, Tree, VerifierKey, log_origin, receipt_entry, sign_checkpoint
 from attestation.tlog.note import KeyKind
+from client_sdk.files import one_at_a_time
 from client_sdk.log_client import LogClient, visit
 from client_sdk.transport import attested_transport
 from enclave_server.log_store import DiskLog, begin_log, read_file
@@ -194,6 +197,21 @@ def test_visits(gateway: LiveGateway, tmp_path: Path) -> None:
     code, last = check(gateway, tmp_path)
     assert (code, last["check"]) == (3, "log.predecessor")
     assert json.loads((tmp_path / "state.json").read_text()) == state
+
+
+def test_visits_at_once(gateway: LiveGateway, tmp_path: Path) -> None:
+    """A visit waits for the one before it, so that neither forgets what the other has seen; it says so when it cannot be noted."""
+    state = tmp_path / "state.json"
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(state):
+            visiting = pool.submit(check, gateway, tmp_path)
+            time.sleep(0.5)
+            state.write_text(json.dumps({"https://another": "seen"}))
+        assert visiting.result(30)[0] == 0
+    assert json.loads(state.read_text()).keys() == {"https://another", gateway.origin}
+    (tmp_path / "file").write_text("")
+    code, said = check(gateway, tmp_path, "--state", str(tmp_path / "file" / "state.json"))
+    assert (code, said["check"], said["verdict"]) == (5, "log.format", "undecided")
 
 
 def test_by_key(gateway: LiveGateway, tmp_path: Path) -> None:
