@@ -21,6 +21,8 @@ from client_sdk.commands.examples import EXAMPLES
 from tests.client_sdk.conftest import Relay
 from tests.servers import FakeEngine, LiveGateway, free_port, live_gateway
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 
 @dataclass(frozen=True)
 class Done:
@@ -240,6 +242,24 @@ def test_examples_are_commands(name: str) -> None:
         arguments = words[len(name.split()) :]
         assert (program, words[: len(name.split())]) == ("attested", name.split())
         commands()[name].make_context(name, arguments)
+
+
+def documented(page: str) -> list[str]:
+    """The command lines of `attested` in the blocks of a page, without prompts and remarks."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [re.split(r"\s+#\s", line)[0] for line in lines if line.startswith("attested ")]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_documented_commands_are_commands(page: Path) -> None:
+    """What README and docs have people type is taken as it stands, every argument and option of it."""
+    for line in documented(page.read_text()):
+        words = shlex.split(line.replace("…", "").replace("HEX", "00ff"))[1:]
+        name = next(name for count in (2, 1) if (name := " ".join(words[:count])) in commands())
+        commands()[name].make_context(name, words[len(name.split()) :])
 
 
 def test_json_everywhere() -> None:
