@@ -200,7 +200,10 @@ class Doctor:
             installed = find_engine(settings.engine_python)
         else:
             installed = find_external(
-                parse_address(settings.engine), model=settings.model_name, seconds=_PATIENCE
+                parse_address(settings.engine),
+                model=settings.model_name,
+                seconds=_PATIENCE,
+                replicas=settings.engine_replicas,
             )
         numbers = [int(number) for number in re.findall(r"\d+", installed.version)[:2]]
         if numbers[:1] != [0] or numbers[1] not in _SUPPORTED:

@@ -300,9 +300,9 @@ async def keep(engine: Kept) -> int:
     return 1 if engine.gave_up else 0
 
 
-async def healthy(upstream: Upstream) -> bool:
+async def healthy(upstream: Upstream, path: str = "/health") -> bool:
     try:
-        async with upstream.request("GET", "/health") as answer:
+        async with upstream.request("GET", path) as answer:
             return answer.status == 200
     except UpstreamError:
         return False

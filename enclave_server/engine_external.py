@@ -23,15 +23,20 @@ from enclave_server.upstream import Upstream
 _MAX_MODELS = 1024 * 1024
 
 
-def find_external(address: Address, *, model: str, seconds: float) -> Installed:
+def find_external(address: Address, *, model: str, seconds: float, replicas: int = 1) -> Installed:
     """Wait for the engine, and ask what it is. Call it where no event loop runs."""
-    return asyncio.run(_find(address, model, seconds))
+    return asyncio.run(_find(address, model, seconds, _asked(replicas)))
 
 
-async def _find(address: Address, model: str, seconds: float) -> Installed:
+def _asked(replicas: int) -> str:
+    """Whether it can answer: a router's own health is bad as soon as one of its replicas is away."""
+    return "/readiness" if replicas > 1 else "/health"
+
+
+async def _find(address: Address, model: str, seconds: float, health: str) -> Installed:
     async with Upstream(address, read_seconds=HUNG_AFTER) as upstream:
         deadline = time.monotonic() + seconds
-        while not await healthy(upstream):
+        while not await healthy(upstream, health):
             if time.monotonic() > deadline:
                 raise EngineError(f"engine: nothing healthy answers at its address after {seconds:.0f} s")
             await asyncio.sleep(POLL_SECONDS)
@@ -46,8 +51,9 @@ async def _find(address: Address, model: str, seconds: float) -> Installed:
 class ExternalEngine:
     """Watches an engine, and never touches it."""
 
-    def __init__(self, address: Address, version: str, status: Status) -> None:
+    def __init__(self, address: Address, version: str, status: Status, *, replicas: int = 1) -> None:
         self.address, self._version, self._status = address, version, status
+        self._health = _asked(replicas)
         self.on_give_up: Callable[[], None] = lambda: None
         self.gave_up = False  # it never does: whoever runs the engine may start it again
         self._task: asyncio.Task[None] | None = None
@@ -73,7 +79,7 @@ class ExternalEngine:
 
     async def _look(self, upstream: Upstream) -> str | None:
         """Why it cannot answer now. The version is asked every time: another engine may have taken its place."""
-        if not await healthy(upstream):
+        if not await healthy(upstream, self._health):
             return "engine_unreachable"
         try:
             return None if await _version(upstream) == self._version else "engine_replaced"

@@ -88,8 +88,9 @@ def _replicas(settings: Settings, host: str, port: int) -> Iterator[str]:
         *urls,
         "--policy",
         "cache_aware",
-        "--health-check-interval-secs",  # by default it takes minutes to see that a replica is back
-        "5",
+        # By default it takes minutes to see that a replica is gone, or back.
+        "--health-check-interval-secs=2",
+        "--health-failure-threshold=2",
         "--host",
         host,
         "--port",

@@ -61,7 +61,7 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
     if external is None:
         kept: Engine | ExternalEngine = Engine(settings, installed, status, model)
     else:
-        kept = ExternalEngine(external, installed.version, status)
+        kept = ExternalEngine(external, installed.version, status, replicas=settings.engine_replicas)
 
     def work(listener: socket.socket) -> int:
         give_up_capabilities()  # what reads requests could become nobody else
@@ -117,4 +117,9 @@ def _find_engine(settings: Settings, external: Address | None) -> Installed:
         return find_engine(settings.engine_python)
     check_files(settings)  # which it has loaded already
     log.info("waiting for the engine", model=settings.model_name)
-    return find_external(external, model=settings.model_name, seconds=settings.engine_start_seconds)
+    return find_external(
+        external,
+        model=settings.model_name,
+        seconds=settings.engine_start_seconds,
+        replicas=settings.engine_replicas,
+    )

@@ -40,6 +40,7 @@ class Behaviour:
     no_done: bool = False  # end the stream without [DONE]
     raw_stream: bytes | None = None  # exactly these bytes as the stream
     healthy: bool = True
+    replica_away: bool = False  # as a router before several: ready, and not healthy
     version: str = VERSION
 
 
@@ -112,6 +113,7 @@ class FakeEngine:
     async def _listen(self) -> None:
         app = web.Application(client_max_size=2**30)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/readiness", self._readiness)
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
@@ -124,6 +126,10 @@ class FakeEngine:
         await web.UnixSite(self._runner, str(self.socket)).start()
 
     async def _health(self, _: web.Request) -> web.Response:
+        how = self.behaviour
+        return web.Response(status=200 if how.healthy and not how.replica_away else 503)
+
+    async def _readiness(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.behaviour.healthy else 503)
 
     async def _version(self, _: web.Request) -> web.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from attestation.checks import Check
 from attestation.errors import PolicyError
 from attestation.receipt import Outcome
-from enclave_server.engine import EngineError
+from enclave_server.engine import POLL_SECONDS, EngineError
 from enclave_server.engine_address import check_on_this_machine, parse_address
 from enclave_server.engine_external import find_external
 from enclave_server.engine_topology import commands, topology
@@ -71,6 +72,18 @@ def test_readiness_follows(engine: FakeEngine, tmp_path: Path) -> None:
             assert (answer.status, answer.error) == (503, "engine_unavailable")
         engine.up()
         gateway.until_ready(10)
+
+
+def test_one_of_several_is_away(engine: FakeEngine, tmp_path: Path) -> None:
+    """A router whose replicas are not all there says that it is unhealthy, and ready: it can answer, as long as one is."""
+    with behind(engine, tmp_path, engine_replicas=2) as gateway:
+        engine.behaviour.replica_away = True
+        time.sleep(4 * POLL_SECONDS)
+        with Caller(gateway.origin, gateway.policy()) as caller:
+            assert caller.chat("hello").outcome is Outcome.COMPLETE
+            assert gateway.ready()
+        engine.behaviour.healthy = False
+        until(lambda: not gateway.ready())
 
 
 def test_another_name(engine: FakeEngine) -> None:
