@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 from tools import fuzz
 
 
+@cache
+def seeds() -> tuple[bytes, ...]:
+    return tuple(fuzz.seeds())
+
+
 @pytest.mark.parametrize("target", fuzz.TARGETS)
 def test_every_target_reads_every_seed(target: str) -> None:
     """Evidence of any kind given to any reader is read or malformed; most seeds are of another kind."""
     read = fuzz.load(target)
-    for seed in fuzz.seeds():
+    assert seeds()
+    for seed in seeds():
         read(seed)
 
 

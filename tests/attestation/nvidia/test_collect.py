@@ -96,7 +96,9 @@ def test_the_state_is_told(
     run: Run, env: dict[str, str], confidential: bool, devtools: bool, ready: bool
 ) -> None:
     """What the driver says of its mode stands in the list as it is."""
-    for device in parse_list(run(**env).stdout):
+    devices = parse_list(run(**env).stdout)
+    assert devices
+    for device in devices:
         assert device.state is not None
         found = (device.state.confidential, device.state.devtools, device.state.ready)
         assert found == (confidential, devtools, ready)

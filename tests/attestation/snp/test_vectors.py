@@ -89,6 +89,7 @@ def test_signed_reports_fail_with_another_machines_certificate(entry: dict[str, 
     report, moment = read(_file(entry, "report.bin") or ""), datetime(2026, 7, 1, tzinfo=NOW.tzinfo)
     own = parse_vek(_collateral(entry).vek).key
     others = [other for other in SIGNED if parse_vek(_collateral(other).vek).key != own]
+    assert others
     for other in others:
         with pytest.raises(
             (VerificationError, MalformedError)
