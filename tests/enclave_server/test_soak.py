@@ -25,6 +25,7 @@ import httpx
 import pytest
 
 from attestation._b64 import b64url_encode
+from attestation.errors import VerificationError
 from attestation.receipt import Outcome
 from client_sdk import Channel, OpenAI
 from tests.caller import Caller, untrusting
@@ -155,7 +156,11 @@ class Soak:
         return outcome(answer)
 
     def sealed(self, _: Caller) -> str:
-        return self._with_sdk(Channel.SEALED)
+        try:
+            return self._with_sdk(Channel.SEALED)
+        except VerificationError as exc:  # on a machine this busy: refused before the seal had arrived
+            assert "status 408 (body_timeout)" in exc.detail, exc
+            return "408 outside the seal"
 
     def pinned(self, _: Caller) -> str:
         return self._with_sdk(Channel.PINNED)
