@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,7 @@ def test_wrong_usage(gateway: LiveGateway, engine: FakeEngine, policy: Path) -> 
     assert attested("verify").returncode == 64
 
 
+@cache
 def commands() -> dict[str, Any]:
     """Every command by the words that call it."""
     root: Any = get_command(app)
