@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation.tlog import LogProof, TileReader, VerifierKey, check_logged, dump_proof, receipt_entry
 from attestation.tlog.merkle import inclusion_proof
-from enclave_server.log_store import DiskLog, begin_log, read_file
-from enclave_server.receipt_log import ReceiptLog
+from enclave_server.receipts.log import ReceiptLog
+from enclave_server.receipts.store import DiskLog, begin_log, read_file
 
 RECEIPT = "x" * 900  # as long as most
 

@@ -14,17 +14,29 @@ from enclave_server.mendable import MendableError
 # where each command's function or group is, and its line in the list
 COMMANDS = {
     "serve": (
-        "enclave_server.serve:serve",
+        "enclave_server.commands.serve:serve",
         "Start the engine, hold the model against the settings, and serve.",
     ),
-    "policy": ("enclave_server.policy:show_policy", "Print the client policy that accepts exactly this."),
-    "config": ("enclave_server.config_cli:show_config", "Print the effective settings and their digest."),
-    "health": ("enclave_server.health:health", "Ask the gateway on this machine how it is."),
-    "doctor": ("enclave_server.doctor_cli:doctor", "Look at this machine: what is wrong, and what to do."),
-    "collect": ("enclave_server.doctor_cli:collect", "Raw evidence of this machine."),
-    "keys": ("enclave_server.access.cli:cli", "API keys: who may use the gateway, and how much."),
-    "model": ("enclave_server.model_cli:cli", "A model's digest, its publisher's signature, and its image."),
-    "engine": ("enclave_server.engine_cli:cli", "What starts an engine elsewhere."),
+    "policy": (
+        "enclave_server.commands.policy:show_policy",
+        "Print the client policy that accepts exactly this.",
+    ),
+    "config": (
+        "enclave_server.commands.config:show_config",
+        "Print the effective settings and their digest.",
+    ),
+    "health": ("enclave_server.commands.health:health", "Ask the gateway on this machine how it is."),
+    "doctor": (
+        "enclave_server.commands.doctor:doctor",
+        "Look at this machine: what is wrong, and what to do.",
+    ),
+    "collect": ("enclave_server.commands.doctor:collect", "Raw evidence of this machine."),
+    "keys": ("enclave_server.commands.keys:cli", "API keys: who may use the gateway, and how much."),
+    "model": (
+        "enclave_server.commands.model:cli",
+        "A model's digest, its publisher's signature, and its image.",
+    ),
+    "engine": ("enclave_server.commands.engine:cli", "What starts an engine elsewhere."),
     "image": ("image.cli:main", "Build, measure and boot the VM's image."),
     "refs": ("image.cli:main", "Sign, end and revoke releases."),
 }

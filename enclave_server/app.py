@@ -20,14 +20,14 @@ from attestation.evidence import MEDIA_TYPE
 from attestation.receipt import NONCE_HEADER
 from enclave_server.access.gate import Access
 from enclave_server.asgi import Receive, Scope, Send
-from enclave_server.attest import Attester
 from enclave_server.errors import ApiError
+from enclave_server.evidence.attest import Attester
 from enclave_server.exchange import parse_nonce
 from enclave_server.identities import Identities
 from enclave_server.inference import EngineStatus, Inference
-from enclave_server.log_routes import add_log_routes
 from enclave_server.metrics import Metrics
-from enclave_server.receipt_log import ReceiptLog, ReceiptQueue
+from enclave_server.receipts.log import ReceiptLog, ReceiptQueue
+from enclave_server.receipts.routes import add_log_routes
 from enclave_server.replays import Replays
 from enclave_server.sealed import RAW_PATH as SEALED
 from enclave_server.sealed import Sealed

@@ -32,8 +32,8 @@ from enclave_server.config_identity import configured
 from enclave_server.engine import EngineError, find_engine
 from enclave_server.engine_address import parse_address
 from enclave_server.engine_external import find_external
+from enclave_server.evidence.tee import Tee, open_tee
 from enclave_server.settings import Settings
-from enclave_server.tee import Tee, open_tee
 
 _LEAST_KERNEL = (6, 7)  # configfs-tsm
 _LEAST_DRIVER = 550  # confidential computing as this gateway asks for it

@@ -29,7 +29,7 @@ from attestation.receipt import (
 from enclave_server.asgi import Fields, Headers, Scope, Send, fields_of
 from enclave_server.errors import ApiError
 from enclave_server.identity import Identity, ReceiptNumbers
-from enclave_server.receipt_log import ReceiptQueue
+from enclave_server.receipts.log import ReceiptQueue
 from enclave_server.tokens import Tokens
 
 _NONCE, _RECEIPT = NONCE_HEADER.lower().encode(), RECEIPT_HEADER.lower().encode()

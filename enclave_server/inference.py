@@ -30,7 +30,7 @@ from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
 from enclave_server.parts import parts_for
 from enclave_server.peek import usage_of
-from enclave_server.receipt_log import ReceiptQueue
+from enclave_server.receipts.log import ReceiptQueue
 from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
 from enclave_server.tokens import tokens_for

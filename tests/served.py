@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
+from enclave_server.commands.policy import policy_text
+from enclave_server.evidence.tee import open_tee
 from enclave_server.model import read_manifest
-from enclave_server.policy import policy_text
 from enclave_server.settings import Settings
-from enclave_server.tee import open_tee
 from tests.caller import untrusting
 from tests.processes import until
 from tests.servers import free_port
@@ -81,7 +81,9 @@ class Served:
 
     def ready(self) -> bool:
         assert self.process.poll() is None, f"the gateway ended: {self.log[-3000:]}"
-        with socket.socket() as probe:  # takes nothing of the time in which the gateway starts, as a client would
+        with (
+            socket.socket() as probe
+        ):  # takes nothing of the time in which the gateway starts, as a client would
             if probe.connect_ex(("127.0.0.1", self.port)):
                 return False
         try:

@@ -28,7 +28,7 @@ from attestation.tlog.note import KeyKind
 from client_sdk.files import one_at_a_time
 from client_sdk.log_client import LogClient, visit
 from client_sdk.transport import attested_transport
-from enclave_server.log_store import DiskLog, begin_log, read_file
+from enclave_server.receipts.store import DiskLog, begin_log, read_file
 from tests.client_sdk.test_cli import attested
 from tests.servers import FakeEngine, LiveGateway, live_gateway
 

@@ -13,7 +13,7 @@ from typing import Any
 from attestation.roots import Root, Roots
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import SimulatedTdx
-from enclave_server.hardware import Hardware, Places
+from enclave_server.evidence.hardware import Hardware, Places
 from enclave_server.settings import Settings
 from tests.servers import gateway_settings
 from tests.tsm import Kernel, tsm

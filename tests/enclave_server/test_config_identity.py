@@ -19,11 +19,11 @@ from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import DEFAULT_TD, SimulatedTdx
 from attestation.tdx.quote import parse_quote
 from enclave_server.choices import ConfigIdentity, TeeKind
+from enclave_server.commands.policy import policy_text
 from enclave_server.config_identity import MARK, check_config_identity, configured, mr_config_id
+from enclave_server.evidence.tee import Simulated
 from enclave_server.identity import make_identity
-from enclave_server.policy import policy_text
 from enclave_server.settings import Settings
-from enclave_server.tee import Simulated
 from tests.servers import gateway_settings
 
 CONTENT = b'tee = "tdx"\n'

@@ -17,11 +17,11 @@ from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.tdx import DEFAULT_TD
 from attestation.tdx.policy import DEBUG, PKS
 from enclave_server import doctor as module
-from enclave_server import hardware
 from enclave_server.__main__ import cli
 from enclave_server.choices import ConfigIdentity
 from enclave_server.doctor import Doctor, Finding, Health
 from enclave_server.engine import Installed
+from enclave_server.evidence import hardware
 from tests.enclave_server.fake_vllm import fake_python
 from tests.enclave_server.machine import Box, intel, machine
 from tests.served import model_settings

@@ -35,15 +35,20 @@ from tests.servers import FakeEngine
 
 ROOT = Path(__file__).parents[2]
 FAULTS = {
-    "missing device": ("test_hardware.py", "test_no_tee", "test_command.py", "test_refused_configuration"),
+    "missing device": (
+        "evidence/test_hardware.py",
+        "test_no_tee",
+        "test_command.py",
+        "test_refused_configuration",
+    ),
     "collector error": ("test_gateway_on_hardware.py", "test_a_tee_that_breaks"),
     "changed generation": ("test_faults.py", "test_changed_generation"),
     "slow quote": ("test_gateway_on_hardware.py", "test_a_slow_quote"),
     "quote for another nonce": ("test_gateway_on_hardware.py", "test_a_quote_for_another_nonce"),
     "expired collateral": ("test_faults.py", "test_expired_collateral"),
     "unreachable collateral": ("test_gateway_on_hardware.py", "test_vendors_that_are_away"),
-    "full disk: collateral": ("test_hardware.py", "test_a_full_disk"),
-    "full disk: log of receipts": ("test_receipt_log.py", "test_a_gateway_that_cannot_log_answers_nothing"),
+    "full disk: collateral": ("evidence/test_hardware.py", "test_a_full_disk"),
+    "full disk: log of receipts": ("receipts/test_log.py", "test_a_gateway_that_cannot_log_answers_nothing"),
     "full memory: encrypted pack": ("test_model_pack.py", "test_no_room"),
     "killed engine": (
         "test_faults.py",

@@ -19,8 +19,8 @@ from attestation.simulator.snp import SimulatedSnp
 from attestation.verify import verify
 from attestation.vtpm import AzureEvidence
 from client_sdk.lock import FIRST_SIGHT, lock
-from enclave_server import hardware as module
-from enclave_server.hardware import Hardware, Places
+from enclave_server.evidence import hardware as module
+from enclave_server.evidence.hardware import Hardware, Places
 from tests import servers
 from tests.caller import Caller
 from tests.processes import until

@@ -18,8 +18,8 @@ import pytest
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
 from attestation.simulator.tdx import DEFAULT_TD
-from enclave_server import attest, collateral
 from enclave_server.choices import ConfigIdentity
+from enclave_server.evidence import attest, collateral
 from tests import servers
 from tests.caller import Caller, untrusting
 from tests.enclave_server.machine import Box, intel, machine

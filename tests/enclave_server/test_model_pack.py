@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from enclave_server import model_pack
+from enclave_server.commands.model import cli
 from enclave_server.model import SIGNATURE, File, Manifest, ModelError, ModelProblem, read_manifest
-from enclave_server.model_cli import cli
 from enclave_server.model_memory import OPENED, claim, prepare_place
 from enclave_server.model_pack import CHUNK, open_index, read_pack, unpack, write_pack
 from tests.caller import Caller

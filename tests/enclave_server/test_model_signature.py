@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from enclave_server import model_signature
+from enclave_server.commands.model import cli
 from enclave_server.model import ModelError, ModelProblem, read_manifest
-from enclave_server.model_cli import cli
 from enclave_server.model_signature import (
     check_publisher,
     parse_private_key,

@@ -13,8 +13,8 @@ from attestation.checks import Check
 from attestation.collect.tsm import TSM
 from attestation.errors import UnavailableError
 from enclave_server.__main__ import cli
+from enclave_server.evidence.tee import open_tee
 from enclave_server.settings import Settings
-from enclave_server.tee import open_tee
 
 NEEDED = f"""
 model_dir = "/model"

@@ -11,7 +11,7 @@ import typer
 
 from enclave_server.__main__ import COMMANDS
 
-GATEWAY = {"enclave_server.app", "enclave_server.serve", "fastapi", "sqlalchemy", "uvicorn"}
+GATEWAY = {"enclave_server.app", "enclave_server.commands.serve", "fastapi", "sqlalchemy", "uvicorn"}
 CLIENTS = {"aiohttp", "httpx", "openai"}
 
 

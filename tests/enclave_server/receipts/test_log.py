@@ -27,9 +27,10 @@ from attestation.tlog import (
     verify_checkpoint,
 )
 from attestation.tlog.merkle import consistency_proof, subtree_root, verify_consistency
-from enclave_server import log_store, receipt_log
-from enclave_server.log_store import DiskLog, LogError, begin_log, hold, last_checkpoint, read_file
-from enclave_server.receipt_log import ReceiptLog
+from enclave_server.receipts import log as receipt_log
+from enclave_server.receipts import store as log_store
+from enclave_server.receipts.log import ReceiptLog
+from enclave_server.receipts.store import DiskLog, LogError, begin_log, hold, last_checkpoint, read_file
 from enclave_server.settings import Settings
 from tests.caller import Caller, untrusting
 from tests.enclave_server.fake_vllm import fake_python
@@ -146,7 +147,7 @@ import sys
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from attestation.tlog import receipt_entry
-from enclave_server.log_store import begin_log
+from enclave_server.receipts.store import begin_log
 store, number = begin_log(Path(sys.argv[1]), Ed25519PrivateKey.generate()), 0
 while True:
     batch = [receipt_entry(str(number + i)) for i in range(300)]

@@ -24,7 +24,7 @@ from attestation.tlog import (
     sign_checkpoint,
 )
 from client_sdk.log_client import LogClient, visit
-from enclave_server.log_remote import RemoteLog, fetch
+from enclave_server.receipts.remote import RemoteLog, fetch
 from tests.caller import Caller, untrusting
 from tests.processes import until
 from tests.servers import FakeEngine, LiveGateway, live_gateway

@@ -17,8 +17,8 @@ from attestation.tlog.proof import MEDIA_TYPE
 from attestation.tlog.tiles import CHECKPOINT, Fetch
 from enclave_server.errors import ApiError
 from enclave_server.log import failure, log
-from enclave_server.log_remote import fetch
-from enclave_server.log_store import PREVIOUS, Index, read_file
+from enclave_server.receipts.remote import fetch
+from enclave_server.receipts.store import PREVIOUS, Index, read_file
 from enclave_server.settings import Settings
 
 _LOG = re.compile(r"(?:([0-9a-f]{64})/)?(.+)")  # the key of a log, unless it is this boot's; a resource of it

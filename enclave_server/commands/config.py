@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
+from enclave_server.commands.options import Config, EngineAddress, Workers, load, origins_of
 from enclave_server.config_identity import MARK
-from enclave_server.options import Config, EngineAddress, Workers, load, origins_of
 
 
 def show_config(config: Config = None, workers: Workers = None, engine: EngineAddress = None) -> None:

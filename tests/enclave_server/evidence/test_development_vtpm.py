@@ -14,8 +14,8 @@ from attestation.errors import PolicyError, UnavailableError, VerificationError
 from attestation.measure import Algorithm, Role, parse_log, replay
 from attestation.measure.eventlog import EV_NO_ACTION
 from attestation.simulator.snp import SimulatedSnp
-from enclave_server import tee as module
-from enclave_server.development_vtpm import DevelopmentVtpm
+from enclave_server.evidence import tee as module
+from enclave_server.evidence.development_vtpm import DevelopmentVtpm
 from tests.caller import Caller
 from tests.servers import FakeEngine, LiveGateway, gateway_settings, live_gateway
 from tests.tpm import Tpm, needs_tpm, running_tpm

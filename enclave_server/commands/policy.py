@@ -14,9 +14,9 @@ from attestation.evidence import CpuEvidence, SnpEvidence, TdxEvidence
 from attestation.snp.report import parse_report
 from attestation.tdx.quote import parse_quote
 from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report
-from enclave_server.options import Config, EngineAddress, Workers, load
+from enclave_server.commands.options import Config, EngineAddress, Workers, load
+from enclave_server.evidence.tee import Tee, open_tee
 from enclave_server.settings import Settings
-from enclave_server.tee import Tee, open_tee
 
 _BOOT_PCRS = (4, 9, 11)
 _WARNING = "# A SIMULATED TEE: this proves nothing about hardware. For development only.\n"

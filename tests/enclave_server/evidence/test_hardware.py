@@ -28,8 +28,8 @@ from attestation.simulator.snp import SimulatedSnp, SnpDefect
 from attestation.simulator.tdx import TdxDefect
 from attestation.tdx.quote import parse_quote
 from attestation.verify import hardware_of, verify_cpu
-from enclave_server import hardware as module
-from enclave_server.hardware import Hardware
+from enclave_server.evidence import hardware as module
+from enclave_server.evidence.hardware import Hardware
 from tests.enclave_server.machine import intel, machine
 from tests.processes import until
 from tests.vendor import intel_pages, responder, rim_pages

@@ -16,7 +16,7 @@ from attestation.errors import UnavailableError
 from attestation.tlog import VerifierKey, verify_checkpoint
 from attestation.tlog.checkpoint import parse_number
 from attestation.tlog.tiles import CHECKPOINT
-from enclave_server.log_store import Index
+from enclave_server.receipts.store import Index
 
 AT_ONCE = 64
 SECONDS = 30.0

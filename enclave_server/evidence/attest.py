@@ -16,13 +16,13 @@ from math import ceil
 
 from attestation.binding import NONCE_BYTES, gpu_nonce, report_data
 from attestation.evidence import Evidence, dump_evidence
-from enclave_server.collateral import CollateralState
 from enclave_server.errors import ApiError, identity_expired
+from enclave_server.evidence.collateral import CollateralState
+from enclave_server.evidence.tee import Tee
 from enclave_server.identities import Identities
 from enclave_server.identity import Identity
 from enclave_server.log import failure, log
 from enclave_server.settings import Settings
-from enclave_server.tee import Tee
 
 _RETRY_SECONDS = 5.0
 

@@ -16,7 +16,7 @@ import typer
 from enclave_server.access.keys import Key
 from enclave_server.access.store import Store, Use
 from enclave_server.choices import SecretName
-from enclave_server.options import Config
+from enclave_server.commands.options import Config
 from enclave_server.provisioning import check_pepper
 from enclave_server.settings import Settings
 

@@ -17,8 +17,8 @@ from attestation.collect.sev_guest import collect_sev_guest
 from attestation.collect.tsm import TSM, Provider, collect_tsm
 from attestation.collect_nvidia import collect_gpus
 from attestation.vtpm import dump_evidence
+from enclave_server.commands.options import Config
 from enclave_server.doctor import Doctor, Finding, Health
-from enclave_server.options import Config
 from enclave_server.settings import Settings
 
 _SIGNS = {Health.OK: "ok", Health.WARNING: "warning", Health.FAILED: "FAILED", Health.NOT_REACHED: "-"}

@@ -33,7 +33,7 @@ from attestation.tdx.verify import TdxClaims
 from attestation.vtpm import AzureEvidence, ReportType, parse_hcl_report
 from attestation.vtpm import parse_quote as parse_tpm_quote
 from enclave_server.choices import TeeKind
-from enclave_server.collateral import CollateralKeeper, CollateralState, Sample
+from enclave_server.evidence.collateral import CollateralKeeper, CollateralState, Sample
 from enclave_server.log import log
 from enclave_server.settings import Settings
 

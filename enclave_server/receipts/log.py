@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation.tlog import VerifierKey, parse_verifier_key
 from enclave_server.log import failure, log
-from enclave_server.log_remote import RemoteLog
-from enclave_server.log_store import begin_log, hold
+from enclave_server.receipts.remote import RemoteLog
+from enclave_server.receipts.store import begin_log, hold
 from enclave_server.settings import Settings
 
 HASH = 32

@@ -14,7 +14,7 @@ from attestation.errors import AttestationError
 from attestation.evidence import MEDIA_TYPE, parse_evidence
 from attestation.policy import parse_policy
 from attestation.verify import verify
-from enclave_server.attest import TokenBucket
+from enclave_server.evidence.attest import TokenBucket
 from tests.caller import Caller
 from tests.processes import until
 from tests.servers import FakeEngine, LiveGateway, live_gateway

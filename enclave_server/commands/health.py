@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from enclave_server.options import Config
+from enclave_server.commands.options import Config
 from enclave_server.settings import Settings
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a listener is reached from here

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from enclave_server.health import health
+from enclave_server.commands.health import health
 from tests.enclave_server.fake_vllm import fake_python
 from tests.served import model_settings, served
 

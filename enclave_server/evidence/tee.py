@@ -25,9 +25,9 @@ from attestation.snp.verify import SnpClaims
 from attestation.tdx.verify import TdxClaims
 from attestation.verify import hardware_of, verify_cpu
 from enclave_server.choices import TeeKind
-from enclave_server.collateral import CollateralState
-from enclave_server.development_vtpm import DevelopmentVtpm
-from enclave_server.hardware import Hardware
+from enclave_server.evidence.collateral import CollateralState
+from enclave_server.evidence.development_vtpm import DevelopmentVtpm
+from enclave_server.evidence.hardware import Hardware
 from enclave_server.settings import Settings
 
 
