@@ -20,8 +20,6 @@ import rfc8785
 
 from enclave_server.mendable import MendableError
 
-from enclave_server.mendable import MendableError
-
 T = TypeVar("T")
 R = TypeVar("R")
 Halted = Callable[
