@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from attestation.receipt import (
     sign_receipt,
 )
 from enclave_server.asgi import Fields, Headers, Scope, Send, fields_of
+from enclave_server.begun import Work
+from enclave_server.chunked import chunk_writer
 from enclave_server.errors import ApiError
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.receipts.log import ReceiptQueue
@@ -95,6 +97,7 @@ class Exchange:
     event_count = 0
     first_byte: float | None = None
     _number: tuple[str, int] | None = None  # of the receipt and of all checkpoints before it
+    _write: Callable[[bytes], bool] | None = None  # the short way of a stream's events, where there is one
     _checkpoints = 0
     _signed_events, _signed_at = 0, 0.0  # where the last checkpoint was
 
@@ -151,10 +154,23 @@ class Exchange:
         """Begin a stream with status 200."""
         self.streaming = True
         await self._start(200, [(b"content-type", content_type), (b"cache-control", b"no-store")])
+        self._write = chunk_writer(self._send)
 
-    async def events(self, data: bytes) -> None:
-        """Whole events, as the engine wrote them: one write. A checkpoint that is due follows them."""
+    def events(self, data: bytes) -> Work | None:
+        """Whole events, as the engine wrote them: one write, and a checkpoint that is due. Returns what is still to do of it."""
+        if self._write is None or not self._write(data):
+            return self._events(data)
+        due = self._due(data)
+        return None if due is None else self._checkpoint(due)
+
+    async def _events(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        due = self._due(data)
+        if due is not None:
+            await self._checkpoint(due)
+
+    def _due(self, data: bytes) -> float | None:
+        """Count what was sent; the time, when a checkpoint is due after it."""
         self._sent(data)
         now = time.monotonic()
         if self.first_byte is None:
@@ -163,8 +179,7 @@ class Exchange:
             now - self._signed_at >= self._pace.seconds
             or self.event_count - self._signed_events >= self._pace.events
         )
-        if due and not data.endswith(DONE):
-            await self._checkpoint(now)
+        return now if due and not data.endswith(DONE) else None
 
     async def end(self, outcome: Outcome, usage: Usage | None = None) -> None:
         """The receipt, last on the wire."""
