@@ -26,12 +26,13 @@ class Reader:
         return MalformedError(self._check, f"{self._what}: {detail}")
 
     def take(self, size: int, name: str) -> bytes:
-        if size < 0 or size > self.remaining:
+        start, end = self._pos, self._pos + size
+        if size < 0 or end > len(self._data):
             raise self.error(
                 f"{name} needs {size} bytes at offset {self._pos}, only {self.remaining} are left"
             )
-        start, self._pos = self._pos, self._pos + size
-        return self._data[start : self._pos]
+        self._pos = end
+        return self._data[start:end]
 
     def uint(self, size: int, name: str) -> int:
         return int.from_bytes(self.take(size, name), "little")
