@@ -20,14 +20,15 @@ from typing import Any
 
 from attestation._json import parse_json_object
 from attestation.audit import Audited, Auditor, judge_again
-from attestation.bundle import MAX_BUNDLE_BYTES, Bundle, open_bundle, parse_exchange
+from attestation.bundle import MAX_BUNDLE_BYTES, Bundle, open_bundle, parse_bundle, parse_exchange
 from attestation.checks import Check
 from attestation.disclosure import PURPOSE as DISCLOSURE
 from attestation.disclosure import Disclosure, as_bundle, audit_disclosure, load_disclosure
-from attestation.errors import AttestationError, UnavailableError, VerificationError
+from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
 from attestation.policy import Policy
 from client_sdk.exits import ExitCode, exit_code
 
+_NO_BUNDLE = "`attested chat --save` and `Attestation.save` write saved answers; `attested inspect` says what other files are"
 FILES_AT_ONCE = 32
 EXCHANGES_AT_ONCE = 250
 
@@ -107,8 +108,28 @@ class Saved:
 
 def read_saved(path: Path) -> Saved | Disclosure:
     """What is saved in a file. One that cannot be read leaves the question open: UnavailableError."""
-    raw = parse_json_object(read_raw_saved(path), Check.BUNDLE_FORMAT, "bundle", limit=MAX_BUNDLE_BYTES)
-    return load_disclosure(raw) if raw.get("purpose") == DISCLOSURE else Saved(*open_bundle(raw))
+    data = read_raw_saved(path)
+    with _known_as_a_bundle():
+        raw = parse_json_object(data, Check.BUNDLE_FORMAT, "bundle", limit=MAX_BUNDLE_BYTES)
+        return load_disclosure(raw) if raw.get("purpose") == DISCLOSURE else Saved(*open_bundle(raw))
+
+
+def read_bundle(path: Path) -> Bundle:
+    """The bundle in a file. One that cannot be read leaves the question open: UnavailableError."""
+    data = read_raw_saved(path)
+    with _known_as_a_bundle():
+        return parse_bundle(data)
+
+
+@contextmanager
+def _known_as_a_bundle() -> Iterator[None]:
+    """Whoever gives another kind of file is told where such files come from."""
+    try:
+        yield
+    except MalformedError as exc:
+        if exc.check is not Check.BUNDLE_FORMAT:
+            raise
+        raise MalformedError(exc.check, exc.detail, advice=_NO_BUNDLE) from exc
 
 
 def read_raw_saved(path: Path) -> bytes:

@@ -14,10 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from attestation.bundle import Bundle, parse_bundle
 from attestation.disclosure import Disclosure, Part, Shown
 from attestation.errors import AttestationError
-from client_sdk.audit_work import Refused, Tally, Terms, audit_path, read_raw_saved
+from client_sdk.audit_work import Refused, Tally, Terms, audit_path
 from client_sdk.commands.options import AsJson, PolicyFile
 from client_sdk.exits import ExitCode
 from client_sdk.files import parse_time
@@ -65,11 +64,6 @@ def audit(
         for line in _words(tally):
             typer.echo(clean(line))
     raise typer.Exit(gravest(tally.refused))
-
-
-def read_bundle(path: Path) -> Bundle:
-    """The bundle in a file. One that cannot be read leaves the question open: UnavailableError."""
-    return parse_bundle(read_raw_saved(path))
 
 
 def gravest(refused: Iterable[Refused]) -> ExitCode:

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -15,11 +15,12 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
 from attestation.parts import DISCLOSURE_HEADER
 from attestation.tokens import REPLAY_HEADER
+from client_sdk.commands.ending import leave, unsettled
 from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, Url
-from client_sdk.exits import ExitCode, exit_code
-from client_sdk.present import clean, reasons, result
+from client_sdk.present import clean
 from client_sdk.transport import DEFAULT_CHANNEL
 
+_NONE = {"verified": False}
 LOG_SECONDS = 10.0  # that saving waits for the receipt's place in the log
 
 
@@ -59,7 +60,9 @@ def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     try:
         from client_sdk import openai as sdk  # noqa: PLC0415 - an extra, and half a second to load
     except ImportError:
-        _leave("openai is not installed: pip install 'attested-inference[openai]'", ExitCode.UNDECIDED)
+        unsettled(
+            "openai is not installed: pip install 'attested-inference[openai]'", as_json=as_json, also=_NONE
+        )
     try:
         base = httpx.URL(url)
         base = base.copy_with(path="/v1") if base.path in {"", "/"} else base
@@ -67,14 +70,11 @@ def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
             name = model or client.models.list().data[0].id
             proven = _stream(client, name, text, save, seed, show=not as_json)
     except AttestationError as exc:
-        if as_json:
-            typer.echo(json.dumps({**result(exc, None), "verified": False}))
-            raise typer.Exit(exit_code(exc)) from exc
-        _leave("\n".join(["NOT VERIFIED - do not use this answer", *reasons(exc)]), exit_code(exc))
+        leave(exc, as_json=as_json, head="NOT VERIFIED - do not use this answer", also=_NONE)
     except (sdk.OpenAIError, httpx.InvalidURL, LookupError) as exc:
-        _leave(f"no answer: {exc}", ExitCode.UNDECIDED)
+        unsettled(f"no answer: {exc}", as_json=as_json, also=_NONE)
     except OSError as exc:
-        _leave(f"not saved: {exc}", ExitCode.UNDECIDED)
+        unsettled(f"not saved: {exc}", as_json=as_json, also=_NONE)
     if as_json:
         typer.echo(json.dumps({"verified": True, **asdict(proven)}))
         return
@@ -137,8 +137,3 @@ def _save(attestation: Any, file: Path) -> None:
     except UnavailableError as exc:  # the answer holds, and is saved
         words = f"saved without its proof of the log: {exc}. Later: attested log prove {file} {attestation.origin}"
         typer.echo(clean(words), err=True)
-
-
-def _leave(message: str, code: ExitCode) -> NoReturn:
-    typer.echo(clean(message), err=True)
-    raise typer.Exit(code)

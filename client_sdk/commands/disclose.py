@@ -11,7 +11,7 @@ import typer
 from attestation.disclosure import disclose as make_disclosure
 from attestation.disclosure import dump_disclosure
 from attestation.errors import AttestationError
-from client_sdk.commands.audit import read_bundle
+from client_sdk.audit_work import read_bundle
 from client_sdk.commands.ending import leave, not_written
 from client_sdk.commands.options import AsJson
 

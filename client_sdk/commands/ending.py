@@ -25,11 +25,16 @@ def leave(
     raise typer.Exit(exit_code(error)) from error
 
 
-def not_written(file: Path, exc: OSError, *, as_json: bool) -> NoReturn:
-    """An outcome that could not be kept leaves the question open."""
-    words = f"cannot write {file}: {exc.strerror or exc}"
+def unsettled(words: str, *, as_json: bool, also: Mapping[str, object] | None = None) -> NoReturn:
+    """Something that is no check's matter stood in the way: the question stays open."""
     if as_json:
-        typer.echo(json.dumps({**failure(None), "verdict": "undecided", "detail": words}))
+        told = {**failure(None), "verdict": "undecided", "detail": words, **(also or {})}
+        typer.echo(json.dumps(told))
     else:
         typer.echo(clean(words), err=True)
-    raise typer.Exit(ExitCode.UNDECIDED) from exc
+    raise typer.Exit(ExitCode.UNDECIDED)
+
+
+def not_written(file: Path, exc: OSError, *, as_json: bool) -> NoReturn:
+    """An outcome that could not be kept."""
+    unsettled(f"cannot write {file}: {exc.strerror or exc}", as_json=as_json)

@@ -18,7 +18,7 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError
 from attestation.evidence import parse_evidence
 from attestation.tlog import VerifierKey, log_key, parse_verifier_key
-from client_sdk.commands.audit import read_bundle
+from client_sdk.audit_work import read_bundle
 from client_sdk.commands.ending import leave
 from client_sdk.commands.options import AsJson, Url
 from client_sdk.exits import exit_code

@@ -27,8 +27,9 @@ from attestation.errors import (
 from attestation.policy import Policy
 from attestation.provisioning import MAX_SECRETS_BYTES, MEDIA_TYPE, PATH, seal_secrets
 from attestation.verdict import Verdict
+from client_sdk.commands.ending import unsettled
 from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, Url
-from client_sdk.exits import ExitCode, exit_code
+from client_sdk.exits import exit_code
 from client_sdk.outcome import ask, foreign, proven
 from client_sdk.present import clean, failure, reasons, working
 from client_sdk.sealing import Channel, error_code
@@ -70,7 +71,7 @@ def provision(  # a command's options are its parameters
     Ends well when the enclave's evidence shows the digest of exactly these secrets. To give the same ones again changes nothing.
     `secrets_digests` of the policy are not asked of it before, and others than these are not given.
     """
-    values, owner = _read_secrets(secret), _read_owner(key)
+    values, owner = _read_secrets(secret, as_json=as_json), _read_owner(key, as_json=as_json)
     notes, digest, error = [], b"", None
     try:
         demanded = load_policy(policy)
@@ -120,21 +121,21 @@ def _summary(
     }
 
 
-def _read_secrets(given: Sequence[str]) -> dict[str, bytes]:
+def _read_secrets(given: Sequence[str], *, as_json: bool) -> dict[str, bytes]:
     values = {}
     for text in given:
         name, equals, file = text.partition("=")
         if not name or not equals or name in values:
             raise typer.BadParameter("--secret is NAME=FILE, each name once")
-        values[name] = _read(Path(file))
+        values[name] = _read(Path(file), as_json=as_json)
     if sum(map(len, values.values())) > MAX_SECRETS_BYTES:
         raise typer.BadParameter(f"more than {MAX_SECRETS_BYTES} bytes of secrets")
     return values
 
 
-def _read_owner(file: Path) -> Ed25519PrivateKey:
+def _read_owner(file: Path, *, as_json: bool) -> Ed25519PrivateKey:
     try:
-        owner = load_pem_private_key(_read(file), password=None)
+        owner = load_pem_private_key(_read(file, as_json=as_json), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         owner = None
     if not isinstance(owner, Ed25519PrivateKey):
@@ -142,12 +143,11 @@ def _read_owner(file: Path) -> Ed25519PrivateKey:
     return owner
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, *, as_json: bool) -> bytes:
     try:
         return file.read_bytes()
     except OSError as exc:
-        typer.echo(clean(f"{file}: {exc.strerror}"), err=True)
-        raise typer.Exit(ExitCode.UNDECIDED) from exc
+        unsettled(f"cannot read {file}: {exc.strerror}", as_json=as_json, also={"provisioned": False})
 
 
 def _send(url: str, message: bytes) -> None:

@@ -15,7 +15,7 @@ from attestation.bundle import MAX_BUNDLE_BYTES
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
 from attestation.policy import Policy
-from client_sdk.commands.audit import read_bundle
+from client_sdk.audit_work import read_bundle
 from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile
 from client_sdk.exits import exit_code
 from client_sdk.present import clean, failure, reasons, working

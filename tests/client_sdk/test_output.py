@@ -99,6 +99,9 @@ REFUSED = {
     "disclose": "DIR/answer.json --message 0 -o DIR/no/x",
     "verify": "http://127.0.0.1:1 --policy POLICY",
     "log check": "https://127.0.0.1:1 --policy POLICY --state DIR/logs",
+    "chat": "URL --policy POLICY --save DIR/no/x hello",
+    "provision": "URL --policy POLICY --key DIR/none --secret a=DIR/none",
+    "audit": "DIR/policy.toml --policy POLICY",
 }
 
 
@@ -115,7 +118,15 @@ def test_a_file_that_is_not_there(work: tuple[LiveGateway, Path], command: str) 
 def test_other_failures(work: tuple[LiveGateway, Path], command: str) -> None:
     """Whatever fails, and wherever the outcome cannot go, there is one object."""
     code, answer = said(work, f"{command} {REFUSED[command]}")
-    assert (code > 0, set(FIVE) <= set(answer), answer["verdict"] != "accept") == (True, True, True)
+    assert (code > 0, answer["verdict"] in {"refuse", "undecided"}) == (True, True)
+    if command == "audit":
+        assert (set(answer), "attested inspect" in answer["refused"][0]["advice"]) == (
+            documented("audit"),
+            True,
+        )
+    else:
+        assert set(FIVE) <= set(answer)
+        assert answer["detail"]
 
 
 JUNK = {
