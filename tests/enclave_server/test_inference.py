@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from attestation._b64 import b64url_decode
 from attestation.checks import Check
-from attestation.receipt import Outcome, Usage
+from attestation.receipt import Outcome, RunningDigest, Usage, verify_receipt
 from enclave_server.app import App
 from enclave_server.peek import DEFAULTS
 from tests.caller import Caller, take_receipt, untrusting
@@ -394,6 +395,32 @@ def test_client_goes_away(gateway: LiveGateway, engine: FakeEngine, stream: bool
         if stream:
             assert tls.recv(100)
     until(lambda: engine.cancelled == 1)
+
+
+def test_client_is_slow(gateway: LiveGateway, engine: FakeEngine) -> None:
+    """A client that reads late makes the engine wait; then it gets every byte in order, and a receipt over them."""
+    event = b'data: {"choices":[{"delta":{"content":"%06d"}}]}\n\n'
+    stream = b"".join(event % number for number in range(100_000)) + b"data: [DONE]\n\n"
+    engine.behaviour = Behaviour(raw_stream=stream)
+    body = json.dumps(ask(stream=True)).encode()
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        plain.connect(("127.0.0.1", gateway.settings.port))
+        with untrusting().wrap_socket(plain) as tls:
+            tls.sendall(
+                b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                % (CHAT.encode(), len(body), body)
+            )
+            time.sleep(0.3)
+            answer = HTTPResponse(tls)
+            answer.begin()
+            given = answer.read()
+    events, token = take_receipt(httpx.Headers(), given)
+    assert events == stream
+    receipt = verify_receipt(token, gateway.identity.statement.keys.receipt_ed25519)
+    nonce = b64url_decode(answer.headers["attested-nonce"], Check.BINDING_NONCE, "nonce")
+    assert receipt.outcome is Outcome.COMPLETE
+    assert receipt.response.digest == RunningDigest(nonce, stream).digest()
 
 
 def test_answer_too_large(tmp_path: Path, engine: FakeEngine) -> None:
