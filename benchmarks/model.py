@@ -19,7 +19,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from enclave_server.model import read_manifest
+from enclave_server.model.manifest import read_manifest
 
 GOAL = 1.3
 

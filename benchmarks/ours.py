@@ -18,16 +18,16 @@ from enclave_server import log as logs
 from enclave_server.access.gate import Access
 from enclave_server.access.store import Store
 from enclave_server.app import create_app
+from enclave_server.engine.upstream import Upstream
 from enclave_server.evidence.attest import make_attester
 from enclave_server.evidence.tee import open_tee
 from enclave_server.identities import Succession
 from enclave_server.identity import make_identity
-from enclave_server.model import read_manifest
+from enclave_server.model.manifest import read_manifest
 from enclave_server.prefork import Family, SharedStatus
 from enclave_server.replays import Replays
 from enclave_server.server import listen, make_server
 from enclave_server.settings import Settings
-from enclave_server.upstream import Upstream
 
 
 def settings_for(port: int, folder: Path, workers: int, **others: Any) -> Settings:

@@ -25,8 +25,8 @@ from statistics import median
 import httpx
 
 from benchmarks.contenders import CACHE, ROOT, Contender, Engine, SkippedError, build, ours
-from enclave_server.engine_flags import command, environment
-from enclave_server.model import read_manifest
+from enclave_server.engine.flags import command, environment
+from enclave_server.model.manifest import read_manifest
 from enclave_server.settings import Settings
 
 MODELS = {"tiny": "tiny-random-llama", "SmolLM2-135M": "SmolLM2-135M-Instruct-Q4_1-dequantized"}

@@ -20,6 +20,7 @@ from attestation.evidence import MEDIA_TYPE
 from attestation.receipt import NONCE_HEADER
 from enclave_server.access.gate import Access
 from enclave_server.asgi import Receive, Scope, Send
+from enclave_server.engine.upstream import Upstream
 from enclave_server.errors import ApiError
 from enclave_server.evidence.attest import Attester
 from enclave_server.exchange import parse_nonce
@@ -33,7 +34,6 @@ from enclave_server.sealed import RAW_PATH as SEALED
 from enclave_server.sealed import Sealed
 from enclave_server.secrets_route import add_secrets_route
 from enclave_server.settings import Settings
-from enclave_server.upstream import Upstream
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 

@@ -29,9 +29,9 @@ from attestation.tdx.policy import DEBUG, TdxPolicy
 from attestation.tdx.quote import parse_quote
 from attestation.tdx.verify import TdxClaims
 from enclave_server.config_identity import configured
-from enclave_server.engine import EngineError, find_engine
-from enclave_server.engine_address import parse_address
-from enclave_server.engine_external import find_external
+from enclave_server.engine.address import parse_address
+from enclave_server.engine.external import find_external
+from enclave_server.engine.supervisor import EngineError, find_engine
 from enclave_server.evidence.tee import Tee, open_tee
 from enclave_server.settings import Settings
 

@@ -7,7 +7,7 @@ event of a whole answer begins is in the table of routes.
 from __future__ import annotations
 
 from attestation.receipt import COMMENT, Usage
-from enclave_server.engine_answer import TooLongError, UpstreamError
+from enclave_server.engine.answer import TooLongError, UpstreamError
 from enclave_server.peek import usage_of
 from enclave_server.routes import DONE
 

@@ -28,8 +28,8 @@ from attestation.binding import PURPOSE, VERSION, Engine, Image, Keys, Model, St
 from attestation.receipt import ServedModel
 from attestation.sealed import SealingKeys
 from attestation.tlog import VerifierKey, own_key
-from enclave_server.engine_flags import answer_flags
-from enclave_server.engine_topology import topology
+from enclave_server.engine.flags import answer_flags
+from enclave_server.engine.topology import topology
 from enclave_server.settings import Settings
 from enclave_server.tls_certificate import Issuer
 

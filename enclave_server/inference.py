@@ -19,7 +19,8 @@ from enclave_server.access.gate import Access, Visit
 from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.begun import Work
 from enclave_server.content import read_request
-from enclave_server.engine_answer import EngineAnswer, TooSlowError, UnreachableError, UpstreamError
+from enclave_server.engine.answer import EngineAnswer, TooSlowError, UnreachableError, UpstreamError
+from enclave_server.engine.upstream import Upstream
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Pace, unsigned
@@ -34,7 +35,6 @@ from enclave_server.receipts.log import ReceiptQueue
 from enclave_server.routes import DONE, ROUTES, Route
 from enclave_server.settings import Settings
 from enclave_server.tokens import tokens_for
-from enclave_server.upstream import Upstream
 from enclave_server.watch import ClientGoneError, Watch
 
 NO_ROUTE = b'{"detail":"Not Found"}'  # vLLM serves those of the model's own tasks only

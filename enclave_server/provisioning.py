@@ -24,8 +24,8 @@ from attestation.errors import VerificationError
 from attestation.provisioning import MAX_SECRETS_BYTES, OwnerSecrets
 from enclave_server.choices import SecretName
 from enclave_server.lock import alone
-from enclave_server.model import ModelError
-from enclave_server.model_pack import open_index, parse_key
+from enclave_server.model.manifest import ModelError
+from enclave_server.model.pack import open_index, parse_key
 from enclave_server.settings import Settings
 from enclave_server.tls_certificate import Issuer, check_issuer, parse_issuer
 

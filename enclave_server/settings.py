@@ -22,9 +22,9 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from enclave_server.choices import AccessMode, ConfigIdentity, Isolation, SecretName, TeeKind
-from enclave_server.engine_flags import check_environment, check_extra_flags
-from enclave_server.model import ModelError
-from enclave_server.model_signature import parse_public_key
+from enclave_server.engine.flags import check_environment, check_extra_flags
+from enclave_server.model.manifest import ModelError
+from enclave_server.model.signature import parse_public_key
 from enclave_server.settings_checks import check_together
 
 PREFIX = "ENCLAVE_"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attestation.errors import MalformedError
 from attestation.tlog import parse_verifier_key
 from enclave_server.choices import AccessMode, Isolation, SecretName, TeeKind
-from enclave_server.engine_address import check_on_this_machine, parse_address
+from enclave_server.engine.address import check_on_this_machine, parse_address
 
 if TYPE_CHECKING:
     from enclave_server.settings import Settings

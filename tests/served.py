@@ -17,7 +17,7 @@ import pytest
 
 from enclave_server.commands.policy import policy_text
 from enclave_server.evidence.tee import open_tee
-from enclave_server.model import read_manifest
+from enclave_server.model.manifest import read_manifest
 from enclave_server.settings import Settings
 from tests.caller import untrusting
 from tests.processes import until

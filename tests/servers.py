@@ -18,15 +18,15 @@ from typing import Any
 from enclave_server.app import App, create_app
 from enclave_server.choices import TeeKind
 from enclave_server.commands.policy import policy_text
+from enclave_server.engine.upstream import Upstream
 from enclave_server.evidence.attest import make_attester
 from enclave_server.evidence.tee import open_tee
 from enclave_server.identities import Identities, Succession
 from enclave_server.identity import Identity, make_identity
-from enclave_server.model import read_manifest
+from enclave_server.model.manifest import read_manifest
 from enclave_server.receipts.log import ReceiptLog
 from enclave_server.server import Server, make_server
 from enclave_server.settings import Settings
-from enclave_server.upstream import Upstream
 from tests import kept_keys
 from tests.fake_engine import MODEL, VERSION, Behaviour, FakeEngine, Seen, _Thread
 

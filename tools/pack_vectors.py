@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from enclave_server.model import ModelError, ModelProblem
-from enclave_server.model_pack import open_index, read_pack, write_pack
+from enclave_server.model.manifest import ModelError, ModelProblem
+from enclave_server.model.pack import open_index, read_pack, write_pack
 from tools.sealed_vectors import fixed
 
 FILE = Path(__file__).parent.parent / "docs/vectors/pack.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from enclave_server.commands.options import Config, EngineAddress, load
-from enclave_server.engine_topology import commands
+from enclave_server.engine.topology import commands
 
 cli = typer.Typer(no_args_is_help=True, help="The engine.")
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from enclave_server.model import (
+from enclave_server.model.image import make_image, salt_of, verify_image
+from enclave_server.model.manifest import (
     SIGNATURE,
     Manifest,
     ModelError,
@@ -16,9 +17,8 @@ from enclave_server.model import (
     check_model,
     read_manifest,
 )
-from enclave_server.model_image import make_image, salt_of, verify_image
-from enclave_server.model_pack import parse_key, read_pack, write_pack
-from enclave_server.model_signature import (
+from enclave_server.model.pack import parse_key, read_pack, write_pack
+from enclave_server.model.signature import (
     check_publisher,
     parse_private_key,
     parse_public_key,

@@ -12,24 +12,24 @@ from enclave_server.app import create_app
 from enclave_server.as_user import give_up_capabilities
 from enclave_server.commands.options import Config, EngineAddress, Workers, load, origins_of
 from enclave_server.config_identity import configured
-from enclave_server.engine import Engine, Installed, find_engine, keep
-from enclave_server.engine_address import Address, parse_address
-from enclave_server.engine_external import ExternalEngine, find_external
+from enclave_server.engine.address import Address, parse_address
+from enclave_server.engine.external import ExternalEngine, find_external
+from enclave_server.engine.supervisor import Engine, Installed, find_engine, keep
+from enclave_server.engine.upstream import Upstream
 from enclave_server.evidence.attest import make_attester
 from enclave_server.evidence.tee import open_tee
 from enclave_server.identities import Identities, Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
-from enclave_server.model import list_files
-from enclave_server.model_check import ModelFiles, check_files
-from enclave_server.model_memory import PackedModel
+from enclave_server.model.check import ModelFiles, check_files
+from enclave_server.model.manifest import list_files
+from enclave_server.model.memory import PackedModel
 from enclave_server.prefork import Family, SharedStatus
 from enclave_server.provisioning import Secrets
 from enclave_server.receipts.log import ReceiptLog
 from enclave_server.replays import Replays
 from enclave_server.server import listen, make_server
 from enclave_server.settings import Settings
-from enclave_server.upstream import Upstream
 
 
 def serve(config: Config = None, workers: Workers = None, engine: EngineAddress = None) -> None:

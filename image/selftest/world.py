@@ -13,8 +13,8 @@ from attestation.policy import Policy, parse_policy
 from attestation.simulator.snp import SimulatedSnp
 from attestation.tlog import VerifierKey
 from attestation.vtpm import VtpmMeasurement
-from enclave_server.model import read_manifest
-from enclave_server.model_image import make_image
+from enclave_server.model.image import make_image
+from enclave_server.model.manifest import read_manifest
 from image.build import padded
 from image.errors import ImageError
 from image.guest.cmdline import Measured, command_line, dump_verity, parse_command_line

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.receipt import Usage
-from enclave_server.engine_answer import TooLongError, UpstreamError
+from enclave_server.engine.answer import TooLongError, UpstreamError
 from enclave_server.events import MAX_EVENT_BYTES, Events
 
 STREAM = (

@@ -22,9 +22,9 @@ from attestation.evidence import parse_evidence
 from attestation.policy import parse_policy
 from attestation.receipt import Outcome
 from attestation.verify import verify
-from enclave_server.engine import POLL_SECONDS
-from enclave_server.model import ModelProblem
-from enclave_server.model_pack import write_pack
+from enclave_server.engine.supervisor import POLL_SECONDS
+from enclave_server.model.manifest import ModelProblem
+from enclave_server.model.pack import write_pack
 from enclave_server.provisioning import check_values
 from tests.caller import Caller, untrusting
 from tests.enclave_server.fake_vllm import fake_python, starts
@@ -49,7 +49,7 @@ FAULTS = {
     "unreachable collateral": ("test_gateway_on_hardware.py", "test_vendors_that_are_away"),
     "full disk: collateral": ("evidence/test_hardware.py", "test_a_full_disk"),
     "full disk: log of receipts": ("receipts/test_log.py", "test_a_gateway_that_cannot_log_answers_nothing"),
-    "full memory: encrypted pack": ("test_model_pack.py", "test_no_room"),
+    "full memory: encrypted pack": ("model/test_pack.py", "test_no_room"),
     "killed engine": (
         "test_faults.py",
         "test_killed_engine",
@@ -57,9 +57,9 @@ FAULTS = {
         "test_engine_dies_in_mid_stream",
     ),
     "wrong model file": ("test_command.py", "test_another_model"),
-    "model file that changes": ("test_model_check.py", "test_changed_after_it_was_hashed"),
+    "model file that changes": ("model/test_check.py", "test_changed_after_it_was_hashed"),
     "truncated pack": ("test_faults.py", "test_truncated_pack"),
-    "altered pack": ("test_model_pack.py", "test_altered_on_the_disk"),
+    "altered pack": ("model/test_pack.py", "test_altered_on_the_disk"),
     "wrong configuration digest": ("test_config_identity.py", "test_another_file"),
     "secret from the wrong owner": ("test_provisioning.py", "test_refused_by_name"),
 }

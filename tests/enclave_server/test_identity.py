@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attestation.binding import parse_statement
-from enclave_server.engine_flags import answer_flags
+from enclave_server.engine.flags import answer_flags
 from enclave_server.identity import SKEW, ReceiptNumbers, certificate, make_identity, tls_context
 from tests.servers import gateway_settings
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from enclave_server import log as logs
-from enclave_server.engine_log import EngineLog
+from enclave_server.engine.log import EngineLog
 from enclave_server.log import MAX_VALUE, log
 
 

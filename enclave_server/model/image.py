@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
-from enclave_server.model import ModelError, ModelProblem
+from enclave_server.model.manifest import ModelError, ModelProblem
 from enclave_server.verity import Verity, append_tree, computed_tree, data_blocks_of
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}@[A-Za-z0-9._-]{1,100}")

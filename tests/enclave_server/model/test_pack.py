@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from enclave_server import model_pack
 from enclave_server.commands.model import cli
-from enclave_server.model import SIGNATURE, File, Manifest, ModelError, ModelProblem, read_manifest
-from enclave_server.model_memory import OPENED, claim, prepare_place
-from enclave_server.model_pack import CHUNK, open_index, read_pack, unpack, write_pack
+from enclave_server.model import pack as model_pack
+from enclave_server.model.manifest import SIGNATURE, File, Manifest, ModelError, ModelProblem, read_manifest
+from enclave_server.model.memory import OPENED, claim, prepare_place
+from enclave_server.model.pack import CHUNK, open_index, read_pack, unpack, write_pack
 from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python
 from tests.enclave_server.test_provisioning import CHAT, Provision, public_pem, waiting
@@ -347,8 +347,8 @@ ROOM = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from enclave_server.model import ModelError
-from enclave_server.model_pack import unpack
+from enclave_server.model.manifest import ModelError
+from enclave_server.model.pack import unpack
 try:
     unpack(Path(sys.argv[2]), b"k" * 32, Path(sys.argv[3]))
 except ModelError as error:

@@ -9,7 +9,13 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from enclave_server.model import REFUSED_SUFFIXES, ModelError, ModelProblem, check_model, read_manifest
+from enclave_server.model.manifest import (
+    REFUSED_SUFFIXES,
+    ModelError,
+    ModelProblem,
+    check_model,
+    read_manifest,
+)
 
 
 @pytest.fixture
@@ -105,7 +111,7 @@ def test_changed_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_gone_while_it_is_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be read is named, with what to do."""
-    monkeypatch.setattr("enclave_server.model.list_files", lambda _: [PurePosixPath("gone.json")])
+    monkeypatch.setattr("enclave_server.model.manifest.list_files", lambda _: [PurePosixPath("gone.json")])
     with pytest.raises(
         ModelError, match=r"\[model.file\] .*gone.json cannot be read .* Let the gateway's user"
     ):
@@ -155,5 +161,5 @@ def test_not_a_model(model: Path, tmp_path: Path) -> None:
 
 def test_every_problem_is_documented() -> None:
     """docs/models.md has a row for each reason to refuse a model."""
-    text = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/models.md").read_text()
     assert [problem for problem in ModelProblem if f"| `{problem}` |" not in text] == []

@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from enclave_server.log import log
-from enclave_server.model import check_digest, check_unchanged, read_manifest, stamps_of
-from enclave_server.model_signature import check_publisher, parse_public_key
+from enclave_server.model.manifest import check_digest, check_unchanged, read_manifest, stamps_of
+from enclave_server.model.signature import check_publisher, parse_public_key
 from enclave_server.settings import Settings
 
 

@@ -15,10 +15,10 @@ import pytest
 from attestation.checks import Check
 from attestation.errors import PolicyError
 from attestation.receipt import Outcome
-from enclave_server.engine import POLL_SECONDS, EngineError
-from enclave_server.engine_address import check_on_this_machine, parse_address
-from enclave_server.engine_external import find_external
-from enclave_server.engine_topology import commands, topology
+from enclave_server.engine.address import check_on_this_machine, parse_address
+from enclave_server.engine.external import find_external
+from enclave_server.engine.supervisor import POLL_SECONDS, EngineError
+from enclave_server.engine.topology import commands, topology
 from enclave_server.settings import Settings
 from tests.caller import Caller
 from tests.processes import until

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from enclave_server import engine_answer as module
 from enclave_server.begun import Rest, Work
-from enclave_server.engine_answer import (
+from enclave_server.engine import answer as module
+from enclave_server.engine.answer import (
     EngineAnswer,
     TooLongError,
     TooSlowError,
     UnreachableError,
     UpstreamError,
 )
-from enclave_server.upstream import Upstream
+from enclave_server.engine.upstream import Upstream
 
 PLAIN = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from enclave_server import engine as engine_module
-from enclave_server.model import ModelError, ModelProblem
-from enclave_server.model_check import ModelFiles
+from enclave_server.engine import supervisor as engine_module
+from enclave_server.model.check import ModelFiles
+from enclave_server.model.manifest import ModelError, ModelProblem
+from tests.enclave_server.engine.test_supervisor import supervised, until
 from tests.enclave_server.fake_vllm import starts
-from tests.enclave_server.test_engine import supervised, until
 from tests.processes import running_with
 from tests.servers import gateway_settings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enclave_server import engine_child
+from enclave_server.engine import child as engine_child
 from tests.processes import running_with, until
 
 # An engine that starts two processes of its own, one of them in a session of its own, and waits.

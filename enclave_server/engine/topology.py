@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attestation.binding import Topology
-from enclave_server.engine_address import parse_address
-from enclave_server.engine_flags import command, environment
+from enclave_server.engine.address import parse_address
+from enclave_server.engine.flags import command, environment
 from enclave_server.settings import Settings
 
 _PRIVATE = Path(

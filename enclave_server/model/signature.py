@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
 
 from attestation.dsse import PAYLOAD_TYPE, STATEMENT_TYPE, pae
-from enclave_server.model import SIGNATURE, File, Manifest, ModelError, ModelProblem
+from enclave_server.model.manifest import SIGNATURE, File, Manifest, ModelError, ModelProblem
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"

@@ -24,10 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from enclave_server import model_signature
 from enclave_server.commands.model import cli
-from enclave_server.model import ModelError, ModelProblem, read_manifest
-from enclave_server.model_signature import (
+from enclave_server.model import signature as model_signature
+from enclave_server.model.manifest import ModelError, ModelProblem, read_manifest
+from enclave_server.model.signature import (
     check_publisher,
     parse_private_key,
     parse_public_key,

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from enclave_server import verity
 from enclave_server.commands.model import cli
-from enclave_server.model import ModelError, ModelProblem
-from enclave_server.model_image import make_image, salt_of, verify_image
+from enclave_server.model.image import make_image, salt_of, verify_image
+from enclave_server.model.manifest import ModelError, ModelProblem
 from enclave_server.verity import BLOCK, append_tree
 
 ID = "me/model@1"

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from enclave_server.model import (
+from enclave_server.model.image import salt_of
+from enclave_server.model.manifest import (
     MAX_FILES,
     REFUSED_SUFFIXES,
     SIGNATURE,
@@ -36,7 +37,6 @@ from enclave_server.model import (
     on_all_cores,
     read_manifest,
 )
-from enclave_server.model_image import salt_of
 
 CHUNK = 1024 * 1024  # of plaintext; the last of a file is shorter
 KEY_BYTES = 32

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from enclave_server.engine import HUNG_AFTER, POLL_SECONDS, EngineError, Installed, Status, healthy
-from enclave_server.engine_address import Address
-from enclave_server.engine_answer import UpstreamError
+from enclave_server.engine.address import Address
+from enclave_server.engine.answer import UpstreamError
+from enclave_server.engine.supervisor import HUNG_AFTER, POLL_SECONDS, EngineError, Installed, Status, healthy
+from enclave_server.engine.upstream import Upstream
 from enclave_server.log import log
-from enclave_server.upstream import Upstream
 
 _MAX_MODELS = 1024 * 1024
 

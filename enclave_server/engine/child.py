@@ -1,6 +1,6 @@
 """Runs the engine and dies with the gateway. A script of its own: standard library only, imports nothing of ours.
 
-    python -I -S engine_child.py ISOLATION USER PRIVATE_DIR COMMAND…
+    python -I -S engine/child.py ISOLATION USER PRIVATE_DIR COMMAND…
 
 It sits between the gateway and the engine so that no `kill -9` of either leaves anything behind:
 - standard input is the gateway's lifeline: its end means the gateway is gone, and the engine is killed;

@@ -3,7 +3,7 @@
 Promises: it is ready only when vLLM answers and is the version that the statement names, and the model's files that it
 loaded are those of the settings; when it dies it is started again after a growing pause; when it dies again and again, or
 the files are others, the gateway is told to stop. Whatever ends, by whatever signal, nothing of it is left
-(`engine_child.py`).
+(`engine/child.py`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from enclave_server import engine_child
-from enclave_server.engine_answer import UpstreamError
-from enclave_server.engine_flags import command, environment
-from enclave_server.engine_log import EngineLog
-from enclave_server.engine_user import open_to
+from enclave_server.engine import child as engine_child
+from enclave_server.engine.answer import UpstreamError
+from enclave_server.engine.flags import command, environment
+from enclave_server.engine.log import EngineLog
+from enclave_server.engine.upstream import Upstream
+from enclave_server.engine.user import open_to
 from enclave_server.log import log
 from enclave_server.mendable import MendableError
-from enclave_server.model import ModelError
-from enclave_server.model_check import Loading, ModelFiles
+from enclave_server.model.check import Loading, ModelFiles
+from enclave_server.model.manifest import ModelError
 from enclave_server.settings import Settings
-from enclave_server.upstream import Upstream
 
 STEADY_SECONDS = 60.0  # so much service, and earlier crashes no longer count
 MAX_PAUSE = 30.0

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from enclave_server.engine_address import Address
-from enclave_server.engine_answer import EngineAnswer, UnreachableError, UpstreamError
+from enclave_server.engine.address import Address
+from enclave_server.engine.answer import EngineAnswer, UnreachableError, UpstreamError
 
 _CONNECT_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = (

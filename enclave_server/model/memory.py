@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from enclave_server.log import log
-from enclave_server.model import ModelError, ModelProblem, check_digest, check_unchanged, stamps_of
-from enclave_server.model_check import Loading
-from enclave_server.model_pack import unpack
-from enclave_server.model_signature import check_publisher, parse_public_key
+from enclave_server.model.check import Loading
+from enclave_server.model.manifest import ModelError, ModelProblem, check_digest, check_unchanged, stamps_of
+from enclave_server.model.pack import unpack
+from enclave_server.model.signature import check_publisher, parse_public_key
 from enclave_server.prefork import SharedStatus
 from enclave_server.provisioning import Secrets
 from enclave_server.settings import Settings
