@@ -7,6 +7,7 @@ code, no event loop, no threads. `http` is the module `httpx` or `httpx2`; both 
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import threading
 from collections.abc import Callable, Mapping
@@ -47,6 +48,7 @@ class World(Protocol):
 
     http: ModuleType
 
+    def place(self) -> asyncio.AbstractEventLoop | None: ...
     def lock(self) -> AbstractAsyncContextManager[Any]: ...
     async def apart(self, work: Callable[[], T]) -> T: ...
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http: ...
@@ -66,6 +68,9 @@ class Blocking:
         self.http = http
         self._stream = type("VerifiedStream", (BlockingStream, http.SyncByteStream), {})
         self._unsealed = type("UnsealedStream", (BlockingUnsealed, http.SyncByteStream), {})
+
+    def place(self) -> None:
+        """Where connections can be used: in every thread."""
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return _ThreadLock()
@@ -117,6 +122,13 @@ class Async:
         self.http = http
         self._stream = type("AsyncVerifiedStream", (AsyncStream, http.AsyncByteStream), {})
         self._unsealed = type("AsyncUnsealedStream", (AsyncUnsealed, http.AsyncByteStream), {})
+
+    def place(self) -> asyncio.AbstractEventLoop | None:
+        """Where connections can be used: in this event loop; None for trio's."""
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            return None
 
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return anyio.Lock()

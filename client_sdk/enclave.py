@@ -7,8 +7,10 @@ out that its receipt does not cover.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from attestation._b64 import b64url_encode
@@ -54,8 +56,7 @@ class Enclave:
 
     def forked(self) -> None:
         """What another process holds is not used in this one: neither its connections nor its locks."""
-        self._attesting = self._world.lock()
-        self._connections: Connections | None = None
+        self._places: dict[asyncio.AbstractEventLoop | None, _Place] = {}
 
     async def exchange(self, request: Http) -> Http:
         """Send `request`, once, to an attested enclave; the answer with its receipt checked."""
@@ -74,43 +75,48 @@ class Enclave:
         return await self._send(request, body, verdict)
 
     async def close(self) -> None:
-        """Close every connection."""
-        connections, self._connections = self._connections, None
-        if connections is not None:
-            await self._world.close(connections.transport)
+        """Close every connection that this place has; those of other event loops end with them."""
+        here, self._places = self._places.get(self._world.place()), {}
+        if here is not None and here.connections is not None:
+            await self._world.close(here.connections.transport)
+
+    def _here(self) -> _Place:
+        """What belongs to this event loop. What belonged to closed ones goes: a client may be used in one after another."""
+        loop = self._world.place()
+        here = self._places.get(loop)
+        if here is None:
+            for other in list(self._places):
+                if other is not None and other.is_closed():
+                    self._places.pop(other, None)
+            here = self._places.setdefault(loop, _Place(self._world.lock()))  # atomic, for threads that race
+        return here
 
     async def _attested(self, stale: Verdict | None = None, before: int = 0) -> Verdict:
         """A verdict that is valid now, and connections to its key; with `stale`, one that was reached since."""
-        verdict = None if stale else self._session.current()
-        if verdict is not None and self._connected_to(verdict):
-            self._session.renew_when_due(self._fetch)
-            return verdict
-        async with self._attesting:  # so that no more than one thread waits for the session
-            verdict = await self._world.apart(lambda: self._session.verdict(self._fetch, stale, before))
-            await self._connect(verdict)
+        verdict, here = None if stale else self._session.current(), self._here()
+        if verdict is None or not here.connected_to(verdict):
+            async with here.attesting:  # so that no more than one thread waits for the session
+                verdict = await self._world.apart(lambda: self._session.verdict(self._fetch, stale, before))
+                await self._connect(here, verdict)
+        self._session.renew_when_due(self._fetch)
         return verdict
 
     def _fetch(self, nonce: bytes) -> Fetched:
         return fetch_evidence(self._world.http, self._origin, self._options, nonce)
 
-    def _connected_to(self, verdict: Verdict) -> bool:
-        """Not so for a moment after the verdict, while its connections are being made."""
-        connections = self._connections
-        return connections is not None and connections.pin == verdict.statement.keys.tls_spki_sha256
-
-    async def _connect(self, verdict: Verdict) -> None:
+    async def _connect(self, here: _Place, verdict: Verdict) -> None:
         """Connections to the verdict's TLS key. Those to another key serve their answers to the end, and no request."""
         pin = verdict.statement.keys.tls_spki_sha256
-        old = self._connections
+        old = here.connections
         if old is not None and old.pin == pin:
             return
         context = pinned_context(pin) if self._channel.pins else unpinned_context()
-        self._connections = Connections(pin, self._world.connect(context, self._options))
+        here.connections = Connections(pin, self._world.connect(context, self._options))
         if old is not None and old.retire():
             await self._world.close(old.transport)
 
     async def _send(self, request: Http, body: bytes, verdict: Verdict) -> Http:
-        connections = self._connections
+        connections = self._here().connections
         pin = verdict.statement.keys.tls_spki_sha256
         if connections is None or connections.pin != pin or not connections.enter():
             raise VerificationError(
@@ -227,6 +233,19 @@ def _cannot_be_sealed(path: str) -> VerificationError:
         f"{path} is no route for sealed requests, and this client's connections are not pinned to the enclave",
         advice="Ask for it in another way; only routes under /v1 are sealed",
     )
+
+
+class _Place:
+    """What a client has where its connections can be used."""
+
+    def __init__(self, lock: AbstractAsyncContextManager[Any]) -> None:
+        self.attesting = lock
+        self.connections: Connections | None = None
+
+    def connected_to(self, verdict: Verdict) -> bool:
+        """Not so for a moment after the verdict, while its connections are being made."""
+        connections = self.connections
+        return connections is not None and connections.pin == verdict.statement.keys.tls_spki_sha256
 
 
 class Connections:
