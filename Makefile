@@ -234,7 +234,7 @@ bench-sealing: $(PROJECT)
 bench-proxy: $(PROJECT)
 	@$(PY) -m benchmarks.proxy
 
-## bench-client  what verification costs a client beside the bare openai one; about 2 min
+## bench-client  what verification costs a client beside the bare openai one; about 3 min
 .PHONY: bench-client
 bench-client: $(PROJECT)
 	@$(PY) -m benchmarks.client --save

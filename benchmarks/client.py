@@ -1,9 +1,10 @@
 """What verification costs a client: our OpenAI class beside the bare one, over one gateway, in turn, in one run.
 
-    python -m benchmarks.client [--rounds 30] [--save]
+    python -m benchmarks.client [--rounds 50] [--save]
 
-Both talk TLS to the real gateway, which runs in a process of its own in front of the tests' stand-in for the engine; the
-bare client neither attests nor seals nor looks at a receipt. CPU time is that of this process alone. `--save` writes
+All talk TLS to the real gateway, which runs in a process of its own in front of the tests' stand-in for the engine; the
+bare client neither attests nor seals nor looks at a receipt. CPU time is that of this process's one thread. How it is
+compared, and when a goal counts as met, is told in `paired`. Ends with status 1 when a goal is not met. `--save` writes
 results/client.md and client.json.
 """
 
@@ -18,28 +19,41 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import httpx2
 import openai
 
+from benchmarks.paired import LEVEL, Found, added, found, in_turn, rounds_of, steady
 from client_sdk import OpenAI, Trust
 from tests.caller import untrusting
+from tests.fake_engine import Behaviour
 from tests.processes import until
 from tests.servers import MODEL, FakeEngine, live_gateway
 
 RESULTS = Path(__file__).resolve().parent / "results"
-CALLS, STREAMS, COLD = 20, 3, 2  # in each round
-CHUNKS, PACE = (
-    128,
-    0.003,
-)  # events of content in a stream, and seconds between them: enough that each is a read of its own
+CALLS = 5  # of a way in each round of plain calls
 ASKED: Any = {"model": MODEL, "messages": [{"role": "user", "content": "words " * 200}]}
-Ways = dict[str, Callable[[], tuple[float, ...]]]
+Clients = dict[str, openai.OpenAI]
+Rounds = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Streams as they are measured: three at once, one for each way, read in turn by so many events."""
+
+    events: int
+    pace: float  # seconds between events: shorter than reading one takes, or so long that each is waited for
+    block: int
+
+
+SATURATED = Shape(2000, 0.0002, 10)
+PACED = Shape(150, 0.006, 1)
 
 
 @dataclass(frozen=True)
@@ -52,150 +66,270 @@ class Goal:
 
 
 GOALS = (
-    Goal("added CPU of a plain call, sealed", "ms", 1.0),
-    Goal("added CPU of a plain call, pinned", "ms", 1.0),
-    Goal("added CPU of a stream event, sealed", "µs", 20.0),
-    Goal("added CPU of a stream event, pinned", "µs", 20.0),
-    Goal("added time to a stream's first event, sealed", "ms", 1.0),
-    Goal("added time to a stream's first event, pinned", "ms", 1.0),
-    Goal("CPU of a cold attestation", "ms", 50.0),
+    Goal("plain call", "ms", 1.0),
+    Goal("stream event, saturated", "µs", 20.0),
+    Goal("stream event, paced", "µs", 20.0),
+    Goal("streamed call beside its events", "ms", 1.0),
+    Goal("time to a stream's first event", "ms", 1.0),
+    Goal("cold attestation", "ms", 50.0),
 )
+FACTOR = {"ms": 1e3, "µs": 1e6}
+
+
+# ------------------------------------------------------------------------------------------------- the gateway
 
 
 def serve(folder: Path) -> None:
-    """The gateway's process: says where it is, and ends with its standard input."""
+    """The gateway's process: says where it is, has the engine behave as it is told, and ends with its standard input."""
     limits: dict[str, Any] = {"evidence_per_second": 50, "evidence_burst": 1000}
     with (
         FakeEngine(folder / "engine.sock") as engine,
         live_gateway(folder, engine=engine, **limits) as gateway,
     ):
-        engine.behaviour.chunks, engine.behaviour.text = CHUNKS, "text" * CHUNKS
-        engine.behaviour.delay = PACE
         (folder / "policy.toml").write_text(gateway.policy_text)
         (folder / "origin").write_text(gateway.origin)
-        sys.stdin.read()
+        for line in sys.stdin:
+            engine.behaviour = Behaviour(**json.loads(line))
+            sys.stdout.write("told\n")
+            sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Server:
+    """The gateway, seen from here."""
+
+    origin: str
+    policy: str
+    tell: IO[str]
+    told: IO[str]
+
+    def streams(self, events: int, pace: float = 0.0) -> None:
+        """How streams are from now on."""
+        behaviour = {"chunks": events, "text": "text" * events, "delay": pace}
+        self.tell.write(json.dumps(behaviour) + "\n")
+        self.tell.flush()
+        self.told.readline()
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The gateway's origin."""
+def served(folder: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "benchmarks.client", "--serve", str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as running:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        if running.stdin is None or running.stdout is None:
+            raise RuntimeError("both are pipes")
         try:
             until((folder / "origin").exists, 60)
-            yield (folder / "origin").read_text()
+            origin, policy = (folder / "origin").read_text(), str(folder / "policy.toml")
+            yield Server(origin, policy, running.stdin, running.stdout)
         finally:
             running.terminate()
 
 
-def plain(client: openai.OpenAI) -> tuple[float]:
-    """Seconds of this process's CPU time for a plain call."""
-    before = time.process_time()
-    for _ in range(CALLS):
-        client.chat.completions.create(**ASKED)
-    return ((time.process_time() - before) / CALLS,)
+class _Kept(httpx2.SyncByteStream):
+    """A stream that is read to its end when it is closed, as ours are: else its connection would not serve again."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream: Any = stream
+        self._reads: Iterator[bytes] = iter(stream)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._reads
+
+    def close(self) -> None:
+        for _ in self._reads:
+            pass
+        self._stream.close()
 
 
-def streamed(client: openai.OpenAI) -> tuple[float, float]:
-    """Seconds of CPU time for an event, and seconds from the call to the first one."""
-    before, started = time.process_time(), time.perf_counter()
-    stream = client.chat.completions.create(stream=True, **ASKED)
-    next(stream)
-    first = time.perf_counter() - started
-    events = 1 + sum(1 for _ in stream)
-    return (time.process_time() - before) / events, first
-
-
-def cold(policy: str, origin: str) -> float:
-    """Seconds of CPU time from nothing to a verdict."""
-    before = time.process_time()
-    Trust(policy).verify(origin)
-    return time.process_time() - before
+def _keep(response: Any) -> None:
+    response.stream = _Kept(response.stream)
 
 
 @contextmanager
-def clients(url: str, policy: str) -> Iterator[dict[str, openai.OpenAI]]:
-    options: Any = {"base_url": url, "api_key": "none", "max_retries": 0}
-    anybody = openai.DefaultHttpxClient(verify=untrusting(), trust_env=False)
+def clients(server: Server) -> Iterator[Clients]:
+    options: Any = {"base_url": f"{server.origin}/v1", "api_key": "none", "max_retries": 0}
+    hooks: Any = {"response": [_keep]}
+    anybody = openai.DefaultHttpxClient(verify=untrusting(), trust_env=False, event_hooks=hooks)
     with (
         openai.OpenAI(http_client=anybody, **options) as bare,
-        OpenAI(policy=policy, **options) as sealed,
-        OpenAI(policy=policy, channel="pinned", **options) as pinned,
+        OpenAI(policy=server.policy, **options) as sealed,
+        OpenAI(policy=server.policy, channel="pinned", **options) as pinned,
     ):
         yield {"bare": bare, "sealed": sealed, "pinned": pinned}
 
 
-def added(ways: Ways, rounds: int) -> dict[str, tuple[float, ...]]:
-    """By how much each way is above the bare client: the least of its rounds, less the least of the bare client's.
-
-    Whatever else runs on the machine can only add to a round, and each way has its turn in every one of them.
-    """
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, measure in ways.items():
-            found[name].append(measure())
-    least = {name: tuple(map(min, zip(*each, strict=True))) for name, each in found.items()}
-    bare = least["bare"]
-    return {name: tuple(v - b for v, b in zip(values, bare, strict=True)) for name, values in least.items()}
+# --------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(origin: str, policy: str, rounds: int) -> dict[str, float]:
-    results = {}
-    with clients(f"{origin}/v1", policy) as each:
-        calls = added({name: partial(plain, client) for name, client in each.items()}, rounds)
-        events = added({name: partial(streamed, client) for name, client in each.items()}, STREAMS * rounds)
-    for name in ("sealed", "pinned"):
-        results[f"added CPU of a plain call, {name}"] = calls[name][0] * 1e3
-        results[f"added CPU of a stream event, {name}"] = events[name][0] * 1e6
-        results[f"added time to a stream's first event, {name}"] = events[name][1] * 1e3
-    results["CPU of a cold attestation"] = min(cold(policy, origin) for _ in range(COLD * rounds)) * 1e3
-    return results
+def plain(client: openai.OpenAI) -> float:
+    """Seconds of CPU time for a plain call."""
+    before = time.thread_time()
+    for _ in range(CALLS):
+        client.chat.completions.create(**ASKED)
+    return (time.thread_time() - before) / CALLS
 
+
+def first(client: openai.OpenAI) -> float:
+    """Seconds from a call to the first event of its stream."""
+    started = time.perf_counter()
+    with client.chat.completions.create(stream=True, **ASKED) as stream:
+        next(stream)
+        took = time.perf_counter() - started
+        for _ in stream:
+            pass
+    return took
+
+
+@dataclass
+class Reading:
+    """One of the streams that are open at once; `spent` is CPU time for its events, `beside` that for the rest of it."""
+
+    stream: openai.Stream[Any]
+    beside: float
+    spent: float = 0.0
+
+    @classmethod
+    def begin(cls, client: openai.OpenAI) -> Reading:
+        before = time.thread_time()
+        stream = client.chat.completions.create(stream=True, **ASKED)
+        next(stream)  # the one with the role
+        return cls(stream, time.thread_time() - before)
+
+    def read(self, events: int) -> None:
+        before = time.thread_time()
+        for _ in range(events):
+            next(self.stream)
+        self.spent += time.thread_time() - before
+
+    def end(self) -> None:
+        before = time.thread_time()
+        for _ in self.stream:  # the reason why it ended
+            pass
+        self.beside += time.thread_time() - before
+
+
+def streamed(each: Clients, shape: Shape, number: int) -> tuple[dict[str, float], dict[str, float]]:
+    """One round: seconds of CPU time for an event, and for all else of the call."""
+    readings: dict[str, Reading] = {}
+    with ExitStack() as streams:
+        for place, name in enumerate(in_turn(list(each), number)):
+            if place and shape.block == 1:
+                time.sleep(shape.pace / len(each))  # so that no event comes with another
+            readings[name] = Reading.begin(each[name])
+            streams.enter_context(readings[name].stream)
+        for block in range(shape.events // shape.block):
+            turn = (
+                number if shape.block == 1 else number + block
+            )  # paced ones in the order in which they come
+            for name in in_turn(list(each), turn):
+                readings[name].read(shape.block)
+        for name in in_turn(list(each), number):
+            readings[name].end()
+    events = {name: reading.spent / shape.events for name, reading in readings.items()}
+    return events, {name: reading.beside for name, reading in readings.items()}
+
+
+def streams(server: Server, each: Clients, shape: Shape, count: int) -> tuple[Rounds, Rounds]:
+    server.streams(shape.events, shape.pace)
+    rounds = [streamed(each, shape, number) for number in range(count + 1)][1:]
+    return [events for events, _ in rounds], [beside for _, beside in rounds]
+
+
+def cold(server: Server) -> float:
+    """Seconds of CPU time from a policy's path to a verdict, in a process that has done nothing but import."""
+    command = [sys.executable, "-m", "benchmarks.client", "--cold", server.policy, server.origin]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def attest(policy: str, origin: str) -> None:
+    before = time.process_time()
+    Trust(policy).verify(origin)
+    sys.stdout.write(str(time.process_time() - before))
+
+
+def measure(server: Server, rounds: int) -> dict[str, dict[str, Found]]:
+    """For each goal the ways that it is for."""
+    with clients(server) as each, steady():
+        server.streams(1)
+        ways: dict[str, Callable[[], float]] = {n: partial(plain, client) for n, client in each.items()}
+        calls = added(rounds_of(ways, 3 * rounds, 5), "bare")
+        server.streams(3)
+        ways = {n: partial(first, client) for n, client in each.items()}
+        firsts = added(rounds_of(ways, 3 * rounds, 5), "bare")
+        events, beside = streams(server, each, SATURATED, rounds)
+        paced, _ = streams(server, each, PACED, rounds)
+    by_way = [calls, added(events, "bare"), added(paced, "bare"), added(beside, "bare"), firsts]
+    colds = {"": found([cold(server) for _ in range(max(8, rounds // 4))])}
+    measured = zip(GOALS, [*by_way, colds], strict=True)
+    return {
+        goal.name: {name: of.times(FACTOR[goal.unit]) for name, of in ways.items()} for goal, ways in measured
+    }
+
+
+# --------------------------------------------------------------------------------------------------- reporting
 
 HEAD = """# What verification costs a client
 
-Made by `make bench-client` on {date}: the least of {rounds} interleaved rounds on {cores} shared cores, load {load:.1f}, Python {python}, openai {openai}.
+Made by `make bench-client` on {date}, on {cores} shared cores, load {before:.1f} at its start and {after:.1f} at its end, Python {python}, openai {openai}.
 
-The bare openai client and ours ask the same gateway in turn, over TLS, with a warm session. `sealed` is what ours does unless told otherwise: a seal, TLS pinned to the
-attested key, and a receipt; `pinned` leaves the seal out. CPU time is that of the client's process alone, and what a stream costs as a whole is shared out among its {events}
-events. A cold attestation fetches evidence with its collateral over TLS and verifies all of it.
+The bare openai client and ours ask the same gateway over TLS, with a warm session. `sealed` is what ours does unless told otherwise: a seal, TLS pinned to the attested
+key, and a receipt; `pinned` leaves the seal out. The bare client is made to read its streams to their last byte too, where it would make a new connection for each. In each round all three have their turn, and what ours takes more than the bare one in that round is one value: told are the median of these
+and the interval that has the true one {level:.0%} of the time. A goal is *met* when the whole interval is within it, *not met* when none of it is, and *undecided* in between.
 
-| | measured | goal | |
-|---|---|---|---|
+CPU time is that of the client's thread; the gateway has a process of its own. Three streams are open at once, one of each kind, and read in turn: `saturated` ones of
+{events} events come faster than they are read, {block} at a turn; in `paced` ones each of {paced} events is waited for, {pace:.0f} ms after the one before. What a streamed call takes
+beside its events is all up to the first one, and its end with the receipt. A cold attestation, in a process that has just started, reads a policy, fetches evidence with its collateral over TLS and verifies it.
+
+| added by verification | | bare | median | {level:.0%} interval | goal | | rounds |
+|---|---|---|---|---|---|---|---|
 """
 
 
-def report(results: dict[str, float], rounds: int) -> str:
+def report(results: dict[str, dict[str, Found]], load: float) -> str:
     text = HEAD.format(
         date=f"{datetime.now(UTC):%Y-%m-%d}",
-        rounds=rounds,
         cores=os.cpu_count(),
-        load=os.getloadavg()[0],
+        before=load,
+        after=os.getloadavg()[0],
         python=platform.python_version(),
         openai=openai.__version__,
-        events=CHUNKS + 2,
+        level=LEVEL,
+        events=SATURATED.events,
+        block=SATURATED.block,
+        paced=PACED.events,
+        pace=PACED.pace * 1e3,
     )
     for goal in GOALS:
-        found = results[goal.name]
-        met = "met" if found <= goal.limit else "**not met**"
-        text += f"| {goal.name} | {found:.2f} {goal.unit} | ≤ {goal.limit:g} {goal.unit} | {met} |\n"
+        for way, of in results[goal.name].items():
+            bare = f"{of.base:.2f} {goal.unit}" if way else ""
+            text += f"| {goal.name} | {way} | {bare} | {of.median:.2f} {goal.unit} | {of.low:.2f} to {of.high:.2f} "
+            text += f"| ≤ {goal.limit:g} {goal.unit} | {of.against(goal.limit)} | {of.rounds} |\n"
     return text
 
 
-def main(rounds: int, save: bool) -> None:
-    with tempfile.TemporaryDirectory() as name, served(Path(name)) as origin:
-        results = measure(origin, str(Path(name) / "policy.toml"), rounds)
-    text = report(results, rounds)
+def main(rounds: int, save: bool) -> int:
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name, served(Path(name)) as server:
+        results = measure(server, rounds)
+    text = report(results, load)
     print(text)
     if save:
         (RESULTS / "client.md").write_text(text)
-        (RESULTS / "client.json").write_text(json.dumps(results, indent=1) + "\n")
+        values = {name: {way: asdict(of) for way, of in ways.items()} for name, ways in results.items()}
+        (RESULTS / "client.json").write_text(json.dumps(values, indent=1) + "\n")
+    return int("not met" in text.partition("|---|")[2])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cold", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    serve(arguments.serve) if arguments.serve else main(arguments.rounds, arguments.save)
+    if arguments.serve:
+        serve(arguments.serve)
+    elif arguments.cold:
+        attest(*arguments.cold)
+    else:
+        sys.exit(main(arguments.rounds, arguments.save))
