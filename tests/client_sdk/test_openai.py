@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from attestation.checks import Check
-from attestation.errors import MalformedError, VerificationError
+from attestation.errors import UnavailableError, VerificationError
 from client_sdk import AsyncAttestedClient, AsyncOpenAI, AttestedClient, OpenAI
 from tests.client_sdk.conftest import Recorded
 from tests.servers import FakeEngine, LiveGateway
@@ -149,7 +149,7 @@ def test_what_a_constructor_refuses(kind: Any) -> None:
     good = {"base_url": "https://enclave/v1", "api_key": "k"}
     with pytest.raises(TypeError):
         kind(**good)
-    with pytest.raises(MalformedError):
+    with pytest.raises(UnavailableError):
         kind(policy="no-such-file", **good)
     other = httpx.Client() if kind is OpenAI else httpx.AsyncClient()
     unprotected: list[dict[str, Any]] = [
