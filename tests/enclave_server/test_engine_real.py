@@ -143,6 +143,22 @@ def with_the_sdk(gateway: Served, folder: Path) -> list[str]:
     return [streamed]
 
 
+def test_a_child_in_two_parts(tmp_path: Path) -> None:
+    """The gateway's own engine, each layer split over two cores as over two GPUs; the statement says so."""
+    values = {**vllm_settings(), "engine_tensor_parallel": 2}
+    values["engine_environment.VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # by itself it wants a third core
+    with served(tmp_path, seconds=3 * VLLM_SECONDS, **values) as gateway:
+        with Caller(gateway.origin, gateway.policy()) as caller:
+            said = caller.verdict.statement.engine
+            assert "--tensor-parallel-size=2" in said.flags
+            assert said.topology is not None
+            assert (said.topology.external, said.topology.tensor_parallel) == (False, 2)
+        with_the_sdk(gateway, tmp_path)
+        engine = gateway.engine_pid()
+        assert gateway.terminate() == 0
+        until(lambda: not Path(f"/proc/{engine}").exists(), 10)
+
+
 def router() -> Path:
     """vLLM's router; without it the test is skipped."""
     found = shutil.which("vllm-router") or ROOT / ".cache/bench/vllm-router/bin/vllm-router"
