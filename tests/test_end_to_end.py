@@ -145,3 +145,21 @@ def test_the_older_openai_client_gets_it_too(enclave: Served) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.strip()) > 3
+
+
+@pytest.mark.slow
+def test_the_demo() -> None:
+    """`make demo` goes through all of its steps, and ends with a refusal of the changed answer."""
+    engine_python()
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "EQUAL" in done.stdout
+    assert "REFUSED  [receipt." in done.stdout
+    assert "proves nothing about hardware" in done.stdout
