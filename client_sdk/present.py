@@ -172,7 +172,7 @@ def outcome(error: AttestationError | None) -> str:
 
 
 def failure(error: AttestationError | None) -> dict[str, Any]:
-    """The members that every `--json` has of what failed. docs/json.md lists them."""
+    """The members that every `--json` has of what failed. docs/output.md lists them."""
     violations = error.violations if isinstance(error, PolicyError) else ()
     return {
         "verdict": outcome(error),
