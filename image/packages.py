@@ -160,9 +160,10 @@ def download(pins: list[str], folder: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
+        errors = "; ".join(line for line in done.stderr.splitlines() if line.startswith("E: "))
         raise ImageError(
             f"apt-get does not find {pins[0] if len(pins) == 1 else 'some of the locked packages'} "
-            f"({done.stderr.strip()[-300:]})",
+            f"({errors[-300:]})",
             "Run apt-get update; the sources must have Debian bookworm, bookworm-updates and bookworm-security, or "
             "Debian's snapshot of the lock's day; or lock what is there now: make image-packages",
             status=MISSING,
