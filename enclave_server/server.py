@@ -189,6 +189,10 @@ def _protocol(identities: Identities) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            if (
+                self.timeout_keep_alive_task is not None
+            ):  # which uvicorn leaves after a reset, and all of this with it
+                self.timeout_keep_alive_task.cancel()
             self.client_connection.end()
 
         def on_headers_complete(self) -> None:
