@@ -189,9 +189,7 @@ def _protocol(identities: Identities) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            if (
-                self.timeout_keep_alive_task is not None
-            ):  # which uvicorn leaves after a reset, and all of this with it
+            if self.timeout_keep_alive_task is not None:  # uvicorn leaves it after a reset, and all of this
                 self.timeout_keep_alive_task.cancel()
             self.client_connection.end()
 
