@@ -188,7 +188,7 @@ class Policy:
             *self._check_references(),
             *named.check_cpu(vtpm or cpu, now),
             *self.gpu.check(gpus, now, token),
-            *self._check_boot(boot),
+            *self.check_boot(boot),
             *named.statement.check(statement, sealed=sealed),
             *check_whole(self.candidates(cpu, statement, now, vtpm)),
         ]
@@ -269,7 +269,8 @@ class Policy:
             Violation(Check.REFERENCES_MISSING, f"the references in {self.references.file!r}", "not read")
         ]
 
-    def _check_boot(self, boot: EventLogClaims | None) -> list[Violation]:
+    def check_boot(self, boot: EventLogClaims | None) -> list[Violation]:
+        """Every reason not to accept how it booted."""
         if self.event_log is None:
             return []
         if boot is None:

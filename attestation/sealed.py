@@ -291,9 +291,7 @@ class AnswerOpener:
             and _TAG <= size <= _MAX_SEALED
             and data[:5] == size.to_bytes(5, "big")
         ):
-            return self._within.decrypt(
-                data[5:], False
-            )  # one chunk and nothing else, as nearly every read is
+            return self._within.decrypt(data[5:], False)  # one chunk and nothing else, as nearly every read
         self._tail += data
         if self._chunks is None:
             if len(self._tail) < RANDOM_BYTES:

@@ -155,10 +155,7 @@ def beside(
     if policy.references is not None:
         where = f"the references in {policy.references.file!r}"
         violations.append(Violation(Check.REFERENCES_MISSING, where, "not read for evidence by itself"))
-    if policy.event_log is not None:
-        missing = Violation(Check.EVENTLOG_MISSING, "an event log of the boot", "none")
-        violations += policy.event_log.check(boot) if boot else [missing]
-    return violations
+    return [*violations, *policy.check_boot(boot)]
 
 
 def judge_one(

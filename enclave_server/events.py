@@ -35,9 +35,7 @@ class Events:
         """The events that are whole now: everything up to the last blank line; may be empty."""
         if self._tail:
             data = self._tail + data
-        if data.find(b"\n") == len(data) - 2 and data.endswith(
-            _END
-        ):  # one event of one line, as most reads are
+        if data.find(b"\n") == len(data) - 2 and data.endswith(_END):  # one event of one line, as mostly
             self._tail = b""
             self._before, self._last = self._last, data
             if data.startswith(_FIRST):

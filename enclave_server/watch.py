@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-_LOOK_SECONDS = (
-    5.0  # how soon the timer rings at the latest: earlier times than the first hardly ever need another one
-)
+_LOOK_SECONDS = 5.0  # how soon the timer rings at the latest: a time set later then hardly ever needs another
 CONNECTION = "connection"  # where a request's ASGI state has its client's connection
 
 
