@@ -100,7 +100,7 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, *, seconds: float = 30, **values: Any) -> Iterator[Served]:
+def served(folder: Path, *, seconds: float = 60, **values: Any) -> Iterator[Served]:
     """A gateway that is ready; it is killed at the end if it still runs."""
     gateway = Served(folder, values)
     gateway.start()

