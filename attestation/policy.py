@@ -7,7 +7,7 @@ a policy reports every violation at once. `docs/policy.md` explains each field.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar, overload
@@ -20,7 +20,8 @@ from attestation.measure import EventLogClaims, EventLogPolicy
 from attestation.nvidia.policy import GpuPolicy
 from attestation.nvidia.tokens import TokenClaims
 from attestation.nvidia.verify import GpuClaims
-from attestation.release import Limited, Revoked, runs
+from attestation.release import Limited
+from attestation.release_policy import ReleasePolicy
 from attestation.reviewers import ReferencesPolicy
 from attestation.roots import VENDOR, Roots
 from attestation.snp.policy import NO_HOST_DATA, SnpPolicy
@@ -96,64 +97,6 @@ class StatementPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReleasePolicy:
-    """Which release a policy is about. A client remembers the newest epoch of each name, and refuses older ones."""
-
-    name: str = ""  # nothing is remembered without one
-    epoch: int = 0
-    expires: datetime | None = None
-    revoked: tuple[Revoked, ...] = ()  # refused, whatever else accepts them
-    limited: tuple[Limited, ...] = ()  # accepted until they end, on the machines that they name
-    accepted: tuple[Limited, ...] = ()  # each as a whole: what the policy does not name itself is all of one
-
-    def check(
-        self,
-        cpu: TdxClaims | SnpClaims,
-        now: datetime,
-        vtpm: VtpmClaims | None = None,
-        statement: Statement | None = None,
-    ) -> list[Violation]:
-        violations = [violation for revoked in self.revoked for violation in revoked.check(cpu, vtpm)]
-        for what, releases in self.limits(cpu, vtpm, statement):
-            passed = [list(one.check(cpu, now, what)) for one in releases]
-            if all(passed):  # of releases that measure or serve the same, one within its limits is enough
-                violations += [violation for found in passed for violation in found]
-        return [*violations, *self.check_end(now)]
-
-    def check_end(self, now: datetime) -> list[Violation]:
-        """Whether the policy itself has ended, which whatever is judged by it is refused for."""
-        if self.expires is None or now < self.expires:
-            return []
-        ended = f"one that ended at {self.expires:%Y-%m-%dT%H:%M:%SZ}"
-        return [Violation(Check.POLICY_EXPIRED, "a policy that is in force", ended)]
-
-    def ends(
-        self,
-        cpu: TdxClaims | SnpClaims,
-        now: datetime,
-        vtpm: VtpmClaims | None = None,
-        statement: Statement | None = None,
-    ) -> datetime | None:
-        """Until when this machine and what it serves are accepted at most, as far as releases go: None without an end."""
-        ends = [self.expires]
-        for _, releases in self.limits(cpu, vtpm, statement):
-            held = [one.until for one in releases if not list(one.check(cpu, now))]
-            known = [until for until in held if until is not None]
-            ends.append(max(known) if known and len(known) == len(held) else None)
-        return min((end for end in ends if end is not None), default=None)
-
-    def limits(
-        self, cpu: TdxClaims | SnpClaims, vtpm: VtpmClaims | None, statement: Statement | None
-    ) -> Iterator[tuple[str, list[Limited]]]:
-        """The limited releases that this machine runs, whose model it serves, and whose configuration it has."""
-        yield "release", [one for one in (*self.limited, *self.accepted) if runs(one, cpu, vtpm)]
-        if statement is not None:
-            model, config = statement.model.digest, statement.config
-            yield "the model of release", [one for one in self.limited if model in one.models]
-            yield "the configuration of release", [one for one in self.limited if config in one.configs]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Everything a client demands. A platform without a table of its own is refused."""
 
@@ -180,9 +123,13 @@ class Policy:
         *,
         sealed: bool = False,
         vtpm: VtpmClaims | None = None,
-    ) -> None:
-        """Raise one PolicyError with every violation, or return."""
+    ) -> datetime | None:
+        """Raise one PolicyError with every violation, or say until when this is accepted at most.
+
+        That is as far as releases go: None without an end.
+        """
         named = self.taking(*self.release.accepted)
+        candidates = self.candidates(cpu, statement, now, vtpm)
         violations = [
             *self.release.check(cpu, now, vtpm, statement),
             *self._check_references(),
@@ -190,19 +137,13 @@ class Policy:
             *self.gpu.check(gpus, now, token),
             *self.check_boot(boot),
             *named.statement.check(statement, sealed=sealed),
-            *check_whole(self.candidates(cpu, statement, now, vtpm)),
+            *check_whole(candidates),
         ]
         if violations:
             raise PolicyError(
                 list(dict.fromkeys(violations)), advice=_ADVICE.get(violations[0].check, _OTHER)
             )
-
-    def ends(
-        self, cpu: TdxClaims | SnpClaims, statement: Statement, now: datetime, vtpm: VtpmClaims | None = None
-    ) -> datetime | None:
-        """Until when what was accepted at `now` is accepted at most, as far as releases go: None without an end."""
-        whole = last_end(self.candidates(cpu, statement, now, vtpm))
-        ends = (self.release.ends(cpu, now, vtpm, statement), whole)
+        ends = (self.release.ends(cpu, now, vtpm, statement), last_end(candidates))
         return min((end for end in ends if end is not None), default=None)
 
     def candidates(

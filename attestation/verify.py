@@ -55,8 +55,7 @@ def verify(
     check_statement_time(statement, now)
 
     # 3. the code, firmware, TCB, model and configuration that the policy accepts
-    policy.check(cpu, gpus, token, boot, statement, now, sealed=sealed, vtpm=vtpm)
-    release_ends = policy.ends(cpu, statement, now, vtpm)
+    release_ends = policy.check(cpu, gpus, token, boot, statement, now, sealed=sealed, vtpm=vtpm)
     return Verdict(
         cpu=cpu,
         vtpm=vtpm,

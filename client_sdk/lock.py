@@ -8,8 +8,9 @@ from datetime import datetime
 
 from attestation.nvidia.policy import GpuPolicy, driver_key, vbios_key
 from attestation.nvidia.verify import GpuClaims
-from attestation.policy import Policy, ReleasePolicy, StatementPolicy
+from attestation.policy import Policy, StatementPolicy
 from attestation.release import Limited
+from attestation.release_policy import ReleasePolicy
 from attestation.snp.floors import TcbFloor
 from attestation.snp.policy import SnpPolicy
 from attestation.snp.verify import SnpClaims

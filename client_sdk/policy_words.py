@@ -9,7 +9,8 @@ from __future__ import annotations
 from attestation.measure import EventLogPolicy
 from attestation.nitro import NitroPolicy
 from attestation.nvidia.policy import GpuPolicy
-from attestation.policy import ReleasePolicy, StatementPolicy
+from attestation.policy import StatementPolicy
+from attestation.release_policy import ReleasePolicy
 from attestation.reviewers import ReferencesPolicy
 from attestation.roots import Roots
 from attestation.snp.policy import SnpPolicy

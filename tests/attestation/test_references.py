@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, PolicyError, VerificationError
-from attestation.policy import Policy, ReleasePolicy, StatementPolicy, parse_policy
+from attestation.policy import Policy, StatementPolicy, parse_policy
 from attestation.references import (
     References,
     dump_envelope,
@@ -29,6 +29,7 @@ from attestation.references import (
     sign,
 )
 from attestation.release import Release, Revoked
+from attestation.release_policy import ReleasePolicy
 from attestation.reviewers import ReferencesPolicy, Reviewer
 from attestation.simulator.tdx import DEFAULT_TD
 from attestation.snp.policy import SnpPolicy

@@ -16,7 +16,7 @@ from attestation.binding import parse_statement, report_data
 from attestation.checks import Check
 from attestation.errors import MalformedError, PolicyError
 from attestation.evidence import Evidence
-from attestation.policy import Policy, ReleasePolicy, parse_policy
+from attestation.policy import Policy, parse_policy
 from attestation.references import References, dump_references, dump_statement, merge, parse_references
 from attestation.release import (
     Artifact,
@@ -29,6 +29,7 @@ from attestation.release import (
     Release,
     Revoked,
 )
+from attestation.release_policy import ReleasePolicy
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.vtpm import PCRS, SimulatedVtpm
 from attestation.snp import SnpClaims, SnpPolicy

@@ -11,7 +11,8 @@ import pytest
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
-from attestation.policy import Policy, ReleasePolicy
+from attestation.policy import Policy
+from attestation.release_policy import ReleasePolicy
 from attestation.verdict import Verdict
 from attestation.verify import verify
 from client_sdk.memory import Memory
