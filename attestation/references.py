@@ -1,8 +1,8 @@
 """Reference values that reviewers signed: which releases of an image are accepted, and which are no longer.
 
-A DSSE envelope (as cosign and in-toto have it, or in a Sigstore bundle) around an in-toto statement; who must have signed it is in
-`attestation.reviewers`. What it names is added to what the policy itself names; what it revokes is refused, whoever named
-it. `docs/references.md` has the format.
+A DSSE envelope (as cosign and in-toto have it, or in a Sigstore bundle) around an in-toto statement, or the statement
+alone, where signatures are files of their own; who must have signed it is in `attestation.reviewers`. What it names is
+added to what the policy itself names; what it revokes is refused, whoever named it. `docs/references.md` has the format.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def parse_references(data: bytes) -> References:
 
 
 def read_references(data: bytes) -> References:
-    """References from either file: the predicate alone, or an envelope, of which no signature is verified."""
+    """References from any file: the predicate, the statement, or an envelope, of which no signature is verified."""
     raw = parse_json_object(data, Check.REFERENCES_FORMAT, "references", limit=MAX_REFERENCES_BYTES)
-    if {"payloadType", "dsseEnvelope"} & set(raw):
+    if {"payloadType", "dsseEnvelope", "_type"} & set(raw):
         return parse_statement(parse_envelope(data)[0])
     return _load(raw)
 
@@ -90,8 +90,13 @@ def dump_references(references: References) -> bytes:
 
 
 def parse_envelope(data: bytes) -> tuple[bytes, list[bytes]]:
-    """Payload and signatures of a DSSE envelope, or of the one in a Sigstore bundle. Nothing is verified."""
+    """Payload and signatures of a DSSE envelope, or of the one in a Sigstore bundle. Nothing is verified.
+
+    A statement without an envelope is a payload that nobody has signed in this file.
+    """
     raw = parse_json_object(data, Check.REFERENCES_FORMAT, "references", limit=MAX_REFERENCES_BYTES)
+    if raw.get("_type") == STATEMENT_TYPE:
+        return data, []
     inner = raw.get("dsseEnvelope")
     raw = inner if isinstance(inner, dict) else raw
     signatures = raw.get("signatures")

@@ -20,6 +20,7 @@ from attestation.checks import Check
 from attestation.dsse import pae
 from attestation.errors import MalformedError, UnavailableError, VerificationError
 from attestation.keyless import verify_bundle
+from attestation.minisign import MinisignKey, parse_key, verify_minisign
 from attestation.references import References, parse_envelope, parse_statement
 
 _NO_FILES: Mapping[str, bytes] = MappingProxyType({})
@@ -31,7 +32,10 @@ class Reviewer:
     """Somebody whose signature counts: by a key, or by an identity at an issuer under a pinned Sigstore root."""
 
     name: str
-    key: str | None = None  # a PEM public key, Ed25519 or P-256
+    key: str | None = None  # a PEM public key, Ed25519 or P-256, or a public key of minisign's
+    signature: str | None = (
+        None  # file with minisign's signature, beside the policy; FILE.minisig, unless said
+    )
     identity: str | None = None  # as in the certificate: an e-mail address, or a workflow's URI
     issuer: str | None = None  # who has seen proof of it
     trusted_root: str | None = None  # file with the root of that Sigstore instance, beside the policy
@@ -51,13 +55,27 @@ class Reviewer:
         keyless = (self.identity, self.issuer, self.trusted_root)
         if self.key is not None and not any((*keyless, self.bundle)):
             self.public_key()
-        elif self.key is not None or not all(keyless):
+            if self.signature is not None and self.minisign_key() is None:
+                raise MalformedError(
+                    Check.POLICY_FORMAT,
+                    f"references.reviewers: {self.name!r} names a signature's file, which only a minisign key has",
+                )
+        elif self.key is not None or self.signature is not None or not all(keyless):
             raise MalformedError(
                 Check.POLICY_FORMAT,
                 f"references.reviewers: {self.name!r} needs a key, or identity, issuer and trusted_root together",
             )
 
+    def minisign_key(self) -> MinisignKey | None:
+        """The key with its id, where it is one of minisign's."""
+        try:
+            return parse_key(self.key or "")
+        except MalformedError:
+            return None
+
     def public_key(self) -> PublicKey:
+        if (minisign := self.minisign_key()) is not None:
+            return minisign.key
         try:
             key = load_pem_public_key((self.key or "").encode())
         except (ValueError, UnsupportedAlgorithm):
@@ -68,7 +86,7 @@ class Reviewer:
             return key
         raise MalformedError(
             Check.POLICY_FORMAT,
-            f"references.reviewers: {self.name!r} has no Ed25519 or P-256 public key in PEM",
+            f"references.reviewers: {self.name!r} has no Ed25519 or P-256 public key in PEM, and none of minisign's",
         )
 
 
@@ -85,8 +103,12 @@ class ReferencesPolicy:
     @property
     def files(self) -> frozenset[str]:
         """The other files that `verify` wants to see, by the names that the policy has for them."""
-        named = {name for r in self.reviewers for name in (r.trusted_root, r.bundle)}
+        named = {name for r in self.reviewers for name in (r.trusted_root, r.bundle, self._minisig(r))}
         return frozenset(name for name in named if name is not None)
+
+    def _minisig(self, reviewer: Reviewer) -> str | None:
+        """Where this reviewer's signature is, if it is one of minisign's."""
+        return None if reviewer.minisign_key() is None else reviewer.signature or f"{self.file}.minisig"
 
     def verify(self, envelope: bytes, files: Mapping[str, bytes] = _NO_FILES) -> References:
         """The references in `envelope`, signed by enough reviewers, under this name and not of an older epoch."""
@@ -113,7 +135,9 @@ class ReferencesPolicy:
         why: list[str] = []
         for reviewer in self.reviewers:
             try:
-                if reviewer.key is not None:
+                if (minisign := reviewer.minisign_key()) is not None:
+                    _verify_minisign(minisign, self._minisig(reviewer) or "", payload, files)
+                elif reviewer.key is not None:
                     _verify_key(reviewer.public_key(), signatures, payload)
                 else:
                     _verify_identity(reviewer, payload, files, self.file)
@@ -149,6 +173,16 @@ def _verify_key(key: PublicKey, signatures: Sequence[bytes], payload: bytes) -> 
     """One of the signatures over exactly this payload is this key's."""
     if not any(signed_by(key, signature, payload) for signature in signatures):
         raise VerificationError(Check.REFERENCES_SIGNATURE, "no signature by this key")
+
+
+def _verify_minisign(key: MinisignKey, name: str, payload: bytes, files: Mapping[str, bytes]) -> None:
+    """The file has this key's signature over exactly this payload."""
+    if (signature := files.get(name)) is None:
+        raise VerificationError(Check.REFERENCES_SIGNATURE, f"no signature {name!r}")
+    try:
+        verify_minisign(signature, key, payload)
+    except MalformedError as exc:
+        raise VerificationError(Check.REFERENCES_SIGNATURE, exc.detail) from exc
 
 
 def _verify_identity(reviewer: Reviewer, payload: bytes, files: Mapping[str, bytes], main: str) -> None:

@@ -14,6 +14,8 @@ import rfc8785
 import typer
 
 from attestation.ear import SigningKey, load_signing_key
+from attestation.errors import AttestationError
+from attestation.minisign import MinisignKey, verify_minisign
 from attestation.references import (
     References,
     dump_references,
@@ -146,6 +148,23 @@ def sign_references(
     typer.echo(f"{output}: {count} signature{'' if count == 1 else 's'}")
 
 
+@cli.command(name="statement")
+def write_statement(
+    refs: Annotated[Path, typer.Argument(metavar="REFS", help="The reference values.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The statement.")],
+    previous: Annotated[
+        Path | None, typer.Option("--previous", metavar="FILE", help="The envelope that clients have now.")
+    ] = None,
+) -> None:
+    """Write the bytes that `sign` signs, for tools whose signatures are files of their own, such as minisign.
+
+    The same is refused as by `sign`. Clients take the statement in place of an envelope where no one signs in one.
+    """
+    before = [read_raw(file) for file in (output, previous) if file is not None and file.exists()]
+    replace_file(output, statement_of(read_references(read_raw(refs)), now=int(time()), before=before))
+    typer.echo(f"{output}: to be signed, for example with `minisign -Sm {output}`")
+
+
 @cli.command(name="sign-keyless")
 def sign_as_identity(
     refs: Annotated[Path, typer.Argument(metavar="REFS", help="The reference values.")],
@@ -184,7 +203,11 @@ def show(
     refs: Annotated[Path, typer.Argument(metavar="REFS", help="Reference values, or an envelope with them.")],
     key: Annotated[
         list[Path] | None,
-        typer.Option("--key", metavar="PEM", help="A reviewer's public key: has it signed?"),
+        typer.Option("--key", metavar="FILE", help="A reviewer's public key: has it signed?"),
+    ] = None,
+    minisig: Annotated[
+        list[Path] | None,
+        typer.Option("--minisig", metavar="FILE", help="Where minisign's signatures are; again for more."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the reference values as JSON.")] = False,
     entry: Annotated[
@@ -203,7 +226,7 @@ def show(
             raise ImageError(f"no release {entry!r}")
         typer.echo(rfc8785.dumps(found[0]), nl=False)
     else:
-        for line in (*_described(references), *_signed(data, key or [])):
+        for line in (*_described(references), *_signed(data, key or [], minisig or [])):
             typer.echo(clean(line))
 
 
@@ -229,13 +252,27 @@ def _release(release: Release) -> Iterator[str]:
         yield f"build {release.build.id.hex()} of {release.build.source or 'an unnamed source'}"
 
 
-def _signed(data: bytes, keys: list[Path]) -> Iterator[str]:
+def _signed(data: bytes, keys: list[Path], minisigs: list[Path]) -> Iterator[str]:
     """For each key whether it signed; nothing where no key was given, since a signature alone says nothing."""
+    files = [read_raw(file) for file in minisigs]
     for file in keys:
         payload, signatures = parse_envelope(data)
-        public = Reviewer(name=str(file), key=read_raw(file).decode(errors="replace")).public_key()
-        has = any(signed_by(public, signature, payload) for signature in signatures)
-        yield f"{file}: {'has signed this' if has else 'has NOT signed this'}"
+        reviewer = Reviewer(name=str(file), key=read_raw(file).decode(errors="replace"))
+        if (minisign := reviewer.minisign_key()) is not None:
+            yield f"{file}: {_minisigned(minisign, files, payload)}"
+        else:
+            has = any(signed_by(reviewer.public_key(), signature, payload) for signature in signatures)
+            yield f"{file}: {'has signed this' if has else 'has NOT signed this'}"
+
+
+def _minisigned(key: MinisignKey, files: list[bytes], payload: bytes) -> str:
+    why = "no signature given with --minisig"
+    for data in files:
+        try:
+            return f"has signed this ({verify_minisign(data, key, payload)})"
+        except AttestationError as exc:
+            why = exc.detail
+    return f"has NOT signed this ({why})"
 
 
 def _signing_key(file: Path) -> SigningKey:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -33,6 +35,13 @@ RELEASE = Reviewer(
 BOTH = ReferencesPolicy(file="refs.json", name="acme/inference", reviewers=(REVIEWERS[0], RELEASE))
 ALONE = replace(BOTH, reviewers=(replace(RELEASE, bundle=None),))
 BUNDLE = json.dumps(WORLD.bundle(dump_statement(REFERENCES))).encode()
+MINISIGN = Ed25519PrivateKey.generate()
+MINISIGN_ID = b"bobs key"
+BOB = Reviewer(
+    name="bob",
+    key=base64.b64encode(b"Ed" + MINISIGN_ID + MINISIGN.public_key().public_bytes_raw()).decode(),
+)
+MINISIGNED = ReferencesPolicy(file="refs.json", name="acme/inference", reviewers=(BOB, REVIEWERS[0]))
 FILES = {"root.json": WORLD.trusted_root(), "refs.sigstore.json": BUNDLE}
 
 
@@ -137,3 +146,78 @@ def test_from_files_beside_the_policy(tmp_path: Path) -> None:
     (tmp_path / "root.json").mkdir()
     with pytest.raises(UnavailableError):
         load_policy(tmp_path / "policy.toml")
+
+
+def minisigned(key: Ed25519PrivateKey, message: bytes, *, comment: bytes = b"reviewed") -> bytes:
+    """The file that `minisign -S` makes with this key; its format is held by minisign's own in test_minisign."""
+    signed = key.sign(blake2b(message, digest_size=64).digest())
+    first, second = b"ED" + MINISIGN_ID + signed, key.sign(signed + comment)
+    lines = (
+        b"untrusted comment: x",
+        base64.b64encode(first),
+        b"trusted comment: " + comment,
+        base64.b64encode(second),
+    )
+    return b"\n".join(lines) + b"\n"
+
+
+def test_a_minisign_key_beside_another() -> None:
+    """Its signature is a file of its own, over exactly the statement in the envelope."""
+    named = replace(MINISIGNED, reviewers=(replace(BOB, signature="bob.minisig"), REVIEWERS[0]))
+    good = minisigned(MINISIGN, dump_statement(REFERENCES))
+    assert MINISIGNED.files == {"refs.json.minisig"}
+    assert named.files == {"bob.minisig"}
+    assert MINISIGNED.verify(signed(by=(0,)), {"refs.json.minisig": good}) == REFERENCES
+    assert named.verify(signed(by=(0,)), {"bob.minisig": good}) == REFERENCES
+    for files, why in (
+        ({}, "no signature 'refs.json.minisig'"),
+        ({"refs.json.minisig": b"no signature"}, "four lines"),
+        ({"refs.json.minisig": minisigned(MINISIGN, b"another statement")}, "does not verify"),
+        (
+            {"refs.json.minisig": minisigned(Ed25519PrivateKey.generate(), dump_statement(REFERENCES))},
+            "verify",
+        ),
+    ):
+        with pytest.raises(VerificationError, match=why) as error:
+            MINISIGNED.verify(signed(by=(0,)), files)
+        assert error.value.check is Check.REFERENCES_SIGNATURE
+        assert replace(MINISIGNED, threshold=1).verify(signed(by=(0,)), files) == REFERENCES
+
+
+def test_minisign_alone_signs_the_file_as_it_is() -> None:
+    """Where nobody signs in an envelope, `file` may be the statement itself: `minisign -Vm` of it says the same."""
+    alone = replace(MINISIGNED, reviewers=(BOB,))
+    statement = dump_statement(REFERENCES)
+    files = {"refs.json.minisig": minisigned(MINISIGN, statement)}
+    assert alone.verify(statement, files) == REFERENCES
+    with pytest.raises(VerificationError, match="does not verify"):
+        alone.verify(statement + b" ", files)
+    with pytest.raises(VerificationError, match="bob"):
+        MINISIGNED.verify(statement, files)
+
+
+def test_one_key_in_minisigns_writing_and_in_pem_is_one_reviewer() -> None:
+    """Else one person would be two of two."""
+    pem = MINISIGN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    twice = replace(MINISIGNED, reviewers=(BOB, Reviewer(name="a", key=pem)))
+    with pytest.raises(MalformedError, match="twice"):
+        twice.verify(signed(by=()), {})
+
+
+def test_a_signatures_file_belongs_to_a_minisign_key() -> None:
+    """Signatures by PEM keys are in the envelope: a file named for one would never be read."""
+    for reviewer in (replace(REVIEWERS[0], signature="a.minisig"), replace(RELEASE, signature="a.minisig")):
+        with pytest.raises(MalformedError, match=r"signature's file|needs a key"):
+            replace(BOTH, reviewers=(reviewer,)).verify(signed(by=(0,)), FILES)
+
+
+def test_minisign_from_files_beside_the_policy(tmp_path: Path) -> None:
+    """A policy file with a minisign key reads back as itself, and its signature is found."""
+    policy = replace(BARE, references=MINISIGNED)
+    assert parse_policy(dump_policy(policy)) == policy
+    (tmp_path / "policy.toml").write_text(dump_policy(policy))
+    (tmp_path / "refs.json").write_bytes(signed(by=(0,)))
+    with pytest.raises(VerificationError, match="no signature"):
+        load_policy(tmp_path / "policy.toml")
+    (tmp_path / "refs.json.minisig").write_bytes(minisigned(MINISIGN, dump_statement(REFERENCES)))
+    assert load_policy(tmp_path / "policy.toml").release.epoch == REFERENCES.epoch
