@@ -173,11 +173,7 @@ def _signed_by(cert_key: ById[x509.Certificate], issuer_key: ById[x509.Certifica
         return "its issuer has no BasicConstraints"
     if not constraints.ca:
         return "its issuer is not a CA (BasicConstraints)"
-    try:
-        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        usage = None
-    if usage is not None and not usage.key_cert_sign:
+    if (usage := _key_usage(issuer)) is not None and not usage.key_cert_sign:
         return "its issuer may not sign certificates (KeyUsage)"
     if unknown := _not_understood(cert.extensions, _UNDERSTOOD):
         return f"it has a critical extension that is not understood ({unknown})"
@@ -206,6 +202,14 @@ def check_validity(cert: x509.Certificate, now: datetime, check: Check) -> None:
         )
 
 
+def _key_usage(cert: x509.Certificate) -> x509.KeyUsage | None:
+    """What its key may be used for; None where the certificate does not say."""
+    try:
+        return cert.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return None
+
+
 def _not_understood(extensions: x509.Extensions, known: tuple[type[x509.ExtensionType], ...]) -> str:
     """The first critical extension outside `known` (RFC 5280, 4.2 and 5.2: such a document must be refused)."""
     return next(
@@ -218,11 +222,7 @@ def _crl_signed_by(list_key: ById[x509.CertificateRevocationList], issuer_key: B
     crl, issuer = list_key.item, issuer_key.item
     if crl.issuer != issuer.subject:
         return f"it names {common_name(crl.issuer)!r} as issuer"
-    try:
-        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        usage = None
-    if usage is not None and not usage.crl_sign:
+    if (usage := _key_usage(issuer)) is not None and not usage.crl_sign:
         return "that certificate may not sign CRLs (KeyUsage)"
     if unknown := _not_understood(crl.extensions, ()):  # a delta, or a list of some certificates only
         return f"it has a critical extension that is not understood ({unknown})"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cbor2
 
-from attestation.collect._errors import failed, unavailable
+from attestation.collect._device import opened
+from attestation.collect._errors import unavailable
 from attestation.nitro.document import (
     MAX_DEPTH,
     MAX_DOCUMENT_BYTES,
@@ -69,18 +69,9 @@ def _call(request: bytes, device: Path, ioctl: Ioctl) -> Any:
         request=_Part(ctypes.addressof(asked), len(request)),
         response=_Part(ctypes.addressof(answer), _ANSWER_BYTES),
     )
-    try:
-        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as exc:
-        raise failed(
-            f"{device}", exc, "Only a Nitro enclave has it: load nsm, and run with CAP_SYS_ADMIN"
-        ) from exc
-    try:
+    advice = "Only a Nitro enclave has it: load nsm, and run with CAP_SYS_ADMIN"
+    with opened(device, advice) as descriptor:
         ioctl(descriptor, NSM, message)
-    except OSError as exc:
-        raise failed(f"{device}", exc) from exc
-    finally:
-        os.close(descriptor)
     size = message.response.length
     if size > _ANSWER_BYTES:
         raise unavailable(f"the Nitro Secure Module says that its answer has {size} bytes")

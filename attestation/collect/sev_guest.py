@@ -8,11 +8,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from attestation.collect._errors import failed, unavailable
+from attestation.collect._device import opened
+from attestation.collect._errors import unavailable
 from attestation.collect.tsm import INBLOB_BYTES, TsmReport
 from attestation.snp.report import REPORT_BYTES
 
@@ -58,14 +58,8 @@ def collect_sev_guest(report_data: bytes, *, device: Path = DEVICE, ioctl: Ioctl
     """A report over 64 bytes, with the host's certificate table where it gives one."""
     if len(report_data) != INBLOB_BYTES:
         raise ValueError(f"report data has {INBLOB_BYTES} bytes, not {len(report_data)}")
-    try:
-        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as exc:
-        raise failed(f"{device}", exc, "Load sev-guest, and start the VM with SEV-SNP on") from exc
-    try:
+    with opened(device, "Load sev-guest, and start the VM with SEV-SNP on") as descriptor:
         return _extended(descriptor, report_data, ioctl)
-    finally:
-        os.close(descriptor)
 
 
 def _extended(descriptor: int, report_data: bytes, ioctl: Ioctl) -> TsmReport:
@@ -77,11 +71,8 @@ def _extended(descriptor: int, report_data: bytes, ioctl: Ioctl) -> TsmReport:
         return TsmReport(_call(descriptor, SNP_GET_EXT_REPORT, request, ioctl), _trimmed(table.raw))
     except OSError as exc:
         if exc.errno not in (errno.EIO, errno.ENOTTY, errno.EINVAL):
-            raise failed("/dev/sev-guest", exc) from exc
-    try:
-        return TsmReport(_call(descriptor, SNP_GET_REPORT, plain, ioctl), b"")
-    except OSError as exc:
-        raise failed("/dev/sev-guest", exc) from exc
+            raise
+    return TsmReport(_call(descriptor, SNP_GET_REPORT, plain, ioctl), b"")
 
 
 def _call(descriptor: int, number: int, request: ctypes.Structure, ioctl: Ioctl) -> bytes:

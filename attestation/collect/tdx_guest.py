@@ -7,13 +7,13 @@ those of Intel's quote generation service (QGS), each after its length in four b
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from attestation.collect._errors import failed, unavailable
+from attestation.collect._device import opened
+from attestation.collect._errors import unavailable
 from attestation.collect.tsm import INBLOB_BYTES, MAX_BLOB_BYTES
 
 DEVICE = Path("/dev/tdx_guest")
@@ -33,16 +33,8 @@ def collect_tdreport(report_data: bytes, *, device: Path = DEVICE, ioctl: Ioctl 
     if len(report_data) != INBLOB_BYTES:
         raise ValueError(f"report data has {INBLOB_BYTES} bytes, not {len(report_data)}")
     request = bytearray(report_data) + bytes(TDREPORT_BYTES)
-    try:
-        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as exc:
-        raise failed(f"{device}", exc, "Load tdx_guest, and start the VM as a TD") from exc
-    try:
+    with opened(device, "Load tdx_guest, and start the VM as a TD") as descriptor:
         ioctl(descriptor, TDX_CMD_GET_REPORT0, request)
-    except OSError as exc:
-        raise failed(f"{device}", exc) from exc
-    finally:
-        os.close(descriptor)
     return bytes(request[INBLOB_BYTES:])
 
 
