@@ -74,8 +74,10 @@ def _carried(error: AttestationError) -> BaseException:
     return Refused(error) if request is not None else as_error_of(error, OpenAIError)
 
 
-def _told(failed: openai.APIConnectionError, request: _Request) -> Exception:
-    """The reason why no connection came about, when it was that the enclave could not be asked for evidence."""
+def _told(failed: Refused | openai.APIConnectionError, request: _Request) -> BaseException:
+    """What to raise: the refusal, or the reason why no connection came about, when it was that the enclave could not be asked."""
+    if isinstance(failed, Refused):
+        return arrived(failed)
     told = isinstance(failed.__cause__, AttestationError) and request.unreached
     return told or failed
 
@@ -215,14 +217,11 @@ class OpenAI(_Attested, openai.OpenAI):
             token = _in_request.set(seen)
             try:
                 return _attach(super().request(*args, **kwargs), seen.attestation)
-            except Refused as refused:
-                error, cause = arrived(refused), refused.error.__cause__
-            except openai.APIConnectionError as failed:
+            except (Refused, openai.APIConnectionError) as failed:
                 error = _told(failed, seen)
-                cause = error.__cause__
             finally:
                 _in_request.reset(token)
-            raise error from cause
+            raise error from error.__cause__
 
 
 class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
@@ -251,14 +250,11 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
             token = _in_request.set(seen)
             try:
                 return _attach(await super().request(*args, **kwargs), seen.attestation)
-            except Refused as refused:
-                error, cause = arrived(refused), refused.error.__cause__
-            except openai.APIConnectionError as failed:
+            except (Refused, openai.APIConnectionError) as failed:
                 error = _told(failed, seen)
-                cause = error.__cause__
             finally:
                 _in_request.reset(token)
-            raise error from cause
+            raise error from error.__cause__
 
 
 def _attach(answer: Any, attestation: Attestation | None) -> Any:
