@@ -23,6 +23,7 @@ from enclave_server.access.keys import Key, digest_of, new_secret
 from enclave_server.mendable import MendableError
 
 _MIGRATION_LOCK = 0x656E636C617665  # of PostgreSQL's advisory locks: one gateway at a time migrates
+_READS = "reads"  # of an engine's options
 
 metadata = sa.MetaData()
 api_keys = sa.Table(
@@ -95,7 +96,8 @@ class Store:
             raise StoreError("access_database: PostgreSQL needs the extra `postgres`") from None
         if self._is_sqlite:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
-            sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        self._reader = self._engine.execution_options(**{_READS: True})
 
     @property
     def _is_sqlite(self) -> bool:
@@ -119,11 +121,11 @@ class Store:
 
     def changes(self) -> int:
         """A number that differs from an earlier one when any key was changed since."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return int(connection.execute(sa.select(api_key_changes.c.count)).scalar_one())
 
     def all(self) -> list[Key]:
-        with self._transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute(sa.select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id))
             return [Key(**row) for row in rows.mappings()]
 
@@ -170,7 +172,7 @@ class Store:
         query = sa.select(table.key_id, *columns).where(table.day >= since).group_by(table.key_id)
         if key_id is not None:
             query = query.where(table.key_id == key_id)
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return {row[0]: Use(*map(int, row[1:])) for row in connection.execute(query)}
 
     @contextmanager
@@ -178,6 +180,11 @@ class Store:
         with self._transaction() as connection:
             yield connection
             connection.execute(sa.update(api_key_changes).values(count=api_key_changes.c.count + 1))
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with _named_errors(), self._reader.begin() as connection:
+            yield connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
@@ -192,6 +199,12 @@ def _named_errors() -> Iterator[None]:
     except (sa.exc.SQLAlchemyError, OSError) as exc:
         cause = getattr(exc, "orig", None) or exc
         raise StoreError(f"access_database cannot be used ({type(cause).__name__})") from None
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """Whoever writes has the file from the beginning; whoever reads neither waits for that nor is waited for."""
+    reads = connection.get_execution_options().get(_READS)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

@@ -19,7 +19,8 @@ class Operator:
     """Types `enclave-server keys …` for one database."""
 
     def __init__(self, folder: Path) -> None:
-        self.database = f"sqlite:///{folder}/access.db"
+        self.path = folder / "access.db"
+        self.database = f"sqlite:///{self.path}"
         self.file = folder / "access.toml"
         self.file.write_text(
             f'model_dir = "/m"\nmodel_name = "m"\nmodel_digest = "{"00" * 32}"\ntee = "simulated-tdx"\n'

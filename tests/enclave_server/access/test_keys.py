@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from attestation.receipt import Outcome, Usage
 from enclave_server.access.keys import PREFIX
+from enclave_server.access.store import Store, StoreError
 from tests.processes import until
 from tests.servers import FakeEngine
 
@@ -133,24 +136,33 @@ def test_a_database_that_is_away_at_the_start(
 
 def test_no_database_call_on_the_way(start: Any, calling: Any, operator: Any) -> None:
     """Requests are answered while another process holds the database."""
-    import sqlite3
-
     key = operator.create()
     caller = calling(start(), key)
-    with sqlite3.connect(operator.database.removeprefix("sqlite:///"), isolation_level=None) as other:
+    with closing(sqlite3.connect(operator.path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         begun = time.monotonic()
         for _ in range(20):
             assert caller.get("/v1/models").status == 200
         assert time.monotonic() - begun < 2
         other.execute("ROLLBACK")
-    other.close()
+
+
+def test_reading_needs_no_write_lock(operator: Any) -> None:
+    """Keys are looked at again, every few seconds in every worker, while another process is writing."""
+    operator.create("known")
+    store = Store(operator.database)
+    with closing(sqlite3.connect(operator.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        assert store.changes() > 0
+        assert [key.name for key in store.all()] == ["known"]
+        assert store.use(since=0) == {}
+        assert time.monotonic() - begun < 2
+    store.close()
 
 
 def test_unknown_id_and_bad_moment(operator: Any) -> None:
     """What an operator mistypes is an error with a reason, not a silent success."""
-    from enclave_server.access.store import StoreError
-
     with pytest.raises(StoreError, match="no key key_none"):
         operator.keys("revoke", "key_none")
     with pytest.raises(ValueError, match="isoformat"):
