@@ -201,6 +201,8 @@ def parse_report(data: bytes) -> Report:
 
 
 def _check_form(raw: _Raw) -> None:
+    if raw.version == 1:
+        raise _malformed("version 1, of firmware before SEV-SNP's version 2 reports, is not judged")
     if raw.version not in _VERSIONS:
         raise _malformed(f"version must be one of {_VERSIONS}, found {raw.version}")
     if raw.vmpl > 3 and raw.vmpl != 0xFFFFFFFF:  # the host's own requests carry 0xffffffff

@@ -30,6 +30,7 @@ from client_sdk.foreign.document import (
     read_hex,
     read_object,
 )
+from client_sdk.foreign.named import is_snp_report, refuse_named, refuse_named_object
 from client_sdk.foreign.ratls import parse_ratls
 from client_sdk.foreign.tinfoil import V3_FORMAT, parse_v3
 
@@ -128,6 +129,7 @@ def _parse_reports(document: dict[str, Any]) -> tuple[Foreign, ...]:
             raise malformed(f"{name} must be a list")
         reports += nodes
     if not reports:
+        refuse_named_object(document)
         raise malformed(
             "a JSON object of no format that is known here (`attested inspect` says what other files are)"
         )
@@ -144,6 +146,8 @@ def _parse_dstack(report: Any) -> Foreign:
     """Report data = signing address, padded to 32 bytes, or SHA-256(address ‖ TLS SPKI's SHA-256); then the nonce."""
     report = read_object(report, "a report")
     quote = read_hex(report.get("intel_quote"), "intel_quote")
+    if is_snp_report(quote):
+        raise malformed("a dstack report of an AMD SEV-SNP machine, which is not judged here")
     signed = parse_quote(quote, padding=True).td.report_data
     algorithm = report.get("signing_algo", "ecdsa")
     if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
@@ -227,6 +231,7 @@ def _gpu_item(item: dict[str, Any], arch: Any) -> dict[str, Any]:
 def _parse_nitriding(data: bytes) -> Foreign:
     """A Nitro document whose user data is 1220 ‖ SHA-256(TLS certificate) ‖ 1220 ‖ SHA-256(application's key)."""
     document = decode(data)
+    refuse_named(document)
     parsed = parse_document(document)
     user = b"" if isinstance(parsed.user_data, Missing) else parsed.user_data
     if len(user) != 68 or user[:2] != _MULTIHASH or user[34:36] != _MULTIHASH:

@@ -24,6 +24,7 @@ from attestation.checks import Check
 from attestation.evidence import TdxEvidence
 from attestation.tdx.quote import parse_quote
 from client_sdk.foreign.document import Foreign, Format, TlsKey, malformed
+from client_sdk.foreign.named import versioned
 
 INTEL = "1.2.840.113741.1337.6"
 GRAMINE = "0.6.9.42.840.113741.1337.6"
@@ -54,7 +55,8 @@ def parse_ratls(data: bytes) -> Foreign:
     elif (raw := found.get(INTEL, found.get(GRAMINE))) is not None:
         quote, committed = raw, (sha256(spki).digest() + bytes(32),)
     elif DSTACK_VERSIONED in found:
-        raise malformed(f"dstack's versioned attestation ({DSTACK_VERSIONED}) is not judged here")
+        name = versioned(found[DSTACK_VERSIONED])
+        raise malformed(f"{name} ({DSTACK_VERSIONED}) is not judged here")
     else:
         raise malformed("a certificate without a quote in it")
     parse_quote(quote, padding=True)

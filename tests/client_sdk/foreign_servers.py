@@ -208,18 +208,18 @@ def ratls(
     der = (committed or key).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if kind in {"intel", "gramine"}:
         oid = "1.2.840.113741.1337.6" if kind == "intel" else "0.6.9.42.840.113741.1337.6"
-        return identity([_extension(oid, intel().quote(sha256(der).digest() + bytes(32)))], key)
+        return identity([extension(oid, intel().quote(sha256(der).digest() + bytes(32)))], key)
     if kind == "dstack":
         quote = intel().quote(sha512(b"ratls-cert:" + der).digest())
         octets = b"\x04\x82" + len(quote).to_bytes(2) + quote
-        return identity([_extension("1.3.6.1.4.1.62397.1.1", octets)], key)
+        return identity([extension("1.3.6.1.4.1.62397.1.1", octets)], key)
     claims = cbor2.dumps({"pubkey-hash": cbor2.dumps([1, sha256(der).digest()])}) + inside
     quote = intel().quote(sha256(claims).digest() + bytes(32))
     tagged = cbor2.dumps(cbor2.CBORTag(60000, [quote, claims])) + after
-    return identity([_extension("2.23.133.5.4.9", tagged)], key)
+    return identity([extension("2.23.133.5.4.9", tagged)], key)
 
 
-def _extension(oid: str, value: bytes) -> tuple[x509.ExtensionType, bool]:
+def extension(oid: str, value: bytes) -> tuple[x509.ExtensionType, bool]:
     return x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), False
 
 

@@ -36,6 +36,7 @@ from client_sdk.foreign.document import Foreign, Format, Seen
 from client_sdk.foreign.fetch import Provider, ask
 from client_sdk.foreign.formats import MAX_REPORT_BYTES, recognise
 from client_sdk.foreign.judge import BOOT, BOUND, CHANNEL, FRESH, judge_foreign
+from client_sdk.foreign.ratls import DSTACK_VERSIONED
 from client_sdk.foreign.tinfoil import TDX_QUOTE
 from client_sdk.judge import Judged, Terms
 from client_sdk.present import State
@@ -46,6 +47,7 @@ from tests.client_sdk.foreign_servers import (
     HPKE,
     SERVER,
     dstack,
+    extension,
     gpu_items,
     identity,
     nitriding,
@@ -361,6 +363,11 @@ def test_a_body_is_one_gzip_member_of_bounded_size(pack: Callable[[bytes], bytes
     assert caught.value.check is Check.FOREIGN_FORMAT
 
 
+def versioned(kind: bytes) -> bytes:
+    """How dstack's attestation of version 1 begins, in MessagePack."""
+    return b"\x83\xa7version\x01\xa8platform\x82\xa4kind" + kind + b"\xa4data\x80\xa5stack\x80"
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -372,13 +379,32 @@ def test_a_body_is_one_gzip_member_of_bounded_size(pack: Callable[[bytes], bytes
         (b'{"all_attestations":[1]}', "object"),
         (identity().der, "without a quote"),
         (b"", "evidence nitro"),
+        (versioned(b"\xa7sev-snp"), "versioned attestation of an AMD SEV-SNP machine is not judged"),
+        (versioned(b"\xa4next"), "versioned attestation is not judged"),
+        (
+            json.dumps({"attestation": versioned(b"\xa3tdx").hex()}).encode(),
+            "of an Intel TDX machine is not judged",
+        ),
+        (b'{"attestation": "no hex"}', "versioned attestation is not judged"),
+        (b'{"quote": "", "event_log": "[]", "report_data": "", "vm_config": "{}"}', "guest agent"),
+        (
+            identity([extension(DSTACK_VERSIONED, b"\4\x20" + versioned(b"\xa7sev-snp"))]).der,
+            "AMD SEV-SNP machine .1.3",
+        ),
+        (
+            json.dumps({"intel_quote": amd().report(bytes(64)).hex()}).encode(),
+            "dstack report of an AMD SEV-SNP",
+        ),
+        (amd().report(bytes(64)), "SEV-SNP report without a document"),
+        (b64encode(intel().quote(bytes(64))), "TDX quote without a document"),
+        (wrap_v2(b"\1" + bytes(1183), tdx=False), "version 1, of firmware before"),
     ],
 )
 def test_what_is_known_by_name_alone_is_refused_by_its_name(data: bytes, said: str) -> None:
     """Formats of others that are not judged, and bytes of none."""
     with pytest.raises(MalformedError, match=said) as caught:
         recognise(data or b64encode(amazon().document(NOW)))
-    assert caught.value.check is Check.FOREIGN_FORMAT
+    assert caught.value.check in {Check.FOREIGN_FORMAT, Check.SNP_REPORT}
 
 
 @cache
