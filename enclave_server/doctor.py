@@ -31,7 +31,7 @@ from attestation.tdx.verify import TdxClaims
 from enclave_server.config_identity import configured
 from enclave_server.engine.address import parse_address
 from enclave_server.engine.external import find_external
-from enclave_server.engine.supervisor import EngineError, find_engine
+from enclave_server.engine.installed import EngineError, find_engine
 from enclave_server.evidence.tee import Tee, open_tee
 from enclave_server.settings import Settings
 

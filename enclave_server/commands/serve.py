@@ -14,7 +14,9 @@ from enclave_server.commands.options import Config, EngineAddress, Workers, load
 from enclave_server.config_identity import configured
 from enclave_server.engine.address import Address, parse_address
 from enclave_server.engine.external import ExternalEngine, find_external
-from enclave_server.engine.supervisor import Engine, Installed, find_engine, keep
+from enclave_server.engine.installed import Installed, find_engine
+from enclave_server.engine.kept import keep
+from enclave_server.engine.supervisor import Engine
 from enclave_server.engine.upstream import Upstream
 from enclave_server.evidence.attest import make_attester
 from enclave_server.evidence.tee import open_tee

@@ -16,7 +16,8 @@ from typing import Any
 
 from enclave_server.engine.address import Address
 from enclave_server.engine.answer import UpstreamError
-from enclave_server.engine.supervisor import HUNG_AFTER, POLL_SECONDS, EngineError, Installed, Status, healthy
+from enclave_server.engine.installed import EngineError, Installed
+from enclave_server.engine.kept import HUNG_AFTER, POLL_SECONDS, Status, healthy
 from enclave_server.engine.upstream import Upstream
 from enclave_server.log import log
 

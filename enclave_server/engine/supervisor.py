@@ -14,25 +14,24 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from enclave_server.engine import child as engine_child
 from enclave_server.engine.answer import UpstreamError
 from enclave_server.engine.flags import command, environment
+from enclave_server.engine.installed import EngineError, Installed
+from enclave_server.engine.kept import HUNG_AFTER, POLL_SECONDS, Status, healthy
 from enclave_server.engine.log import EngineLog
 from enclave_server.engine.upstream import Upstream
 from enclave_server.engine.user import open_to
 from enclave_server.log import log
-from enclave_server.mendable import MendableError
 from enclave_server.model.check import Loading, ModelFiles
 from enclave_server.model.manifest import ModelError
 from enclave_server.settings import Settings
@@ -40,48 +39,7 @@ from enclave_server.settings import Settings
 STEADY_SECONDS = 60.0  # so much service, and earlier crashes no longer count
 MAX_PAUSE = 30.0
 TERM_SECONDS = 20.0  # vLLM takes 2 s to end after SIGTERM; then it is killed
-POLL_SECONDS = 0.5
-HUNG_AFTER = 30.0  # seconds without an answer to a health check
 _MAX_SOCKET_PATH = 60  # of 107: vLLM puts sockets with long names of their own into the same directory
-
-_PROBE = (
-    "import importlib.util as u, pathlib, runpy; p = pathlib.Path(u.find_spec('vllm').origin).parent; "
-    "print(runpy.run_path(str(p / '_version.py'))['__version__'], p, sep='\\n')"
-)
-
-
-class EngineError(MendableError):
-    """The engine cannot be run as configured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """The vLLM in the engine's own Python environment."""
-
-    version: str
-    source_files: frozenset[str]
-
-
-def find_engine(python: Path | None) -> Installed:
-    """Ask the engine's Python which vLLM it has, without importing it."""
-    if python is None or not python.is_file():
-        raise EngineError(f"engine_python: there is no {python}")
-    asked = subprocess.run(  # noqa: S603 - the operator's own Python
-        [python.absolute(), "-I", "-c", _PROBE], capture_output=True, text=True, check=False
-    )
-    if asked.returncode != 0:
-        raise EngineError(
-            f"engine_python: {python} has no vLLM ({asked.stderr.strip().rpartition(chr(10))[2]})"
-        )
-    version, folder = asked.stdout.splitlines()
-    return Installed(version, frozenset(path.name for path in Path(folder).rglob("*.py")))
-
-
-class Status(Protocol):
-    """Where it says why it cannot answer now, None when it can; and how often it was started again."""
-
-    unready: str | None
-    restarts: int
 
 
 class Model(Protocol):
@@ -274,38 +232,6 @@ class Engine:
             if not self._stopping:
                 output.explain_start()
             shutil.rmtree(private, ignore_errors=True)
-
-
-class Kept(Protocol):
-    """An engine of either kind, as its keeper knows it."""
-
-    on_give_up: Callable[[], None]
-    gave_up: bool
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-
-async def keep(engine: Kept) -> int:
-    """Run the engine until SIGTERM, or until it is given up. An exit status."""
-    over = asyncio.Event()
-    engine.on_give_up = over.set
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, over.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's Ctrl-C: its parent says when
-    await engine.start()
-    await over.wait()
-    await engine.stop()
-    return 1 if engine.gave_up else 0
-
-
-async def healthy(upstream: Upstream, path: str = "/health") -> bool:
-    try:
-        async with upstream.request("GET", path) as answer:
-            return answer.status == 200
-    except UpstreamError:
-        return False
 
 
 async def _exited(process: Process, *, within: float) -> None:

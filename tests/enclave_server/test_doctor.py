@@ -20,7 +20,7 @@ from enclave_server import doctor as module
 from enclave_server.__main__ import cli
 from enclave_server.choices import ConfigIdentity
 from enclave_server.doctor import Doctor, Finding, Health
-from enclave_server.engine.supervisor import Installed
+from enclave_server.engine.installed import Installed
 from enclave_server.evidence import hardware
 from tests.enclave_server.fake_vllm import fake_python
 from tests.enclave_server.machine import Box, intel, machine

@@ -22,7 +22,7 @@ from attestation.evidence import parse_evidence
 from attestation.policy import parse_policy
 from attestation.receipt import Outcome
 from attestation.verify import verify
-from enclave_server.engine.supervisor import POLL_SECONDS
+from enclave_server.engine.kept import POLL_SECONDS
 from enclave_server.model.manifest import ModelProblem
 from enclave_server.model.pack import write_pack
 from enclave_server.provisioning import check_values

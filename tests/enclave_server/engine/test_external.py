@@ -17,7 +17,8 @@ from attestation.errors import PolicyError
 from attestation.receipt import Outcome
 from enclave_server.engine.address import check_on_this_machine, parse_address
 from enclave_server.engine.external import find_external
-from enclave_server.engine.supervisor import POLL_SECONDS, EngineError
+from enclave_server.engine.installed import EngineError
+from enclave_server.engine.kept import POLL_SECONDS
 from enclave_server.engine.topology import commands, topology
 from enclave_server.settings import Settings
 from tests.caller import Caller

@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 
 from enclave_server.engine import supervisor as engine_module
 from enclave_server.engine.flags import ALLOWED_FLAGS
-from enclave_server.engine.supervisor import Engine, EngineError, find_engine
+from enclave_server.engine.installed import EngineError, find_engine
+from enclave_server.engine.supervisor import Engine
 from enclave_server.prefork import SharedStatus
 from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
 from tests.processes import running_with

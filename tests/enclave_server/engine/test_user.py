@@ -15,7 +15,8 @@ import pytest
 
 from enclave_server import as_user
 from enclave_server.engine import child as engine_child
-from enclave_server.engine.supervisor import Engine, find_engine
+from enclave_server.engine.installed import find_engine
+from enclave_server.engine.supervisor import Engine
 from enclave_server.engine.user import open_to
 from enclave_server.prefork import SharedStatus
 from tests.servers import gateway_settings
