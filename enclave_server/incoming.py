@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from enclave_server.asgi import Receive
 from enclave_server.errors import too_large
+from enclave_server.pieces import joined
 from enclave_server.watch import ClientGoneError
 
 
@@ -13,17 +14,15 @@ async def read_body(
     receive: Receive, *, limit: int, seal: int = 0, seen: Callable[[bytes], None] = lambda _: None
 ) -> bytes:
     """All of it: `limit` bytes, and what a seal around them adds. `seen` is told of each part, also of one too many."""
-    parts: list[bytes] = []
-    size = 0
+    whole: bytes | bytearray = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         part: bytes = message.get("body", b"")
         seen(part)
-        size += len(part)
-        if size > limit + seal:
+        if len(whole) + len(part) > limit + seal:
             raise too_large(limit)
-        parts.append(part)
+        whole = joined(whole, part)
         if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return bytes(whole)

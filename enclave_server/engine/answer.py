@@ -12,6 +12,7 @@ from typing import cast
 import httptools
 
 from enclave_server.begun import Rest, Work, begin
+from enclave_server.pieces import joined
 
 _STALE_SECONDS = 1.0  # a peer that had closed before we wrote says so at once; later it died of what we asked
 _MAX_HEAD = 32 * 1024
@@ -62,13 +63,12 @@ class EngineAnswer(asyncio.Protocol):
 
     async def read(self, limit: int) -> bytes:
         """The whole body."""
-        parts, size = [], 0
+        whole: bytes | bytearray = b""
         while part := await self.more():
-            size += len(part)
-            if size > limit:
+            if len(whole) + len(part) > limit:
                 raise TooLongError(f"more than {limit} bytes")
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            whole = joined(whole, part)
+        return bytes(whole)
 
     async def more(self) -> bytes:
         """What has arrived of the body since the last call; empty at its end."""
