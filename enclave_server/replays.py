@@ -29,12 +29,15 @@ _COUNT = (2, 3)  # entries of each table
 class Replays:
     """Remembers for one window at least, and for two at most: by then the request's own time refuses it.
 
-    Two tables of 8-byte digests, half of each empty at least, found by probing; the old one is emptied at every turn.
+    Two tables of 8-byte digests, found by probing; the old one is emptied at every turn. A table is in parts, each four times
+    as large as the one before it and taken into use when that is half full: so the memory in use follows what is remembered.
+    In one part, each of the first thousands would touch a page of its own in either table.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._table = -(-2 * limit * _WORD // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._parts = _parts(limit)
+        self._table = sum(slots for _, _, slots in self._parts) * _WORD
         self._file = os.memfd_create("replays", os.MFD_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
         os.ftruncate(self._file, mmap.PAGESIZE + 2 * self._table)
@@ -87,12 +90,29 @@ class Replays:
 
     def _place(self, table: int, short: int) -> int:
         """Where in a table an entry stands, or would."""
-        slots = self._table // _WORD
-        start = mmap.PAGESIZE // _WORD + table * slots
-        at = short % slots
-        while (found := self._words[start + at]) and found != short:
-            at = (at + 1) % slots
-        return start + at
+        first, held = (mmap.PAGESIZE + table * self._table) // _WORD, self._words[_COUNT[table]]
+        place = first
+        for taken_at, start, slots in self._parts:
+            if taken_at > held:
+                break
+            at = short % slots
+            while (found := self._words[first + start + at]) and found != short:
+                at = (at + 1) % slots
+            place = first + start + at
+            if found:
+                break
+        return place
+
+
+def _parts(limit: int) -> tuple[tuple[int, int, int], ...]:
+    """Of a table for so many entries: how many it has when the part is taken into use, and the part's first word and size."""
+    parts, entries, page = [], 0, mmap.PAGESIZE // _WORD
+    pages = 1
+    while entries < limit:
+        slots = page * min(pages, -(-2 * (limit - entries) // page))
+        parts.append((entries, 2 * entries, slots))
+        entries, pages = entries + slots // 2, 4 * pages
+    return tuple(parts)
 
 
 def _short(enc: bytes) -> int:

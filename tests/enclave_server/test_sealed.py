@@ -363,6 +363,22 @@ def test_all_that_was_remembered_is_found() -> None:
     assert all(seen(replays, key, WINDOW + 1) for key in keys[:500])
 
 
+def test_their_memory_follows_what_is_remembered() -> None:
+    """Room for a million is no memory; nor does each of a few requests take a page of its own."""
+
+    def taken() -> int:
+        maps = Path("/proc/self/smaps").read_text().split("VmFlags")
+        return sum(int(one.split("Rss:")[1].split()[0]) for one in maps if "memfd:replays" in one)
+
+    before, replays = taken(), Replays(1_000_000)
+    for number in range(1000):
+        enc = number.to_bytes(4, "big")
+        replays.check(enc, 1)
+        replays.remember(enc, 1)
+    assert taken() - before <= 100  # KiB, of both tables
+    assert all(seen(replays, number.to_bytes(4, "big"), 2) for number in range(1000))
+
+
 def test_one_of_many_processes_gets_a_request() -> None:
     """The memory is shared with every process forked off: two of them never both accept what is sealed once."""
     replays, keys = Replays(1000), [number.to_bytes(4, "big") for number in range(200)]
