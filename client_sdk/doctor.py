@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 MAX_SKEW = timedelta(minutes=1)  # receipts and sealed requests allow five
+CHANNEL_STEP = "the channel"  # the last one: when it holds, a request would leave
 T = TypeVar("T")
 
 
@@ -103,7 +104,7 @@ class Doctor:
             ("the clocks agree", self._clocks),
             ("collateral came along", self._collateral),
             ("the verdict", self._judge),
-            ("the channel", self._way),
+            (CHANNEL_STEP, self._way),
         ]
         if self._vendors:
             steps += [(f"{name} answers", partial(self._reach, url)) for name, url in _services()]

@@ -114,6 +114,16 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
+def write_private(path: Path, data: bytes, *, over: bool = True) -> None:
+    """Prompt and answer in clear: only this user may read a file that is made here. Raises OSError.
+
+    One that is there already keeps its mode; without `over` it is left alone, and an error.
+    """
+    new = 0 if over else os.O_EXCL
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags | new, 0o600)) as file:
+        file.write(data)
+
+
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """What is done to `path` is done by one of all this user's processes at a time. Raises OSError."""

@@ -18,6 +18,7 @@ from attestation.evidence import dump_evidence
 from attestation.receipt import NONCE_HEADER, RECEIPT_HEADER, Outcome, Receipt, RunningDigest
 from attestation.verdict import Verdict
 from client_sdk.exchange import DO_NOT_USE, Exchange, wrong_outcome
+from client_sdk.files import write_private
 from client_sdk.streams import StreamCheck, Verify
 
 EVENT_STREAM = "text/event-stream"
@@ -99,17 +100,19 @@ class Attestation:
     ) -> None:
         """Write the bundle to a file, for `attested audit`. With bytes, it holds prompt and answer in clear.
 
+        A file that was not there is for its owner alone (mode 0600).
+
         With `log_seconds` it also gets the proof that the receipt is in the enclave's log, and waits for that so long;
         then UnavailableError, and the file is there without it. Blocks.
         """
         bundle = self.bundle(with_bytes=with_bytes)
-        Path(path).write_bytes(dump_bundle(bundle))
+        write_private(Path(path), dump_bundle(bundle))
         if log_seconds is not None:
             from client_sdk.log_client import LogClient, prove_bundle  # noqa: PLC0415 - httpx, for those who want it
 
             with LogClient.of_gateway(self.origin) as client:
                 bundle = prove_bundle(client, bundle, self.verdict.statement, log_seconds)
-            Path(path).write_bytes(dump_bundle(bundle))
+            write_private(Path(path), dump_bundle(bundle))
 
 
 def check_answer(

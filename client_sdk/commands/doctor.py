@@ -13,7 +13,7 @@ from rich.text import Text
 
 from attestation.errors import UnavailableError
 from client_sdk.commands.options import AsJson, ChannelOption
-from client_sdk.doctor import Doctor, Finding, Health
+from client_sdk.doctor import CHANNEL_STEP, Doctor, Finding, Health
 from client_sdk.exits import ExitCode, exit_code
 from client_sdk.present import clean, working
 from client_sdk.transport import DEFAULT_CHANNEL
@@ -38,8 +38,9 @@ def doctor(
     """Say what stands between this machine and a verdict, step by step, and what to do about it.
 
     Looks at the policy file, the name, the connection, TLS, readiness, the evidence, both clocks, the collateral, the
-    verdict and the channel. Sends the enclave nothing but what `attested verify` does. The exit code is that of
-    the first step that refuses, or 5.
+    verdict and the channel. Sends the enclave nothing but what `attested verify` does. It leaves with 0 only when a
+    request would leave now; else with the code of the first step that refuses, or 5. Without URL or policy there is no
+    verdict, so that is 5, whatever else holds.
     """
     console, findings = Console(highlight=False), list[Finding]()
     steps = Doctor(url, policy, channel, datetime.now(UTC), vendors=vendors).examine()
@@ -52,18 +53,27 @@ def doctor(
         if not as_json:
             _show(console, finding)
     code = gravest(findings)
+    missing = [name for name, given in (("URL", url), ("--policy", policy)) if given is None]
+    if code is ExitCode.UNDECIDED and missing and not as_json:
+        console.print(
+            f"no verdict, without {' and '.join(missing)}: nothing here says that an enclave can be trusted"
+        )
     if as_json:
         typer.echo(json.dumps({"ok": code is ExitCode.ACCEPT, "steps": [_plain(f) for f in findings]}))
     raise typer.Exit(code)
 
 
 def gravest(findings: list[Finding]) -> ExitCode:
-    """The code of the first failure that decides something; failures that leave it open are code 5."""
+    """The code of the first failure that decides something; failures that leave it open, and no verdict, are code 5."""
     failed = [finding for finding in findings if finding.health is Health.FAILED]
     for finding in failed:
         if finding.error is not None and not isinstance(finding.error, UnavailableError):
             return exit_code(finding.error)
-    return ExitCode.UNDECIDED if failed else ExitCode.ACCEPT
+    return ExitCode.UNDECIDED if failed or not _would_leave(findings) else ExitCode.ACCEPT
+
+
+def _would_leave(findings: list[Finding]) -> bool:
+    return any(f.step == CHANNEL_STEP and f.health is Health.OK for f in findings)
 
 
 def _show(console: Console, finding: Finding) -> None:

@@ -6,7 +6,6 @@ A request goes to one enclave, and to the next only when not a byte of it was se
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,6 +18,7 @@ import anyio.to_thread
 
 from attestation.bundle import dump_bundle
 from client_sdk._bodies import Clock
+from client_sdk.files import write_private
 from client_sdk.proxy.errors import NoAnswerError, api_error
 from client_sdk.proxy.guard import Guard
 from client_sdk.proxy.http import Answer, BrokenStreamError, Head, Headers, date_header
@@ -220,10 +220,7 @@ class _Stream:
 
 
 def _write(file: Path, attestation: Attestation) -> None:
-    data = dump_bundle(attestation.bundle())
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
+    write_private(file, dump_bundle(attestation.bundle()), over=False)
 
 
 def _named(values: list[bytes]) -> frozenset[bytes]:

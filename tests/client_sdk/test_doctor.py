@@ -62,7 +62,7 @@ def test_all_is_well(gateway: LiveGateway, policy: Path) -> None:
 def test_without_a_policy_nothing_is_judged(gateway: LiveGateway) -> None:
     """What can be seen is seen; the verdict is not reached, which is not a failure and no acceptance."""
     code, steps = examined(gateway.origin)
-    assert (code, failed(steps)) == (0, [])
+    assert (code, failed(steps)) == (5, [])
     assert [n for n, s in steps.items() if s["state"] == "not reached"] == [
         "the policy file",
         "the verdict",
@@ -71,10 +71,24 @@ def test_without_a_policy_nothing_is_judged(gateway: LiveGateway) -> None:
 
 
 def test_without_anything() -> None:
-    """The installation alone."""
+    """The installation alone, and words for what was not looked at: a script must not take it for a verdict."""
     code, steps = examined()
-    assert code == 0
+    assert code == 5
     assert [n for n, s in steps.items() if s["state"] == "ok"] == ["this installation"]
+    done = attested("doctor")
+    assert (done.returncode, done.stdout.splitlines()[-1][:38]) == (
+        5,
+        "no verdict, without URL and --policy: ",
+    )
+
+
+def test_a_policy_alone(policy: Path) -> None:
+    """It is read; there is nobody to judge by it."""
+    done = attested("doctor", "--policy", str(policy))
+    assert done.returncode == 5
+    assert "no verdict, without URL: " in done.stdout
+    code, steps = examined("--policy", str(policy))
+    assert (code, steps["the policy file"]["state"], failed(steps)) == (5, "ok", [])
 
 
 def test_a_broken_policy(gateway: LiveGateway, policy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,12 @@ def test_an_answer_of_the_sdk_can_be_saved(tmp_path: Path, streamed: bool, with_
     with pytest.raises(ValueError, match="to its end"):
         answer.save(tmp_path / "too-early")
     check.finish(NOW)
-    answer.save(tmp_path / "bundle.json", with_bytes=with_bytes)
+    before = os.umask(0)
+    try:
+        answer.save(tmp_path / "bundle.json", with_bytes=with_bytes)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "bundle.json").stat().st_mode & 0o777 == 0o600
     bundle = parse_bundle((tmp_path / "bundle.json").read_bytes())
     (audited,) = audit(bundle, POLICY).exchanges
     assert audited.response_compared is with_bytes
