@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from hmac import compare_digest
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.provisioning import MAX_SECRETS_BYTES, OwnerSecrets
@@ -170,12 +168,15 @@ def check_pepper(pepper: bytes) -> bytes:
 
 def read_database_url(value: bytes) -> str:
     """The URL in a file's content, where a line may end behind it."""
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 - slow to load, and only for keys in a database
+    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415
+
     try:
         text = value.decode().strip()
         if not text.startswith(("sqlite:///", "postgresql://")):
             raise ValueError
-        sa.make_url(text)
-    except (ValueError, sa.exc.ArgumentError):
+        make_url(text)
+    except (ValueError, ArgumentError):
         raise VerificationError(
             Check.SECRET_VALUE,
             "database_url is no URL that begins with sqlite:/// or postgresql://",

@@ -12,21 +12,22 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from enclave_server.access.admission import Admission
 from enclave_server.access.body import for_engine
-from enclave_server.access.keyring import KeyRing
 from enclave_server.access.keys import Key, presented
-from enclave_server.access.limiter import Limiter
-from enclave_server.access.store import StoreError
 from enclave_server.asgi import Fields
 from enclave_server.choices import AccessMode
 from enclave_server.errors import secrets_missing
 from enclave_server.exchange import Exchange
 from enclave_server.log import log
+from enclave_server.mendable import MendableError
 from enclave_server.provisioning import Secrets
 from enclave_server.settings import Settings
+
+if TYPE_CHECKING:
+    from enclave_server.access.keyring import KeyRing
 
 
 @dataclass(slots=True)
@@ -58,8 +59,7 @@ class Access:
             seconds=settings.queue_seconds,
             workers=settings.workers,
         )
-        self._ring = KeyRing(settings, self.secrets) if settings.access is AccessMode.KEYS else None
-        self._limiter = Limiter(settings)
+        self._ring = _key_ring(settings, self.secrets) if settings.access is AccessMode.KEYS else None
         self._salt_secret = secrets.token_bytes(32)  # of this boot: salts cannot be guessed, nor kept
         self._salts: dict[str, bytes] = {}
 
@@ -77,14 +77,15 @@ class Access:
     def begin(self, worker: int) -> None:
         """In the worker with this number, before its first request."""
         self.admission.begin(worker)
-        self._limiter.begin(worker)
+        if self._ring is not None:
+            self._ring.limiter.begin(worker)
 
     async def __aenter__(self) -> Self:
         if self._ring is not None:
             try:
                 if not self.secrets.missing:
                     await asyncio.to_thread(self._ring.prepare)
-            except StoreError as exc:  # a worker that is started again outlives a database that is away
+            except MendableError as exc:  # a worker that is started again outlives a database that is away
                 log.error("key store failed", reason=str(exc))
             self._task = asyncio.create_task(self._ring.run())
         return self
@@ -112,12 +113,12 @@ class Access:
             return Visit()
         key = self._ring.find(presented(fields))
         try:
-            self._limiter.enter(key)
+            self._ring.limiter.enter(key)
             try:
                 if not self.admission.entered():
                     await self.admission.enter()
             except BaseException:
-                self._limiter.leave(key)
+                self._ring.limiter.leave(key)
                 raise
         except BaseException:
             self._ring.count(key, None, refused=True)
@@ -129,10 +130,10 @@ class Access:
         self.admission.leave()
         if visit.key is None or self._ring is None:
             return
-        self._limiter.leave(visit.key)
+        self._ring.limiter.leave(visit.key)
         self._ring.count(visit.key, exchange.usage, refused=False)
         if visit.reached_engine:
-            self._limiter.charge(visit.key, tokens_of(exchange))
+            self._ring.limiter.charge(visit.key, tokens_of(exchange))
 
     def salt(self, tenant: str) -> bytes:
         """What keeps a tenant's prefixes in the engine's cache apart: without it, timing tells who asked what before."""
@@ -146,3 +147,9 @@ def tokens_of(exchange: Exchange) -> int:
     if exchange.usage is not None:
         return exchange.usage.prompt_tokens + exchange.usage.completion_tokens
     return exchange.request.length // 4 + exchange.event_count if exchange.streaming else 0
+
+
+def _key_ring(settings: Settings, given: Secrets) -> KeyRing:
+    from enclave_server.access.keyring import KeyRing  # noqa: PLC0415 - and the database's library, for keys alone
+
+    return KeyRing(settings, given)

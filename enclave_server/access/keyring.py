@@ -11,6 +11,7 @@ import time
 
 from attestation.receipt import Usage
 from enclave_server.access.keys import Key, digest_of, unauthorized
+from enclave_server.access.limiter import Limiter
 from enclave_server.access.store import Store, StoreError, Use
 from enclave_server.choices import SecretName
 from enclave_server.errors import ApiError
@@ -23,7 +24,7 @@ class KeyRing:
     """Keys by the digest of their secret."""
 
     def __init__(self, settings: Settings, secrets: Secrets) -> None:
-        self._settings, self._secrets = settings, secrets
+        self._settings, self._secrets, self.limiter = settings, secrets, Limiter(settings)
         self._opened: Store | None = None
         if SecretName.DATABASE_URL not in settings.secrets:
             self._opened = Store(settings.access_database)

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 
 from enclave_server.access.keys import Key, digest_of, new_secret
 from enclave_server.mendable import MendableError
 
+HEAD = "0001"  # the newest in `migrations`
 _MIGRATION_LOCK = 0x656E636C617665  # of PostgreSQL's advisory locks: one gateway at a time migrates
 _READS = "reads"  # of an engine's options
 
@@ -111,13 +110,11 @@ class Store:
         if self._file is not None:  # readable by nobody else
             with _named_errors():
                 os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._transaction() as connection:
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if _version(connection) != HEAD:
+                _upgrade(connection)
 
     def changes(self) -> int:
         """A number that differs from an earlier one when any key was changed since."""
@@ -190,6 +187,21 @@ class Store:
     def _transaction(self) -> Iterator[sa.Connection]:
         with _named_errors(), self._engine.begin() as connection:
             yield connection
+
+
+def _version(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    from alembic import command  # noqa: PLC0415 - slow to load, and needed once in a database's life
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    command.upgrade(config, "head")
 
 
 @contextmanager

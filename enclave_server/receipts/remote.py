@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from attestation.checks import Check
 from attestation.errors import UnavailableError
@@ -17,6 +16,9 @@ from attestation.tlog import VerifierKey, verify_checkpoint
 from attestation.tlog.checkpoint import parse_number
 from attestation.tlog.tiles import CHECKPOINT
 from enclave_server.receipts.store import Index
+
+if TYPE_CHECKING:
+    import httpx
 
 AT_ONCE = 64
 SECONDS = 30.0
@@ -32,6 +34,8 @@ class RemoteLog:
 
     async def append(self, entries: Sequence[bytes]) -> None:
         """Put entries into the log; all have their places when this returns. One may be there twice after a failure, which is harmless."""
+        import httpx  # noqa: PLC0415 - only where a log is elsewhere
+
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         async with httpx.AsyncClient(limits=limits, timeout=SECONDS, trust_env=False) as client:
             if not self._known:
@@ -49,6 +53,8 @@ class RemoteLog:
 
 def fetch(url: str, path: str) -> bytes | None:
     """A resource of a log elsewhere; None when it has none."""
+    import httpx  # noqa: PLC0415
+
     try:
         answer = httpx.get(f"{url.rstrip('/')}/{path}", timeout=SECONDS, trust_env=False)
     except httpx.HTTPError as exc:

@@ -37,7 +37,8 @@ def loaded(*arguments: str) -> set[str]:
         (["health", "--help"], GATEWAY | CLIENTS | {"attestation.evidence", "lxml"}),
         (["config", "--help"], GATEWAY | CLIENTS),
         (["model", "--help"], GATEWAY | CLIENTS | {"attestation.evidence"}),
-        (["keys", "--help"], GATEWAY - {"sqlalchemy"}),
+        (["keys", "--help"], GATEWAY - {"sqlalchemy"} | {"alembic"}),
+        (["serve", "--help"], CLIENTS | {"alembic", "limits", "sqlalchemy"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -95,13 +95,15 @@ def test_migrations_make_what_the_code_expects(tmp_path: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
-    from enclave_server.access.store import metadata
+    from enclave_server.access.store import HEAD, metadata
 
     store = Store(f"sqlite:///{tmp_path}/a.db")
     store.migrate()
     store.migrate()
     with store._engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_heads() == (HEAD,)
     store.close()
 
 
