@@ -10,20 +10,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from threading import Event
-from typing import Any, BinaryIO
+from typing import Any
 
 import rfc8785
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from enclave_server.model.chunks import (
+    CHUNK,
+    HEADER,
+    KEY_BYTES,
+    MAGIC,
+    SALT_BYTES,
+    AlteredError,
+    Part,
+    bad_pack,
+    decrypted,
+    encrypt,
+)
 from enclave_server.model.image import salt_of
 from enclave_server.model.manifest import (
     MAX_FILES,
@@ -38,35 +46,7 @@ from enclave_server.model.manifest import (
     read_manifest,
 )
 
-CHUNK = 1024 * 1024  # of plaintext; the last of a file is shorter
-KEY_BYTES = 32
-MAGIC = b"attested-pack/1\n"
 MAX_INDEX_BYTES = 8 * 1024 * 1024
-_SALT_BYTES = 32
-_HEADER = len(MAGIC) + _SALT_BYTES + 8
-_TAG = 16
-_INFO = b"attested-inference/model-pack/v1\x00"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """The index, or one file: what its key is derived from, where it begins in the pack, how long it is in plain."""
-
-    label: bytes
-    offset: int
-    size: int
-
-    @property
-    def chunks(self) -> int:
-        return -(-self.size // CHUNK)
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.size + self.chunks * _TAG
-
-    @property
-    def name(self) -> str:
-        return self.label.partition(b"\x00")[2].decode() or "the index"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +56,7 @@ class Pack:
     path: Path
     header: bytes
     model_id: str
-    files: tuple[tuple[File, _Part], ...]
+    files: tuple[tuple[File, Part], ...]
 
     @property
     def size(self) -> int:
@@ -97,26 +77,24 @@ def write_pack(
     """Encrypt every file of `directory`, its signature too, to `out`. A salt is given for vectors alone, and never twice."""
     salt_of(model_id)  # refuses what is no repo@revision
     if out.resolve().is_relative_to(directory.resolve()):
-        raise _bad_pack(f"{out} would lie in the model itself", "Write it elsewhere")
+        raise bad_pack(f"{out} would lie in the model itself", "Write it elsewhere")
     manifest = read_manifest(directory)
     files = [*manifest.files, *_signature(directory)]
     index = rfc8785.dumps({"v": 1, "id": model_id, "files": [asdict(file) for file in files]})
     if len(index) > MAX_INDEX_BYTES:
-        raise _bad_pack(
-            f"its index has {len(index)} bytes, more than {MAX_INDEX_BYTES}", "Give shorter names"
-        )
-    header = MAGIC + (salt or os.urandom(_SALT_BYTES)) + len(index).to_bytes(8, "big")
+        raise bad_pack(f"its index has {len(index)} bytes, more than {MAX_INDEX_BYTES}", "Give shorter names")
+    header = MAGIC + (salt or os.urandom(SALT_BYTES)) + len(index).to_bytes(8, "big")
     partial = out.with_name(out.name + ".partial")
     try:
         file = partial.open("xb")
     except FileExistsError:
-        raise _bad_pack(f"there is {partial}", "Remove it, unless another run is writing it") from None
+        raise bad_pack(f"there is {partial}", "Remove it, unless another run is writing it") from None
     try:
         with file:
             file.write(header)
-            _encrypt(file, [index], _Part(label=b"index", offset=_HEADER, size=len(index)), key, header)
+            encrypt(file, [index], Part(label=b"index", offset=HEADER, size=len(index)), key, header)
             for each, part in _parts(files, file.tell()):
-                _encrypt(file, _read(directory, each), part, key, header)
+                encrypt(file, _read(directory, each), part, key, header)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
@@ -127,16 +105,16 @@ def open_index(path: Path, key: bytes) -> Pack:
     """Read which files a pack has. A wrong key, and a pack that is not whole, are refused."""
     try:
         with path.open("rb") as file:
-            header = file.read(_HEADER)
+            header = file.read(HEADER)
             length = int.from_bytes(header[-8:], "big")
-            if len(header) != _HEADER or not header.startswith(MAGIC) or not 0 < length <= MAX_INDEX_BYTES:
-                raise _bad_pack(
+            if len(header) != HEADER or not header.startswith(MAGIC) or not 0 < length <= MAX_INDEX_BYTES:
+                raise bad_pack(
                     f"{path} is no encrypted pack", "Name the file that `model pack --encrypt` wrote"
                 )
-            part = _Part(label=b"index", offset=_HEADER, size=length)
-            text = b"".join(_decrypted(file.fileno(), part, key, header))
+            part = Part(label=b"index", offset=HEADER, size=length)
+            text = b"".join(decrypted(file.fileno(), part, key, header))
             size = os.fstat(file.fileno()).st_size
-    except _AlteredError:
+    except AlteredError:
         raise _bad_key(f"{path} does not open with this key, or its beginning was altered") from None
     except OSError as exc:
         raise _unreadable(path, exc) from exc
@@ -144,7 +122,7 @@ def open_index(path: Path, key: bytes) -> Pack:
     pack = Pack(path=path, header=header, model_id=model_id, files=tuple(_parts(files, part.end)))
     end = pack.files[-1][1].end
     if size != end:
-        raise _bad_pack(f"{path} has {size} bytes instead of {end}", "It was cut or added to: copy it again")
+        raise bad_pack(f"{path} has {size} bytes instead of {end}", "It was cut or added to: copy it again")
     return pack
 
 
@@ -190,11 +168,11 @@ def _each_file(pack: Pack, key: bytes, through: _Through, stop: Event | None) ->
         except OSError as exc:
             raise _unreadable(pack.path, exc) from exc
 
-        def hashed(each: tuple[File, _Part], halted: Halted) -> File:
+        def hashed(each: tuple[File, Part], halted: Halted) -> File:
             file, part = each
             digest = sha256()
             try:
-                for chunk in through(file, _decrypted(opened.fileno(), part, key, pack.header)):
+                for chunk in through(file, decrypted(opened.fileno(), part, key, pack.header)):
                     digest.update(chunk)
                     if halted():
                         raise InterruptedError
@@ -208,9 +186,9 @@ def _each_file(pack: Pack, key: bytes, through: _Through, stop: Event | None) ->
     return Manifest(tuple(sorted((file for file in found if file.path != SIGNATURE), key=lambda f: f.path)))
 
 
-def _parts(files: list[File], offset: int) -> Iterator[tuple[File, _Part]]:
+def _parts(files: list[File], offset: int) -> Iterator[tuple[File, Part]]:
     for file in files:
-        part = _Part(label=b"file\x00" + file.path.encode(), offset=offset, size=file.size)
+        part = Part(label=b"file\x00" + file.path.encode(), offset=offset, size=file.size)
         offset = part.end
         yield file, part
 
@@ -233,46 +211,6 @@ def _read(directory: Path, file: File) -> Iterator[bytes]:
         raise ModelError(
             ModelProblem.CHANGED, f"{directory / file.path} changed", advice="Let nobody write to the model"
         )
-
-
-def _encrypt(out: BinaryIO, plain: Iterable[bytes], part: _Part, key: bytes, header: bytes) -> None:
-    cipher = _cipher(key, header, part)
-    out.writelines(
-        cipher.encrypt(number.to_bytes(12, "big"), chunk, header)
-        for number, chunk in enumerate(piece for text in plain for piece in _cut(text))
-    )
-
-
-def _cut(text: bytes) -> Iterator[bytes]:
-    for start in range(0, len(text), CHUNK):
-        yield text[start : start + CHUNK]
-
-
-class _AlteredError(ModelError):
-    """A chunk does not open."""
-
-
-def _decrypted(file: int, part: _Part, key: bytes, header: bytes) -> Iterator[bytes]:
-    cipher, offset = _cipher(key, header, part), part.offset
-    for number in range(part.chunks):
-        size = min(CHUNK, part.size - number * CHUNK) + _TAG
-        data = os.pread(file, size, offset)
-        if len(data) != size:
-            raise _bad_pack(f"it ends in {part.name}", "It was cut: copy it again")
-        try:
-            yield cipher.decrypt(number.to_bytes(12, "big"), data, header)
-        except InvalidTag:
-            raise _AlteredError(
-                ModelProblem.PACK,
-                f"chunk {number} of {part.name} is not the one that was encrypted there",
-                advice="It was altered, reordered or mixed with another pack: copy it again",
-            ) from None
-        offset += size
-
-
-def _cipher(key: bytes, header: bytes, part: _Part) -> AESGCM:
-    salt = header[len(MAGIC) : len(MAGIC) + _SALT_BYTES]
-    return AESGCM(HKDF(algorithm=SHA256(), length=32, salt=salt, info=_INFO + part.label).derive(key))
 
 
 def _parse_index(path: Path, text: bytes) -> tuple[str, list[File]]:
@@ -304,11 +242,7 @@ def _sound(*, path: Any, size: Any, sha256: Any) -> bool:
 
 
 def _bad_index(path: Path) -> ModelError:
-    return _bad_pack(f"the index of {path} is none", "Make the pack again with `model pack --encrypt`")
-
-
-def _bad_pack(detail: str, advice: str) -> ModelError:
-    return ModelError(ModelProblem.PACK, detail, advice=advice)
+    return bad_pack(f"the index of {path} is none", "Make the pack again with `model pack --encrypt`")
 
 
 def _bad_key(detail: str) -> ModelError:
@@ -321,4 +255,4 @@ def _bad_key(detail: str) -> ModelError:
 
 def _unreadable(path: Path, exc: OSError) -> ModelError:
     where = exc.filename if isinstance(exc.filename, str) else str(path)
-    return _bad_pack(f"{path} cannot be opened: {where}: {exc.strerror}", "Look at disk, memory and rights")
+    return bad_pack(f"{path} cannot be opened: {where}: {exc.strerror}", "Look at disk, memory and rights")

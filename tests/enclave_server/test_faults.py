@@ -49,7 +49,7 @@ FAULTS = {
     "unreachable collateral": ("test_gateway_on_hardware.py", "test_vendors_that_are_away"),
     "full disk: collateral": ("evidence/test_hardware.py", "test_a_full_disk"),
     "full disk: log of receipts": ("receipts/test_log.py", "test_a_gateway_that_cannot_log_answers_nothing"),
-    "full memory: encrypted pack": ("model/test_pack.py", "test_no_room"),
+    "full memory: encrypted pack": ("model/test_pack_place.py", "test_no_room"),
     "killed engine": (
         "test_faults.py",
         "test_killed_engine",
@@ -59,7 +59,7 @@ FAULTS = {
     "wrong model file": ("test_command.py", "test_another_model"),
     "model file that changes": ("model/test_check.py", "test_changed_after_it_was_hashed"),
     "truncated pack": ("test_faults.py", "test_truncated_pack"),
-    "altered pack": ("model/test_pack.py", "test_altered_on_the_disk"),
+    "altered pack": ("model/test_pack_served.py", "test_altered_on_the_disk"),
     "wrong configuration digest": ("test_config_identity.py", "test_another_file"),
     "secret from the wrong owner": ("test_provisioning.py", "test_refused_by_name"),
 }

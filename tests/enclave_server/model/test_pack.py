@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -21,57 +15,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from enclave_server.commands.model import cli
+from enclave_server.model import chunks
 from enclave_server.model import pack as model_pack
-from enclave_server.model.manifest import SIGNATURE, File, Manifest, ModelError, ModelProblem, read_manifest
-from enclave_server.model.memory import OPENED, claim, prepare_place
-from enclave_server.model.pack import CHUNK, open_index, read_pack, unpack, write_pack
-from tests.caller import Caller
-from tests.enclave_server.fake_vllm import fake_python
-from tests.enclave_server.test_provisioning import CHAT, Provision, public_pem, waiting
-from tests.processes import running_with, until
-from tests.served import Served, everything_written, model_settings
-
-KEY = b"k" * 32
-ID = "me/model@1"
-CANARY = b"a weight that must be seen nowhere"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of every size that a chunk's border makes special."""
-    folder = tmp_path_factory.mktemp("packs") / "model"
-    (folder / "sub").mkdir(parents=True)
-    for name, size in (
-        ("empty", 0),
-        ("one", 1),
-        ("chunk", CHUNK),
-        ("more", CHUNK + 1),
-        ("sub/three", 3 * CHUNK),
-    ):
-        (folder / f"{name}.safetensors").write_bytes((CANARY * (size // len(CANARY) + 1))[:size])
-    (folder / "config.json").write_text("{}")
-    (folder / SIGNATURE).write_bytes(b"a signature")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pack(model: Path) -> Path:
-    write_pack(model, model.parent / "model.pack", KEY, model_id=ID)
-    return model.parent / "model.pack"
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory on a tmpfs."""
-    with TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder, "model")
-
-
-def problem(work: Callable[[], object]) -> ModelProblem:
-    with pytest.raises(ModelError) as caught:
-        work()
-    assert caught.value.advice
-    return caught.value.problem
+from enclave_server.model.chunks import CHUNK, MAGIC, Part, encrypt
+from enclave_server.model.manifest import File, Manifest, ModelError, ModelProblem, read_manifest
+from enclave_server.model.memory import prepare_place
+from enclave_server.model.pack import open_index, read_pack, unpack, write_pack
+from tests.enclave_server.model.packs import CANARY, ID, KEY, flipped, problem
 
 
 def test_there_and_back(model: Path, pack: Path, memory: Path) -> None:
@@ -126,15 +76,15 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_one_failure_ends_the_others(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be written ends the decryption of all the others at once, and its error is the one that is raised."""
-    monkeypatch.setattr(model_pack, "CHUNK", 1024)
+    monkeypatch.setattr(chunks, "CHUNK", 1024)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     write_pack(model, tmp_path / "small", KEY, model_id=ID)
     done = list[str]()
 
-    def through(file: File, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def through(file: File, pieces: Iterator[bytes]) -> Iterator[bytes]:
         if file.path == "one.safetensors":
             raise OSError(28, "No space left on device")
-        for chunk in chunks:
+        for chunk in pieces:
             time.sleep(0.001)
             yield chunk
         done.append(file.path)
@@ -193,13 +143,6 @@ def swapped(data: bytearray) -> None:
     data[first], data[second] = data[second], data[first]
 
 
-def flipped(at: int) -> Callable[[bytearray], None]:
-    def flip(data: bytearray) -> None:
-        data[at] ^= 1
-
-    return flip
-
-
 def cut(count: int) -> Callable[[bytearray], None]:
     def cut_off(data: bytearray) -> None:
         del data[-count:]
@@ -255,7 +198,7 @@ def test_files_of_another_pack(pack: Path, model: Path, tmp_path: Path) -> None:
 def test_any_bytes(data: bytes, head: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Any bytes are refused with a name."""
     path = tmp_path_factory.getbasetemp() / "any"
-    path.write_bytes((model_pack.MAGIC if head else b"") + data)
+    path.write_bytes((MAGIC if head else b"") + data)
     assert problem(lambda: open_index(path, KEY)) in {ModelProblem.PACK, ModelProblem.PACK_KEY}
 
 
@@ -288,189 +231,9 @@ def entry(path: Any, size: Any = 0) -> dict[str, Any]:
 def test_an_index_that_is_none(tmp_path: Path, files: Any) -> None:
     """Whoever has the key can write nothing outside of the directory, no code, and no file over another."""
     text = rfc8785.dumps({"v": 1, "id": ID, "files": files})
-    header = model_pack.MAGIC + bytes(32) + len(text).to_bytes(8, "big")
+    header = MAGIC + bytes(32) + len(text).to_bytes(8, "big")
     with (tmp_path / "pack").open("wb") as file:
         file.write(header)
-        part = model_pack._Part(label=b"index", offset=len(header), size=len(text))
-        model_pack._encrypt(file, [text], part, KEY, header)
+        part = Part(label=b"index", offset=len(header), size=len(text))
+        encrypt(file, [text], part, KEY, header)
     assert problem(lambda: open_index(tmp_path / "pack", KEY)) is ModelProblem.PACK
-
-
-# ------------------------------------------------------------------------------------------------------- its place
-
-
-def test_place(tmp_path: Path, memory: Path) -> None:
-    """Plaintext goes into an empty directory in memory, and nowhere else."""
-    assert problem(lambda: prepare_place(tmp_path / "on a disk")) is ModelProblem.PLACE
-    assert problem(lambda: prepare_place(memory / "nothing" / "above")) is ModelProblem.PLACE
-    prepare_place(memory)
-    assert memory.stat().st_mode & 0o777 == 0o700
-    (memory / "something").touch()
-    assert problem(lambda: prepare_place(memory)) is ModelProblem.PLACE
-
-
-def test_what_a_killed_gateway_left(pack: Path, memory: Path) -> None:
-    """The next one removes it, and nothing that it did not write: what is somebody's own, or of one that lives, is refused."""
-    prepare_place(memory)
-    held = claim(memory)
-    unpack(pack, KEY, memory)
-    assert problem(lambda: prepare_place(memory)) is ModelProblem.PLACE
-    os.close(held)  # as a process's end does, whichever
-    prepare_place(memory)
-    assert not list(memory.iterdir())
-    (memory / "config.json").write_text("somebody's own")
-    assert problem(lambda: prepare_place(memory)) is ModelProblem.PLACE
-    assert (memory / "config.json").exists()
-
-
-def test_removal_is_taken_up_again(memory: Path) -> None:
-    """What says whose files these are goes last, so that a removal that was cut short is finished the next time."""
-    prepare_place(memory)
-    os.close(claim(memory))
-    (memory / "sub").mkdir()
-    (memory / "sub" / "weights").write_bytes(CANARY)
-    order = list[str]()
-    original = Path.unlink
-
-    def unlinked(path: Path, *, missing_ok: bool = False) -> None:
-        order.append(path.name)
-        original(path, missing_ok=missing_ok)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "unlink", unlinked)
-        prepare_place(memory)
-    assert order[-1] == OPENED
-    assert not list(memory.iterdir())
-
-
-ROOM = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from enclave_server.model.manifest import ModelError
-from enclave_server.model.pack import unpack
-try:
-    unpack(Path(sys.argv[2]), b"k" * 32, Path(sys.argv[3]))
-except ModelError as error:
-    print(error)
-"""
-
-
-def test_no_room(pack: Path, tmp_path: Path) -> None:
-    """A tmpfs that is too small is said before anything is written to it."""
-    place, script = tmp_path / "small", tmp_path / "room.py"
-    place.mkdir()
-    script.write_text(ROOM)
-    shell = 'mount -t tmpfs -o size=1M none "$4" && "$0" "$1" "$2" "$3" "$4" && ls -A "$4"'
-    arguments = map(str, (sys.executable, script, Path.cwd(), pack, place))
-    command = ["unshare", "-rm", "sh", "-c", shell, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "unshare:" in done.stderr or "mount:" in done.stderr:
-        pytest.skip("the kernel allows no mount here")
-    assert "[model.place]" in done.stdout, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-
-
-# ------------------------------------------------------------------------------------------------- the installed command
-
-
-class Packed:
-    """`enclave-server serve` with a pack, and what its owner has."""
-
-    def __init__(self, folder: Path, memory: Path, damage: Callable[[bytearray], Any] | None = None) -> None:
-        model, self.memory = folder / "model", memory
-        model.mkdir()
-        (model / "config.json").write_text('{"model_type":"fake"}')
-        (model / "model.safetensors").write_bytes(CANARY * 1000)
-        self.pack = folder / "model.pack"
-        write_pack(model, self.pack, KEY, model_id=ID)
-        if damage is not None:
-            data = bytearray(self.pack.read_bytes())
-            damage(data)
-            self.pack.write_bytes(data)
-        (folder / "gateway").mkdir()
-        values = {
-            **model_settings(model, "fake-model"),
-            "model_pack": self.pack,
-            "model_dir": memory,
-            "engine_python": fake_python(folder / "python"),
-            "engine_isolation": "none",
-            "drain_seconds": 1,
-            "owner_key": public_pem(),
-            "secrets": ["model_key"],
-        }
-        self.gateway = Served(folder / "gateway", values)
-        shutil.rmtree(model)
-        self._owner = folder / "owner"
-
-    def give(self, key: bytes = KEY, *more: str) -> Any:
-        provision = Provision(self._owner, self.gateway.policy(), {"model_key": key})
-        return provision(self.gateway.origin, *more)
-
-
-@pytest.fixture
-def packed(tmp_path: Path, memory: Path) -> Iterator[Packed]:
-    running = Packed(tmp_path, memory)
-    running.gateway.start()
-    yield running
-    if running.gateway.process.poll() is None:
-        running.gateway.process.kill()
-        running.gateway.process.wait(10)
-
-
-def test_served_from_memory(packed: Packed, tmp_path: Path) -> None:
-    """It waits; another key is refused and it still waits; with the right one it answers, and its end leaves nothing."""
-    gateway = packed.gateway
-    until(lambda: waiting(gateway), 30)
-    wrong = packed.give(b"l" * 32)
-    assert (wrong.exit_code, "secret.value" in wrong.stderr) == (3, True), wrong.output
-    assert waiting(gateway)
-    assert not list(packed.memory.iterdir())
-    assert packed.give().exit_code == 0
-    gateway.until_ready(30)
-    assert (packed.memory / "model.safetensors").read_bytes() == CANARY * 1000
-    with Caller(gateway.origin, gateway.policy()) as caller:
-        assert caller.post("/v1/chat/completions", CHAT).status == 200
-    written = everything_written(tmp_path / "gateway", tmp_path / "python")
-    assert CANARY not in written
-    assert KEY not in written
-    assert gateway.terminate() == 0
-    assert not list(packed.memory.iterdir())
-
-
-def test_every_process_is_killed(packed: Packed) -> None:
-    """`kill -9` of all of them leaves the model in memory; the next start removes it, and waits for its owner again."""
-    gateway = packed.gateway
-    until(lambda: waiting(gateway), 30)
-    assert packed.give().exit_code == 0
-    gateway.until_ready(30)
-    everybody = running_with(str(gateway.log_file.parent))
-    assert gateway.process.pid in everybody
-    for pid in everybody:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)  # nobody sees another die, and tidies up
-    for pid in everybody:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    gateway.process.wait(10)
-    assert (packed.memory / "model.safetensors").exists()
-    gateway.start()
-    until(lambda: waiting(gateway), 30)
-    assert not list(packed.memory.iterdir())
-    assert gateway.terminate() == 0
-
-
-def test_altered_on_the_disk(tmp_path: Path, memory: Path) -> None:
-    """A pack whose index is right and whose weights are not ends the gateway with the chunk's name; no engine was started."""
-    running = Packed(tmp_path, memory, flipped(-1))
-    running.gateway.start()
-    try:
-        until(lambda: waiting(running.gateway), 30)
-        running.give(KEY, "--wait", "1")
-        assert running.gateway.process.wait(30) == 1
-    finally:
-        running.gateway.process.kill()
-    assert "[model.pack]" in running.gateway.log
-    assert "chunk 0 of model.safetensors" in running.gateway.log
-    assert not list(memory.iterdir())
-    assert not (tmp_path / "python/starts.jsonl").exists()
