@@ -239,10 +239,10 @@ bench-proxy: $(PROJECT)
 bench-client: $(PROJECT)
 	@$(PY) -m benchmarks.client --save
 
-## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 7 min
+## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 20 min
 .PHONY: bench-vllm
 bench-vllm: $(PROJECT) model
-	@$(PY) -m benchmarks.vllm
+	@$(PY) -m benchmarks.vllm --save
 
 ## fuzz          made-up bytes for every reader, for SECONDS=60; with atheris, or hypothesis where that cannot be had
 .PHONY: fuzz

@@ -82,8 +82,8 @@ class Contender:
     streams: bool = True  # it is measured with streams too
 
     def cpu_seconds(self) -> float:
-        """CPU time of the process tree so far, from the scheduler's own nanosecond accounts."""
-        return sum(map(_cpu_seconds, _tree(self.pid))) if self.pid else 0.0
+        """CPU time of the process tree so far."""
+        return cpu_seconds(self.pid) if self.pid else 0.0
 
 
 def build(name: str) -> Path:
@@ -243,13 +243,13 @@ def _answers(port: int, path: str) -> bool:
         return False
 
 
-def _tree(pid: int) -> Iterator[int]:
-    yield pid
+def cpu_seconds(pid: int, *, without: int | None = None) -> float:
+    """CPU time of a process and all below it so far, but for one branch, from the scheduler's own nanosecond accounts."""
+    if pid == without:
+        return 0.0
+    own = below = 0.0
     for task in Path(f"/proc/{pid}/task").iterdir():
+        own += int((task / "schedstat").read_text().split()[0]) / 1e9
         for child in (task / "children").read_text().split():
-            yield from _tree(int(child))
-
-
-def _cpu_seconds(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+            below += cpu_seconds(int(child), without=without)
+    return own + below
