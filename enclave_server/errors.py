@@ -125,5 +125,13 @@ def body_timeout() -> ApiError:
     return ApiError(408, "body_timeout", "The request's body did not arrive in time.")
 
 
+def invalid_http() -> ApiError:
+    return ApiError(400, "invalid_http", "This is not a request of HTTP/1.1, or could be read in two ways.")
+
+
+def head_too_large(limit: int) -> ApiError:
+    return ApiError(431, "head_too_large", f"A request's head may have {limit} bytes.")
+
+
 def too_large(limit: int) -> ApiError:
     return ApiError(413, "request_too_large", f"A request's body may have {limit} bytes.")

@@ -24,6 +24,7 @@ from enclave_server.engine.upstream import Upstream
 from enclave_server.errors import ApiError
 from enclave_server.events import Events
 from enclave_server.exchange import Exchange, Pace, unsigned
+from enclave_server.framing import check_framing
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.incoming import read_body
@@ -180,8 +181,7 @@ class Inference:
         most = self._settings.max_request_bytes
         if any(int(length) > most for length in exchange.fields.get(b"content-length", ())):
             raise errors.too_large(most)
-        if any(coding.lower() != b"identity" for coding in exchange.fields.get(b"content-encoding", ())):
-            raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
+        check_framing(exchange.fields)
         if reason := self._engine.unready:
             raise errors.engine_unavailable(reason)
         return route

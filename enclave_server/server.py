@@ -13,9 +13,9 @@ from typing import Any
 import httptools
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from enclave_server.app import App
+from enclave_server.framing import Framing
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import TlsContext, keyless_context, tls_context
 from enclave_server.provisioning import Secrets
@@ -23,8 +23,9 @@ from enclave_server.settings import Settings
 from enclave_server.watch import CONNECTION, Connection
 
 _LAST_WORDS_SECONDS = 2.0
+IDLE_SECONDS = 75  # well after clients give an idle connection up: else a request may meet its closing
 _LOOK_SECONDS = 1.0  # between two looks for statements that have ended
-_HEAD = b"HTTP/1.1 "
+_HEAD, _HEAD_END = b"HTTP/1.1 ", b"\r\n\r\n"
 _REQUIRED = (uvloop, httptools)  # imported here, so that an install without them fails at start
 
 
@@ -129,7 +130,7 @@ def make_server(
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=75,  # well after clients give an idle connection up: else a request may meet its closing
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=1,  # all answers have ended by then, see `Server.shutdown`
             ssl_context_factory=lambda _config, _default: keys.context,
         ),
@@ -154,7 +155,7 @@ class Joining:
         if self._head:
             self._transport.write(self._head + data)
             self._head = b""
-        elif data.startswith(_HEAD):
+        elif data.startswith(_HEAD) and data.endswith(_HEAD_END):
             self._head = data
             self._loop.call_soon(self._flush)
         else:
@@ -173,8 +174,8 @@ class Joining:
         self._head = b""
 
 
-def _protocol(identities: Identities) -> type[HttpToolsProtocol]:
-    class Protocol(HttpToolsProtocol):
+def _protocol(identities: Identities) -> type[Framing]:
+    class Protocol(Framing):
         """Tells the application which connection a request came over and which statement's TLS key that has, and ends those
         whose statement is about to."""
 

@@ -1,0 +1,69 @@
+"""HTTP's framing, below requests: what arrives before there is one, or between its parts, is bounded in bytes and in time.
+
+uvicorn takes any byte for the beginning of a request that will come, and would wait for it, and keep it, for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from enclave_server.asgi import Fields
+from enclave_server.errors import ApiError, head_too_large, invalid_http
+
+MAX_HEAD = 64 * 1024  # bytes of a request's head, of its trailers, or between two parts of its body
+
+
+def check_framing(fields: Fields) -> None:
+    """Refuse a body that is not simply the bytes that came."""
+    if any(coding.lower() != b"identity" for coding in fields.get(b"content-encoding", ())):
+        raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
+    if any(coding.lower() != b"chunked" for coding in fields.get(b"transfer-encoding", ())):
+        raise ApiError(415, "unsupported_encoding", "Transfer-Encoding of a request must be chunked.")
+    if b"upgrade" in fields:  # its body would be the other protocol's
+        raise ApiError(400, "upgrade_unsupported", "This gateway speaks HTTP/1.1 and nothing else.")
+
+
+class Framing(HttpToolsProtocol):
+    """A connection that is closed when it sends no whole head in the time of an idle one, or a head without an end."""
+
+    _unframed = 0  # bytes since a head ended, or a part of a body came
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """In place of uvicorn's: only a whole head ends the time in which one has to come."""
+        self._unframed += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.cycle.keep_alive = False  # what follows is not read any more
+        except httptools.HttpParserError:
+            self._refuse(invalid_http())
+        else:
+            if self._unframed > MAX_HEAD:
+                self._refuse(head_too_large(MAX_HEAD))
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._unset_keepalive_if_required()
+        self._unframed, self.headers = 0, []  # where trailers go: whether they come in time is chance
+
+    def on_body(self, body: bytes) -> None:
+        self._unframed = 0
+        super().on_body(body)
+
+    def _refuse(self, error: ApiError) -> None:
+        """Without a receipt: there is no request that one could be about."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            body = error.to_json()
+            fields = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+            self.transport.write(STATUS_LINE[error.status] + fields % len(body) + body)
+        self.transport.close()
