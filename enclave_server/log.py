@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import MutableMapping
 from pathlib import PurePath
@@ -92,8 +93,22 @@ class Reduced(logging.Handler):
         )
 
 
+def _uncaught(_: object, error: BaseException, __: object = None) -> None:
+    log.error("unexpected failure", **failure(error))
+
+
+def _in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None:
+        _uncaught(None, args.exc_value)
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    if args.exc_value is not None:
+        _uncaught(None, args.exc_value)
+
+
 def configure() -> None:
-    """Send everything this process logs through the allow-list to standard error."""
+    """Send everything this process logs through the allow-list to standard error, and what nobody catches, too."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -108,3 +123,5 @@ def configure() -> None:
     root = logging.getLogger()
     root.handlers[:] = [Reduced()]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook, sys.unraisablehook, threading.excepthook = _uncaught, _unraisable, _in_thread

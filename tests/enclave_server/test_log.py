@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -22,8 +26,12 @@ def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Logging as the command sets it up, and as it was afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    logs.configure()
-    yield
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    with warnings.catch_warnings():
+        logs.configure()
+        yield
+        logging.captureWarnings(False)
+    sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     root.handlers[:], root.level = handlers, level
     structlog.reset_defaults()
 
@@ -45,6 +53,50 @@ def test_other_libraries(configured: None, capsys: pytest.CaptureFixture[str]) -
     line = json.loads(capsys.readouterr().err)
     assert (line["logger"], line["error"], line["level"]) == ("uvicorn.error", "ValueError", "error")
     assert "secret" not in str(line)
+
+
+STRAY = """
+import asyncio, gc, sys, threading, warnings
+from enclave_server import log
+
+class Dropped:
+    def __del__(self):
+        fail()
+
+async def work():
+    asyncio.create_task(later())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(fail)
+    later()
+    await asyncio.sleep(0)
+    gc.collect()
+
+async def later():
+    fail()
+
+def fail():
+    raise ValueError(sys.argv[1])
+
+log.configure()
+warnings.warn(sys.argv[1])
+thread = threading.Thread(target=fail, name=sys.argv[1])
+thread.start()
+thread.join()
+Dropped()
+asyncio.run(work(), debug=True)
+fail()
+"""
+
+
+def test_what_nobody_catches() -> None:
+    """Warnings, and exceptions in threads, finalizers, tasks, callbacks and at last, lose their words as all others do."""
+    command = [sys.executable, "-c", STRAY, "secret"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1
+    assert [line["error"] for line in lines].count("ValueError") == 5
+    assert "py.warnings" in {line.get("logger") for line in lines}
+    assert "secret" not in done.stderr + done.stdout
 
 
 def test_engine_start_is_told_on_failure() -> None:
