@@ -28,10 +28,10 @@ from attestation.receipt import (
 )
 from enclave_server.asgi import Fields, Headers, Scope, Send, fields_of
 from enclave_server.begun import Work
-from enclave_server.chunked import chunk_writer
 from enclave_server.errors import ApiError
 from enclave_server.identity import Identity, ReceiptNumbers
 from enclave_server.receipts.log import ReceiptQueue
+from enclave_server.shortcuts import chunk_writer, write_whole
 from enclave_server.tokens import Tokens
 
 _NONCE, _RECEIPT = NONCE_HEADER.lower().encode(), RECEIPT_HEADER.lower().encode()
@@ -139,21 +139,22 @@ class Exchange:
         self.response.update(body)
         receipt = self._receipt(status, outcome, usage).encode()
         self.done, self.first_byte = True, time.monotonic()
-        await self._start(
-            status,
-            [
-                (b"content-type", content_type),
-                (b"content-length", b"%d" % len(body)),
-                (_RECEIPT, receipt),
-                *headers,
-            ],
-        )
-        await self._send({"type": "http.response.body", "body": body})
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            (_RECEIPT, receipt),
+            *headers,
+            self._nonce_header,
+        ]
+        if not write_whole(self._send, status, headers, body):
+            await self._start(status, headers)
+            await self._send({"type": "http.response.body", "body": body})
 
     async def start(self, content_type: bytes) -> None:
         """Begin a stream with status 200."""
         self.streaming = True
-        await self._start(200, [(b"content-type", content_type), (b"cache-control", b"no-store")])
+        headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), self._nonce_header]
+        await self._start(200, headers)
         self._write = chunk_writer(self._send)
 
     def events(self, data: bytes) -> Work | None:
@@ -220,8 +221,11 @@ class Exchange:
     def _comment(self, outcome: Outcome, usage: Usage | None = None) -> bytes:
         return COMMENT + self._receipt(200, outcome, usage).encode() + b"\n\n"
 
+    @property
+    def _nonce_header(self) -> tuple[bytes, bytes]:
+        return _NONCE, b64url_encode(self.nonce).encode()
+
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        headers.append((_NONCE, b64url_encode(self.nonce).encode()))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _receipt(self, status: int, outcome: Outcome, usage: Usage | None) -> str:

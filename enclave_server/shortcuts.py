@@ -1,0 +1,61 @@
+"""The short ways of an answer to the client: into uvicorn's transport, past its `send`, with the bytes that `send` would write.
+
+There is none for any other `send` than uvicorn's own, so that nothing goes around a seal, or around middleware (ADR 45)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from enclave_server.asgi import Send
+
+
+def chunk_writer(send: Send) -> Callable[[bytes], bool] | None:
+    """What writes as much as `send` would, once a response in chunks was begun; it says False where it would have to wait."""
+    cycle = _cycle(send)
+    if cycle is None or not cycle.chunked_encoding:
+        return None
+    flow, transport = cycle.flow, cycle.transport
+
+    def write(data: bytes) -> bool:
+        if flow.write_paused:
+            return False
+        if data and not cycle.disconnected:
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    return write
+
+
+def write_whole(send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """A whole answer in one write; False, and nothing is done, where `send` has to write it: it may wait, or refuse it.
+
+    Names are in lower case, and the body's length is among the headers."""
+    cycle = _cycle(send)
+    if cycle is None or cycle.flow.write_paused or cycle.response_started or cycle.scope["method"] == "HEAD":
+        return False
+    if cycle.disconnected:
+        return True
+    lines = [STATUS_LINE[status]]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+    head = b"".join(lines)
+    ends = len(headers) + (2 if cycle.keep_alive else 3)
+    if head.count(b"\r") != ends or head.count(b"\n") != ends or b"\0" in head:
+        return False  # a header would be two
+    cycle.response_started = cycle.response_complete = True
+    cycle.transport.write(head + body)
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
+
+
+def _cycle(send: Send) -> RequestResponseCycle | None:
+    if getattr(send, "__func__", None) is not RequestResponseCycle.send:
+        return None
+    cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined]
+    return cycle
