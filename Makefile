@@ -189,6 +189,11 @@ test: setup model helm
 test-fast: setup helm
 	@$(FAST)
 
+## test-properties the property tests with new examples, 2000 each; about 10 min
+.PHONY: test-properties
+test-properties: setup
+	@$(FAST) -m "hypothesis and not slow" --hypothesis-profile=search --timeout=1800
+
 ## test-slow     the tests that take minutes; those of the recipes only after `make setup-recipes`
 .PHONY: test-slow
 test-slow: setup model

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 import typer.testing
 from typer.main import get_command
@@ -14,6 +15,12 @@ from typer.main import get_command
 from tests import kept_keys
 from tests.served import VLLM_SECONDS, Served, served, vllm_settings
 from tests.servers import FakeEngine, LiveGateway, live_gateway
+
+# A slow machine makes no property false, and the same code gives the same result twice: `make test-properties` looks for more.
+_PATIENT = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("tests", _PATIENT, derandomize=True)
+hypothesis.settings.register_profile("search", _PATIENT, max_examples=2000)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -23,8 +23,8 @@ def running_with(marker: str) -> list[int]:
     return sorted(found)
 
 
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for a condition; fail when it does not come true, however slow and busy the machine is."""
     deadline, pause = time.monotonic() + seconds, 0.02
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

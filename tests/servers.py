@@ -6,6 +6,8 @@ with FakeEngine(tmp_path / "engine.sock") as engine, live_gateway(tmp_path, engi
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import socket
 import threading
@@ -113,7 +115,7 @@ class LiveGateway:
         self.server = make_server(self._wrap(app) if self._wrap else app, settings, self.identities)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (self.server.started and attester.ready):
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise RuntimeError("the gateway did not start")
@@ -127,7 +129,7 @@ class LiveGateway:
 
     def stop(self) -> None:
         self.server.end()
-        self._thread.join(20)
+        self._thread.join(60)
         if self._log is not None:
             self._log.close()
 
@@ -180,17 +182,30 @@ def live_gateway(
 
 
 def free_port(count: int = 1) -> int:
-    """The first of so many free ports in a row, of those that the kernel gives to nobody who does not name one.
+    """The first of so many free ports in a row, which nobody else is given.
 
-    A server takes it seconds later: a port that the kernel hands out could be another process's connection by then.
+    A server takes it seconds later. So each process of a run gives those of its own range in turn, and all are below what the
+    kernel hands out by itself: a port of these could be the near end of somebody's connection by then.
     """
     while True:
-        port = random.randrange(_FIRST_PORT, _kernels_first_port() - count)
+        ports = tuple(next(_ports) for _ in range(count))
         with ExitStack() as probes, suppress(OSError):
-            for number in range(count):
-                probes.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
-            return port
+            for port in ports:
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            if ports[-1] - ports[0] == count - 1:
+                return ports[0]
 
 
-def _kernels_first_port() -> int:
-    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+def _in_turn() -> Iterator[int]:
+    """From anywhere in this process's share: another run may go on beside this one."""
+    kernels = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    last = kernels if kernels >= 2 * _FIRST_PORT else 60_000  # where the kernel hands out all there are
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = (last - _FIRST_PORT) // processes
+    ports = range(_FIRST_PORT + number * share, _FIRST_PORT + (number + 1) * share)
+    start = random.randrange(share)
+    return itertools.cycle([*ports[start:], *ports[:start]])
+
+
+_ports = _in_turn()

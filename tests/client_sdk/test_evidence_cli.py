@@ -277,7 +277,11 @@ def test_an_outcome_can_be_signed(bench: Bench) -> None:
         assert ear["iat"] == int(NOW.timestamp())
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
 @given(
     kind=st.sampled_from(["tdx", "snp", "nitro", "azure"]),
     data=st.binary(max_size=3000),
