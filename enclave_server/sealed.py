@@ -15,6 +15,7 @@ from attestation import sealed
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
+from enclave_server.access.admission import overloaded
 from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.errors import ApiError, body_timeout, too_large
 from enclave_server.exchange import unsigned
@@ -24,6 +25,8 @@ from enclave_server.replays import Replays
 from enclave_server.settings import Settings
 from enclave_server.watch import ClientGoneError, Watch
 
+LARGE_AT_ONCE = 16  # bodies of the largest size that may be on their way in, in one worker
+_SMALL = 64 * 1024  # as much as the server below holds of any; so nobody who sends more keeps these out
 RAW_PATH = sealed.PATH.encode()
 _TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), sealed.ANSWER_TYPE.encode()
 _ERRORS = {
@@ -60,6 +63,7 @@ class Sealed:
     ) -> None:
         self._settings, self._inner, self._wall_clock = settings, inner, wall_clock
         self._latest = 0.0
+        self._reading = 0  # bytes of bodies on their way in
         self._identities = identities
         self._replays = replays or Replays(settings.sealed_remembered)
         self._limit = sealed.max_request_bytes(settings.max_request_bytes)
@@ -70,7 +74,7 @@ class Sealed:
             most = self._settings.max_request_bytes
             with Watch() as watch:
                 watch.until(watch.now + self._settings.body_seconds, body_timeout)
-                data = await read_body(receive, limit=most, seal=self._limit - most)
+                data = await self._read(receive, most)
             now = self._now()
             envelope = sealed.parse_envelope(data)
             opened = self._open(envelope, now)
@@ -84,6 +88,22 @@ class Sealed:
             state = {**scope.get("state", {}), STATE: envelope.statement}  # whatever the connection's key is
             sealing = _Sealing(send, sealed.AnswerSealer(opened))
             await self._serve(opened, now, {**scope, "state": state}, receive, sealing)
+
+    async def _read(self, receive: Receive, most: int) -> bytes:
+        """The body, of somebody whose key is inside it: so what is held of such bodies has a bound of its own."""
+        size = 0
+
+        def seen(part: bytes) -> None:
+            nonlocal size
+            size += len(part)
+            self._reading += len(part)
+            if size > _SMALL and self._reading > LARGE_AT_ONCE * self._limit:
+                raise overloaded()
+
+        try:
+            return await read_body(receive, limit=most, seal=self._limit - most, seen=seen)
+        finally:
+            self._reading -= size
 
     def _now(self) -> float:
         """Unix seconds; a clock that is set back stands still."""

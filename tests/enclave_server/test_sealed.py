@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from enclave_server.errors import ApiError
 from enclave_server.identities import Identities
 from enclave_server.identity import make_identity
 from enclave_server.replays import WINDOW, Replays
-from enclave_server.sealed import Sealed
+from enclave_server.sealed import LARGE_AT_ONCE, Sealed
 from tests.caller import take_receipt, untrusting
 from tests.processes import until
 from tests.servers import MODEL, FakeEngine, LiveGateway, gateway_settings, live_gateway
@@ -448,3 +449,25 @@ async def post(app: Sealed, body: bytes) -> None:
 
     headers = [(b"content-type", sealed.REQUEST_TYPE.encode())]
     await app({"type": "http", "method": "POST", "headers": headers}, receive, send)
+
+
+def test_bodies_on_their_way_are_bounded(tmp_path: Path, engine: FakeEngine) -> None:
+    """Strangers who hold back the ends of large bodies cannot fill the memory; small requests are taken all the while."""
+    with (
+        live_gateway(tmp_path, engine=engine, max_request_bytes=256 * 1024) as gateway,
+        Sealer(gateway) as client,
+        ExitStack() as strangers,
+    ):
+        for _ in range(LARGE_AT_ONCE):
+            stranger = strangers.enter_context(socket.create_connection(("127.0.0.1", gateway.settings.port)))
+            tls = strangers.enter_context(untrusting().wrap_socket(stranger))
+            head = f"POST /sealed HTTP/1.1\r\nHost: x\r\nContent-Type: {sealed.REQUEST_TYPE}\r\nContent-Length: 262144\r\n\r\n"
+            tls.sendall(head.encode() + bytes(262143))
+        large = {**ASKED, "user": "x" * 200_000}
+        until(lambda: client.post(client.seal(large)[0]).status_code != 200)
+        refused = client.post(client.seal(large)[0])
+        assert code_of(refused) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "2"
+        assert client.ask(ASKED).status == 200
+        strangers.close()
+        until(lambda: client.post(client.seal(large)[0]).status_code == 200)
