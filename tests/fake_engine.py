@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ class Behaviour:
     """How the fake engine answers from now on. Change it at any time; `reset()` makes it well again."""
 
     chunks: int = 5  # content events of a stream
-    delay: float = 0.0  # seconds before each of them
+    delay: float = 0.0  # seconds before each of them; what waits is let go when it is made shorter
     text: str | None = None  # the answer's text, instead of an echo of the prompt
     split: bool = False  # every stream in writes of 7 bytes, so that reads never end where events do
     die_after: int | None = (
@@ -69,6 +69,15 @@ class _Thread:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+
+async def pause(seconds: Callable[[], float]) -> None:
+    """For so long; it is asked again meanwhile, so that a test decides when what waits goes on, and no clock does."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await asyncio.sleep(0)
+    while (left := started + seconds() - loop.time()) > 0:  # noqa: ASYNC110 - it is a thread of the test that changes it
+        await asyncio.sleep(min(left, 0.02))
 
 
 @dataclass
@@ -189,7 +198,7 @@ class FakeEngine:
                 return await self._stream(request, asked, text, usage, chat=chat)
             if how.die_after is not None and request.transport is not None:
                 request.transport.abort()
-            await asyncio.sleep(3600 if how.hang_after is not None else how.delay)
+            await pause(lambda: 3600 if how.hang_after is not None else self.behaviour.delay)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -238,7 +247,7 @@ class FakeEngine:
                 }
                 await response.write(_sse({"error": error}) + b"data: [DONE]\n\n")
                 return response
-            await asyncio.sleep(how.delay)
+            await pause(lambda: self.behaviour.delay)
             for at in range(0, len(event), 7 if how.split else len(event)):
                 await response.write(event[at : at + 7] if how.split else event)
                 if how.split:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import threading
@@ -24,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from client_sdk.kept import EVIDENCE_PATH
 from tests.caller import untrusting
+from tests.fake_engine import pause
 from tests.servers import FakeEngine, LiveGateway, live_gateway
 
 
@@ -32,7 +32,7 @@ class Recorder:
     """An ASGI middleware that keeps everything that a client sent."""
 
     requests: list[tuple[str, dict[bytes, bytes], bytes]] = field(default_factory=list)
-    delay: float = 0.0  # seconds before each answer to a request for evidence
+    delay: float = 0.0  # seconds before each answer to a request for evidence; made shorter, it lets go what waits
     corrupt: bool = False  # evidence documents are no JSON any more
 
     def wrap(self, app: Any) -> Any:
@@ -56,7 +56,7 @@ class Recorder:
 
             evidence = scope["path"] == EVIDENCE_PATH
             if evidence:
-                await asyncio.sleep(self.delay)
+                await pause(lambda: self.delay)
             await app(scope, keep, spoil if evidence and self.corrupt else send)
 
         return recorded
