@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -19,7 +18,8 @@ from attestation.errors import AttestationError
 from client_sdk import AsyncOpenAI, Trust, async_attested_transport, attested_transport
 from client_sdk.session import Verified
 from tests.client_sdk.conftest import Recorded
-from tests.client_sdk.test_trust import AGE, Clock, renewals, settled
+from tests.client_sdk.transported import Clock
+from tests.client_sdk.trusting import AGE, renewals, settled
 from tests.processes import until
 from tests.servers import MODEL
 
@@ -93,13 +93,15 @@ async def test_who_gives_up_during_an_attestation_takes_nobody_with_them(
     recorded: Recorded, http: Any, cancelled: int
 ) -> None:
     """The first to come, or most of all, are cancelled while the evidence is on its way: it serves the rest all the same."""
-    recorded.recorder.delay = 0.4
+    recorded.recorder.delay = 60
     transport = async_attested_transport(recorded.gateway.policy_text, http.__name__)
     async with http.AsyncClient(transport=transport) as client:
         tasks = [asyncio.create_task(client.get(recorded.gateway.origin + MODELS)) for _ in range(6)]
-        await asyncio.to_thread(until, lambda: recorded.recorder.attestations() == 1, 5)
+        await asyncio.to_thread(until, lambda: recorded.recorder.attestations() == 1)
         for task in tasks[:cancelled]:
             task.cancel()
+        await asyncio.wait(tasks[:cancelled])
+        recorded.recorder.delay = 0
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         again = await client.get(recorded.gateway.origin + MODELS)
     assert all(isinstance(end, asyncio.CancelledError) for end in ended[:cancelled])
@@ -110,12 +112,13 @@ async def test_who_gives_up_during_an_attestation_takes_nobody_with_them(
 
 async def test_when_all_give_up_the_next_one_has_the_verdict(recorded: Recorded) -> None:
     """Nobody waits any more, and what was asked for is not asked for again."""
-    recorded.recorder.delay = 0.3
+    recorded.recorder.delay = 60
     transport = async_attested_transport(recorded.gateway.policy_text)
     async with httpx.AsyncClient(transport=transport) as client:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(client.get(recorded.gateway.origin + MODELS), 0.05)
+        recorded.recorder.delay = 0
         assert (await client.get(recorded.gateway.origin + MODELS)).status_code == 200
     assert recorded.recorder.attestations() == 1
 
@@ -130,30 +133,31 @@ def test_a_renewal_outlives_the_loop_that_began_it(recorded: Recorded) -> None:
         return (await client.get(origin + MODELS)).status_code
 
     assert asyncio.run(ask()) == 200
-    clock.ahead, recorded.recorder.delay = AGE * 0.81, 2.0
+    clock.ahead, recorded.recorder.delay = AGE * 0.81, 60
     assert asyncio.run(ask()) == 200
     assert renewals(), "it goes on without the loop"
-    until(settled, 10)
+    recorded.recorder.delay = 0
+    until(settled)
     clock.ahead = AGE * 1.2
     state = trust.state(origin)
     assert isinstance(state, Verified)
     assert state.failure is None
     assert asyncio.run(ask()) == 200
     asyncio.run(client.aclose())
-    until(settled, 10)
+    until(settled)
     assert recorded.recorder.attestations() == 2
 
 
 @LIBRARIES
 def test_threads_that_share_a_client_while_the_enclave_restarts(recorded: Recorded, http: Any) -> None:
     """Each request is answered under one of the boots' keys or fails by a name; attestations are for boots, not for requests."""
-    gateway, ends = recorded.gateway, time.monotonic() + 2.0
+    gateway, over = recorded.gateway, threading.Event()
     transport = attested_transport(gateway.policy_text, http.__name__, max_age=timedelta(minutes=5))
     keys: set[bytes] = set()
 
     def ask(client: Any) -> int:
         answered = 0
-        while time.monotonic() < ends or not answered:
+        while not (over.is_set() and answered):
             try:
                 answer = client.get(gateway.origin + MODELS)
             except (AttestationError, http.TransportError):
@@ -164,8 +168,12 @@ def test_threads_that_share_a_client_while_the_enclave_restarts(recorded: Record
 
     with http.Client(transport=transport) as client, ThreadPoolExecutor(8) as threads:
         work = [threads.submit(ask, client) for _ in range(8)]
-        time.sleep(0.5)
-        gateway.restart()
+        try:
+            until(lambda: keys)
+            gateway.restart()
+            until(lambda: len(keys) == 2)
+        finally:
+            over.set()
         assert all(each.result(60) for each in work)
         last = client.get(gateway.origin + MODELS).extensions["attestation"].verdict.statement_digest
     assert last in keys

@@ -53,7 +53,7 @@ FAULTS = {
     "killed engine": (
         "test_faults.py",
         "test_killed_engine",
-        "test_inference.py",
+        "inference/test_failures.py",
         "test_engine_dies_in_mid_stream",
     ),
     "wrong model file": ("test_command.py", "test_another_model"),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,41 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from typer.testing import CliRunner, Result
 
-from attestation.binding import parse_statement
 from attestation.checks import Check
-from attestation.errors import PolicyError, VerificationError
+from attestation.errors import VerificationError
 from attestation.provisioning import MAX_MESSAGE_BYTES, MEDIA_TYPE, PATH, seal_secrets
-from client_sdk import load_policy
-from client_sdk.cli import app
 from enclave_server.access.store import Store
 from enclave_server.provisioning import Secrets, check_values
-from enclave_server.settings import Settings
 from tests.caller import Caller, untrusting
-from tests.enclave_server.fake_vllm import fake_python
-from tests.enclave_server.test_prefork import workers
+from tests.enclave_server.owner import CHAT, OWNER, PEPPER, Provision, private_pem, public_pem, ready
 from tests.processes import until
-from tests.served import COMMAND, Served, everything_written, model_settings
 from tests.servers import FakeEngine, LiveGateway, gateway_settings, live_gateway
-
-OWNER = Ed25519PrivateKey.from_private_bytes(b"owner".ljust(32))
-PEPPER = b"a pepper that must be seen nowhere at all"
-CHAT = {"model": "fake-model", "messages": [{"role": "user", "content": "hello"}]}
-
-
-def public_pem(key: Ed25519PrivateKey = OWNER) -> str:
-    encoding = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_key().public_bytes(*encoding).decode()
-
-
-def private_pem(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
 
 # ---------------------------------------------------------------------------------------- one process, every refusal
 
@@ -93,10 +66,6 @@ def post(origin: str, data: bytes, content_type: str = MEDIA_TYPE) -> str:
     )
     assert (answer.status_code == 204) == (not answer.content)
     return answer.json()["error"]["code"] if answer.content else ""
-
-
-def ready(origin: str) -> Any:
-    return httpx.get(f"{origin}/readyz", verify=untrusting(), trust_env=False).json()["reason"]
 
 
 def test_nobody_is_answered_before(gateway: LiveGateway, engine: FakeEngine) -> None:
@@ -208,31 +177,6 @@ def test_dropped(tmp_path: Path) -> None:
         os.fstat(secrets._file)
 
 
-# ------------------------------------------------------------------------------------------- the owner's command
-
-
-class Provision:
-    """`attested provision` with its files."""
-
-    def __init__(self, folder: Path, policy: str, values: dict[str, bytes]) -> None:
-        self._folder = folder
-        folder.mkdir(exist_ok=True)
-        (folder / "policy.toml").write_text(policy)
-        (folder / "owner.pem").write_bytes(private_pem(OWNER))
-        for name, value in values.items():
-            (folder / name).write_bytes(value)
-        self._names = list(values)
-
-    def __call__(self, origin: str, *more: str, **files: str) -> Result:
-        at = {"policy": "policy.toml", "key": "owner.pem"} | files
-        arguments = [
-            word for option, name in at.items() for word in (f"--{option}", str(self._folder / name))
-        ]
-        for name in self._names:
-            arguments += ["--secret", f"{name}={self._folder / name}"]
-        return CliRunner().invoke(app, ["provision", origin, *arguments, *more])
-
-
 @pytest.fixture
 def provision(tmp_path: Path, gateway: LiveGateway, values: dict[str, bytes]) -> Provision:
     return Provision(tmp_path / "owner", gateway.policy_text, values)
@@ -282,130 +226,3 @@ def test_files_that_are_none(gateway: LiveGateway, provision: Provision, wrong: 
     """Wrong usage is said before anybody is asked."""
     assert provision(gateway.origin, "--secret", wrong).exit_code in {5, 64}
     assert provision(gateway.origin, key="policy.toml").exit_code == 64
-
-
-# ------------------------------------------------------------------------------------- the installed command, two workers
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Served]:
-    """`enclave-server serve` with two workers; it is not ready."""
-    model, folder = tmp_path / "model", tmp_path / "gateway"
-    model.mkdir()
-    folder.mkdir()
-    (model / "config.json").write_text("{}")
-    gateway = Served(
-        folder,
-        {
-            **model_settings(model, "fake-model"),
-            "engine_python": str(fake_python(tmp_path / "python")),
-            "drain_seconds": 3,
-            "workers": 2,
-            "evidence_per_second": 1000,
-            "evidence_burst": 10000,
-            "access": "keys",
-            "owner_key": public_pem(),
-            "secrets": ["database_url", "key_pepper"],
-        },
-    )
-    gateway.start()
-    try:
-        until(lambda: waiting(gateway), 30)
-        yield gateway
-    finally:
-        if gateway.process.poll() is None:
-            gateway.process.kill()
-            gateway.process.wait(10)
-
-
-def waiting(gateway: Served) -> bool:
-    try:
-        return not gateway.ready() and ready(gateway.origin) == "secrets_missing"
-    except httpx.TransportError:
-        return False
-
-
-def ask(gateway: Served, policy: str, key: str) -> int:
-    """Over a connection of its own, so that all workers get some."""
-    with Caller(gateway.origin, policy) as caller:
-        return caller.post("/v1/chat/completions", CHAT, {"Authorization": f"Bearer {key}"}).status
-
-
-def test_all_workers_have_them_and_nothing_else_does(
-    running: Served, tmp_path: Path, values: dict[str, bytes]
-) -> None:
-    """Given once through the real command: both workers serve, and so does one that takes another's place; the evidence shows
-    the digest; no file and no log line holds a secret; and after a restart it waits again."""
-    policy = running.policy()
-    provision = Provision(tmp_path / "owner", policy, values)
-    result = provision(running.origin, "--json")
-    assert result.exit_code == 0, result.output
-    key = subprocess.run(
-        [
-            *COMMAND,
-            "keys",
-            "create",
-            "it",
-            "--config",
-            running.config,
-            "--pepper",
-            tmp_path / "owner/key_pepper",
-        ],
-        env={**os.environ, "ENCLAVE_ACCESS_DATABASE": values["database_url"].decode().strip()},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout.strip()
-    running.until_ready(20)
-    until(lambda: {ask(running, policy, key) for _ in range(6)} == {200}, 20)
-    killed = workers(running)[0]
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: killed not in workers(running) and len(workers(running)) == 2, 20)
-    until(lambda: {ask(running, policy, key) for _ in range(6)} == {200}, 20)
-
-    digest = json.loads(result.stdout)["digest"]
-    with Caller(running.origin, policy) as caller:
-        assert caller.verdict.statement.secrets == bytes.fromhex(digest)
-        assert parse_statement(caller.verdict.statement.to_bytes()) == caller.verdict.statement
-        pins = policy + 'secrets_digests = ["{}"]\n'
-        caller.verify(pins.format(digest))
-        with pytest.raises(PolicyError, match=r"policy\.secrets"):
-            caller.verify(pins.format("00" * 32))
-    (tmp_path / "owner/pins.toml").write_text(pins.format(digest))
-    assert digest in provision(running.origin, policy="pins.toml").stdout  # the same again
-    locked = ["lock", running.origin, "--policy", f"{tmp_path}/owner/policy.toml", "-o", f"{tmp_path}/a.lock"]
-    assert CliRunner().invoke(app, [*locked, "--yes"]).exit_code == 0
-    assert load_policy(tmp_path / "a.lock").statement.secrets_digests == {bytes.fromhex(digest)}
-    (tmp_path / "owner/key_pepper").write_bytes(PEPPER * 2)
-    assert Check.SECRET_AGAIN in provision(running.origin).stderr
-
-    written = everything_written(running.folder)
-    for secret in values.values():
-        for form in (secret.strip(), b64encode(secret.strip())[:40], secret.strip().hex().encode()):
-            assert form not in written
-    assert running.terminate() == 0
-    running.start()
-    until(lambda: waiting(running), 30)
-
-
-def test_keys_are_made_with_the_pepper(tmp_path: Path) -> None:
-    """`keys create` for such a gateway wants the pepper, so that no key is made that would never work."""
-    settings = gateway_settings(tmp_path)
-    config = tmp_path / "enclave.toml"
-    lines = {
-        "model_dir": str(settings.model_dir),
-        "model_name": settings.model_name,
-        "model_digest": settings.model_digest,
-        "tee": "simulated-tdx",
-        "engine_python": "/nonexistent/python",
-        "access_database": settings.access_database,
-        "owner_key": public_pem(),
-        "secrets": ["key_pepper"],
-    }
-    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items()))
-    assert isinstance(Settings.load(config), Settings)
-    made = subprocess.run(
-        [*COMMAND, "keys", "create", "it", "--config", config], capture_output=True, text=True, check=False
-    )
-    assert (made.returncode, "--pepper" in made.stderr) == (1, True)

@@ -31,7 +31,7 @@ from enclave_server.provisioning import check_values
 from enclave_server.tls_certificate import parse_issuer
 from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python
-from tests.enclave_server.test_provisioning import CHAT, Provision, public_pem, waiting
+from tests.enclave_server.owner import CHAT, Provision, public_pem, waiting
 from tests.processes import until
 from tests.served import Served, model_settings
 from tests.servers import VERSION, gateway_settings

@@ -16,7 +16,7 @@ from enclave_server.model.pack import write_pack
 from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python
 from tests.enclave_server.model.packs import CANARY, ID, KEY, flipped
-from tests.enclave_server.test_provisioning import CHAT, Provision, public_pem, waiting
+from tests.enclave_server.owner import CHAT, Provision, public_pem, waiting
 from tests.processes import running_with, until
 from tests.served import Served, everything_written, model_settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,34 +17,12 @@ from enclave_server.errors import ApiError
 from enclave_server.forms import MAX_FIELD, read_form
 from enclave_server.routes import REFUSED, ROUTES, Kind
 from tests.caller import Caller
-from tests.servers import MODEL, FakeEngine, LiveGateway, live_gateway
+from tests.servers import MODEL, FakeEngine
 from tools.route_table import table
 
 CHAT, FORM = b"/v1/chat/completions", "/v1/audio/transcriptions"
 BOUNDARY = {"Content-Type": "multipart/form-data; boundary=xYz"}
 PIXEL = "data:image/png;base64,AAAA"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeEngine, LiveGateway, Caller]]:
-    folder = tmp_path_factory.mktemp("routes")
-    with (
-        FakeEngine(folder / "engine.sock") as engine,
-        live_gateway(folder, engine=engine) as gateway,
-        Caller(gateway.origin, gateway.policy_text) as caller,
-    ):
-        yield engine, gateway, caller
-
-
-@pytest.fixture
-def engine(served: tuple[FakeEngine, LiveGateway, Caller]) -> FakeEngine:
-    served[0].reset()
-    return served[0]
-
-
-@pytest.fixture
-def caller(engine: FakeEngine, served: tuple[FakeEngine, LiveGateway, Caller]) -> Caller:
-    return served[2]
 
 
 def form(**fields: str) -> bytes:
@@ -66,7 +43,7 @@ def refused(path: bytes, body: Any) -> ApiError:
 
 def test_the_page_is_the_table() -> None:
     """docs/routes.md is what `python -m tools.route_table` writes."""
-    page = Path(__file__).parent.parent.parent / "docs" / "routes.md"
+    page = Path(__file__).parent.parent.parent.parent / "docs" / "routes.md"
     assert page.read_text() == table()
 
 
