@@ -50,7 +50,7 @@ class EngineLog:
 
     def explain_start(self) -> None:
         """Pass on what the engine wrote before it was ready; nothing when it once was."""
-        for line in self._start_up if not self.serving else ():
+        for line in () if self.serving else (*self._start_up, *filter(None, [self._tail.strip()])):
             log.error("engine output", line=line.decode("utf-8", "replace"))
 
     def _reduced(self, line: bytes) -> None:

@@ -221,6 +221,10 @@ class Engine:
             raise
         finally:
             await _end(process, patience)
+            if not self._stopping:
+                log.error(
+                    "engine process ended", exit_code=process.returncode, reason=_how(process.returncode)
+                )
             if (
                 group and process.returncode != 0
             ):  # engine_child may have been killed before it could kill the rest
@@ -239,7 +243,14 @@ async def _exited(process: Process, *, within: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(within):
             code = await process.wait()
-            raise EngineError(f"its process ended with status {code}")
+            raise EngineError(f"its process ended with {_how(code)}")
+
+
+def _how(code: int | None) -> str:
+    """An exit status in words; engine_child adds 128 to the number of a signal, as shells do."""
+    number = -code if code is not None and code < 0 else (code or 0) - 128
+    name = f" ({signal.Signals(number).name})" if number in set(signal.Signals) else ""
+    return f"status {code}{name}"
 
 
 async def _end(process: Process, patience: float) -> None:
@@ -260,7 +271,7 @@ async def _first_line(process: Process) -> tuple[int, str]:
     group, _, isolation = line.partition(" ")
     if not group.isdecimal():
         await process.wait()
-        raise EngineError(line or f"its process ended with status {process.returncode}")
+        raise EngineError(line or f"its process ended with {_how(process.returncode)}")
     return int(group), isolation
 
 

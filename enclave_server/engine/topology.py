@@ -81,7 +81,10 @@ def _replicas(settings: Settings, host: str, port: int) -> Iterator[str]:
         there = port + 1 + number
         urls.append(f"http://{host}:{there}")
         line = shlex.join(command(settings, f"--host={host}", f"--port={there}"))
-        yield f"CUDA_VISIBLE_DEVICES={gpus} {line} &"
+        said = (
+            f'echo "the replica on port {there} ended with status ${{ended:-0}}" >&2'  # a shell tells nobody
+        )
+        yield f"{{ CUDA_VISIBLE_DEVICES={gpus} {line} || ended=$?; {said}; }} &"
     router = [
         "vllm-router",
         "--worker-urls",

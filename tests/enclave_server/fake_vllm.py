@@ -29,7 +29,7 @@ def fake_python(folder: Path, **plan: Any) -> Path:
 
 
 def set_plan(folder: Path, **plan: Any) -> None:
-    """Keys: `exit` (a status, at once), `never_ready`, `words` (printed at start), `behaviour` (of FakeEngine)."""
+    """Keys: `exit` (a status, at once), `never_ready`, `words` (printed at start), `unended` (without an end of line), `behaviour` (of FakeEngine)."""
     (folder / "plan.json").write_text(json.dumps(plan))
 
 
@@ -56,7 +56,7 @@ def _main(folder: Path, arguments: list[str]) -> None:
             "environment": dict(os.environ),
         }
         trace.write(json.dumps(seen) + "\n")
-    sys.stdout.write(plan.get("words", "starting") + "\n")
+    sys.stdout.write(plan.get("words", "starting") + ("" if plan.get("unended") else "\n"))
     sys.stdout.flush()
     if "exit" in plan:
         sys.exit(plan["exit"])

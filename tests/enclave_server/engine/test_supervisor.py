@@ -156,6 +156,32 @@ async def test_crash_loop(tmp_path: Path) -> None:
     assert len(starts(tmp_path / "python")) == 3
 
 
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGKILL, "137 (SIGKILL)"), (signal.SIGTERM, "143 (SIGTERM)")],
+    ids=["killed", "ended"],
+)
+async def test_an_end_is_logged(tmp_path: Path, number: int, status: str) -> None:
+    """However the engine ends that nobody told to: the log has its exit status, and the signal's name."""
+    with capture_logs() as logs:
+        async with supervised(tmp_path) as engine:
+            await until(lambda: engine.unready is None)
+            os.kill(starts(tmp_path / "python")[0]["pid"], number)
+            await until(lambda: engine._status.restarts == 1)
+    [ended] = [entry for entry in logs if entry["event"] == "engine process ended"]
+    assert ended["reason"] == f"status {status}"
+    assert str(ended["exit_code"]) == status.partition(" ")[0]
+
+
+async def test_last_words_without_an_end_of_line(tmp_path: Path) -> None:
+    """What the engine wrote last before it died in its start is in the log too."""
+    with capture_logs() as logs:
+        async with supervised(tmp_path, {"exit": 3, "words": "first\nlast", "unended": True}) as engine:
+            await until(lambda: engine.gave_up)
+    lines = [entry["line"] for entry in logs if entry["event"] == "engine output"]
+    assert lines == ["first", "last"]
+
+
 async def test_stop_while_starting(tmp_path: Path) -> None:
     """A stop in the middle of a start leaves nothing behind either."""
     async with supervised(tmp_path, {"never_ready": True}):
