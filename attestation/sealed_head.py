@@ -16,6 +16,7 @@ from attestation.errors import MalformedError
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 Headers = tuple[tuple[str, str], ...]
+MAX_HEAD_BYTES = 64 * 1024
 #: Fields of the connection, and not of the message (RFC 9110 §7.6.1): never inside a seal.
 OF_THE_CONNECTION = frozenset(
     {

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from attestation.errors import AttestationError, VerificationError
-from attestation.sealed import AnswerOpener
+from attestation.sealed_answer import AnswerOpener
 from attestation.sealed_head import ResponseHead
 from client_sdk.refusals import carried
 from client_sdk.streams import StreamCheck
@@ -127,9 +127,7 @@ class BlockingUnsealed(_Unsealed):
     def __iter__(self) -> Iterator[bytes]:
         if begun := self._taken():
             yield begun
-        for data in self._reads:
-            if opened := self._opener.feed(data):
-                yield opened
+        yield from filter(None, map(self._opener.feed, self._reads))
         self._opener.end()
 
     def close(self) -> None:

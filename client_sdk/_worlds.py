@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
-from attestation.sealed import AnswerOpener
+from attestation.sealed_answer import AnswerOpener
 from attestation.sealed_head import ResponseHead
 from client_sdk._bodies import (
     AsyncStream,

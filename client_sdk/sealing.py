@@ -13,6 +13,7 @@ from typing import Any
 from attestation import sealed
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError, VerificationError
+from attestation.sealed_answer import ANSWER_TYPE, AnswerOpener
 from attestation.sealed_head import OF_THE_CONNECTION, RequestHead
 from client_sdk.exchange import Exchange
 
@@ -20,7 +21,7 @@ MAX_ERROR_BYTES = 64 * 1024
 #: What goes around every sealed request, whatever is inside.
 HEADERS = {
     "Content-Type": sealed.REQUEST_TYPE,
-    "Accept": sealed.ANSWER_TYPE,
+    "Accept": ANSWER_TYPE,
     "Accept-Encoding": "identity",
     "User-Agent": "attested-inference",
 }
@@ -54,9 +55,7 @@ class Channel(StrEnum):
         return self is not Channel.SEALED
 
 
-def seal(
-    exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime
-) -> tuple[bytes, sealed.AnswerOpener]:
+def seal(exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime) -> tuple[bytes, AnswerOpener]:
     """The body of the POST to /sealed, and what opens its answer."""
     pairs = ((name.decode("ascii").lower(), value.decode("latin-1")) for name, value in headers)
     head = RequestHead(
@@ -75,7 +74,7 @@ def seal(
 
 def is_sealed(status: int, content_type: str | None) -> bool:
     """The answer says that it is sealed; opening it will tell."""
-    return status == 200 and content_type == sealed.ANSWER_TYPE
+    return status == 200 and content_type == ANSWER_TYPE
 
 
 def not_sealed(status: int, body: bytes) -> AttestationError:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from attestation import sealed
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
+from attestation.sealed_answer import ANSWER_TYPE, AnswerSealer
 from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
 from enclave_server.access.admission import overloaded
 from enclave_server.asgi import Receive, Scope, Send
@@ -28,7 +29,7 @@ from enclave_server.watch import ClientGoneError, Watch
 LARGE_AT_ONCE = 16  # bodies of the largest size that may be on their way in, in one worker
 _SMALL = 64 * 1024  # as much as the server below holds of any; so nobody who sends more keeps these out
 RAW_PATH = sealed.PATH.encode()
-_TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), sealed.ANSWER_TYPE.encode()
+_TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), ANSWER_TYPE.encode()
 _ERRORS = {
     Check.SEALED_FORMAT: (400, "This is not a sealed request of this protocol."),
     Check.SEALED_SUITE: (400, "The request is sealed with a suite that this gateway does not know."),
@@ -86,7 +87,7 @@ class Sealed:
             await unsigned(send, _api_error(error))
         else:
             state = {**scope.get("state", {}), STATE: envelope.statement}  # whatever the connection's key is
-            sealing = _Sealing(send, sealed.AnswerSealer(opened))
+            sealing = _Sealing(send, AnswerSealer(opened.secret, opened.enc))
             await self._serve(opened, now, {**scope, "state": state}, receive, sealing)
 
     async def _read(self, receive: Receive, most: int) -> bytes:
@@ -160,7 +161,7 @@ class Sealed:
 class _Sealing:
     """ASGI's `send`: what the application says is sealed on its way, one chunk for each piece, none of them delayed."""
 
-    def __init__(self, send: Send, sealer: sealed.AnswerSealer) -> None:
+    def __init__(self, send: Send, sealer: AnswerSealer) -> None:
         self._send, self._sealer = send, sealer
         self._head: ResponseHead | None = None
 

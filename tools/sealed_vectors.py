@@ -25,7 +25,6 @@ from attestation.checks import Check
 from attestation.errors import AttestationError
 from attestation.sealed import (
     SUITES,
-    AnswerSealer,
     Opened,
     SealingKeys,
     Suite,
@@ -34,6 +33,7 @@ from attestation.sealed import (
     parse_message,
     seal_request,
 )
+from attestation.sealed_answer import AnswerSealer
 from attestation.sealed_head import RequestHead, ResponseHead
 
 FILE = Path(__file__).parent.parent / "docs/vectors/sealed.json"
@@ -86,7 +86,7 @@ def case(suite: Suite, keys: SealingKeys, statement: bytes, known: str | None) -
     """A request, what is in it, its answer, and what that must not become."""
     request = bytes.fromhex(known) if known else _seal(suite, keys, statement)
     opened = open_request(parse_envelope(request), keys)
-    sealer = AnswerSealer(opened, random=fixed("random"))
+    sealer = AnswerSealer(opened.secret, opened.enc, random=fixed("random"))
     last = PIECES[-1]
     first = sealer.seal(PIECES[0].encode(), head=ANSWER_HEAD)
     rest = [sealer.seal(piece.encode(), last=piece is last) for piece in PIECES[1:]]

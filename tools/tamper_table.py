@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attestation.checks import Check
-from tests.attestation import test_bundle, test_disclosure, test_sealed
+from tests.attestation import test_bundle, test_disclosure, test_sealed, test_sealed_answer
 from tests.attestation.tlog import test_notes
 from tests.client_sdk import (
     test_checkpoints,
@@ -66,7 +66,7 @@ def _sections() -> Iterator[str]:
     yield _cases("The signature's envelope, of receipts and checkpoints", fields.JWS)
     yield _cases("Sealed requests", sealed.REQUESTS)
     yield _cases("Heads inside of a seal, as a sender may write them", heads)
-    yield _cases("Sealed answers", test_sealed.TABLE, sealed.CHUNKS, stripped)
+    yield _cases("Sealed answers", test_sealed_answer.TABLE, sealed.CHUNKS, stripped)
     yield _cases("Sealed exchanges, one for another", sealed.SCENES)
     yield _cases("Bundles", test_bundle.TAMPERED)
     yield _cases("Disclosures", test_disclosure.TAMPERED)

@@ -14,14 +14,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from attestation.errors import AttestationError
 from attestation.sealed import (
     SUITES,
-    AnswerOpener,
-    AnswerSealer,
     Opened,
     SealingKeys,
     open_request,
     parse_envelope,
     parse_message,
 )
+from attestation.sealed_answer import AnswerOpener, AnswerSealer
 from attestation.sealed_head import ResponseHead
 from tools.sealed_vectors import FILE, REFUSED, text
 
@@ -72,7 +71,7 @@ def test_an_answer(case: dict[str, Any]) -> None:
     """Sealing gives these bytes, and opening them gives the pieces back."""
     answer = case["answer"]
     head = ResponseHead(status=answer["head"]["status"], headers=tuple(map(tuple, answer["head"]["headers"])))
-    sealer = AnswerSealer(opened(case), random=bytes.fromhex(answer["random"]))
+    sealer = AnswerSealer(opened(case).secret, opened(case).enc, random=bytes.fromhex(answer["random"]))
     pieces = [piece.encode() for piece in answer["pieces"]]
     wire = [sealer.seal(pieces[0], head=head)]
     wire += [sealer.seal(piece, last=piece is pieces[-1]) for piece in pieces[1:]]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError, VerificationError
-from attestation.sealed import ANSWER_TYPE, open_request, parse_envelope, parse_message
+from attestation.sealed import open_request, parse_envelope, parse_message
+from attestation.sealed_answer import ANSWER_TYPE
 from client_sdk.sealing import Channel, is_sealed, not_sealed, seal
 from tests.client_sdk.pretend import NOW, PretendEnclave
 

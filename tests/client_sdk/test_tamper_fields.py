@@ -17,11 +17,11 @@ from attestation._b64 import b64url_decode, b64url_encode
 from attestation.checks import Check
 from attestation.errors import AttestationError
 from attestation.receipt import COMMENT, RECEIPT_HEADER, Outcome, Receipt, Usage
-from attestation.sealed import AnswerOpener
+from attestation.sealed_answer import AnswerOpener
 from attestation.sealed_head import parse_request_head, parse_response_head
 from client_sdk.receipts import PlainCheck
 from client_sdk.streams import StreamCheck
-from tests.attestation.test_sealed import exchange, read, seal, unseal
+from tests.attestation.sealing import exchange, read, seal, unseal
 from tests.client_sdk.pretend import ANSWER, EVENTS, NOW, PretendEnclave, stream_headers
 
 ENCLAVE = PretendEnclave()

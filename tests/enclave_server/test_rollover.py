@@ -20,6 +20,7 @@ from attestation.binding import Statement
 from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.receipt import Outcome, verify_receipt
+from attestation.sealed_answer import AnswerOpener
 from attestation.sealed_head import RequestHead
 from client_sdk import attested_transport
 from client_sdk.tls import pinned_context
@@ -58,7 +59,7 @@ def key_of(gateway: LiveGateway) -> bytes:
         return caller.verdict.statement_digest
 
 
-def seal(identity: Identity, body: Any = ASKED) -> tuple[bytes, sealed.AnswerOpener]:
+def seal(identity: Identity, body: Any = ASKED) -> tuple[bytes, AnswerOpener]:
     headers = (("content-type", "application/json"), ("attested-nonce", "A" * 43))
     return sealed.seal_request(
         RequestHead(method="POST", target=CHAT, headers=headers),
