@@ -11,6 +11,7 @@ import typer
 from enclave_server.commands.options import Config
 from enclave_server.settings import Settings
 
+SECONDS = 4.0  # for an answer; service managers commonly wait a little longer
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a listener is reached from here
 
 
@@ -25,7 +26,7 @@ def health(
     host = _WILDCARDS.get(settings.host, settings.host)
     # Whose key it is does not matter here: whether to trust it is for clients to find out.
     anybody = ssl._create_unverified_context()  # noqa: S323, SLF001
-    connection = http.client.HTTPSConnection(host, settings.port, timeout=4, context=anybody)
+    connection = http.client.HTTPSConnection(host, settings.port, timeout=SECONDS, context=anybody)
     try:
         connection.request("GET", "/readyz" if ready else "/healthz")
         answer = connection.getresponse()

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -32,7 +33,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
     return {
         **model_settings(model, "fake-model"),
         "engine_python": str(python),
-        "drain_seconds": 3,
+        "drain_seconds": 60,
         "workers": 2,
     }
 
@@ -100,7 +101,7 @@ def test_worker_killed(gateway: Served) -> None:
         engine, statement = gateway.engine_pid(), caller.verdict.statement
         os.kill(before[0], signal.SIGKILL)
         until(lambda: len(workers(gateway)) == 2 and workers(gateway) != before)
-    gateway.until_ready(10)
+    gateway.until_ready(60)
     until(lambda: len(series(gateway, 8)) == 2)
     with Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.verdict.statement == statement
@@ -119,7 +120,7 @@ def test_workers_that_always_die(gateway: Served) -> None:
         now = workers(gateway)
         os.kill(now[0], signal.SIGKILL)
         until(partial(_moved_on, gateway, now))
-    assert gateway.process.wait(20) == 1
+    assert gateway.process.wait(90) == 1
     assert '"event": "gateway gives up"' in gateway.log
 
 
@@ -127,7 +128,7 @@ def test_keeper_killed(gateway: Served, tmp_path: Path) -> None:
     """Without the process that looks after the engine the gateway ends, and so does the engine."""
     keeper = next(pid for pid, kind in children(gateway).items() if kind == "keeper")
     os.kill(keeper, signal.SIGKILL)
-    assert gateway.process.wait(20) == 1
+    assert gateway.process.wait(90) == 1
     until(lambda: not running_with(str(tmp_path / "python")))
 
 
@@ -149,29 +150,25 @@ def test_drain(gateway: Served, tmp_path: Path, number: int) -> None:
 
     def chat() -> None:
         with Caller(gateway.origin, policy) as caller:
-            ready.wait(10)
-            answers.append(caller.chat("hello", stream=True))
+            model = caller.verdict.statement.model.names[0]
+            asked = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": True}
+            answers.append(caller.watch("/v1/chat/completions", asked, lambda: begun.wait(60)))
 
-    ready = threading.Barrier(7)
+    begun = threading.Barrier(7)
     callers = [threading.Thread(target=chat) for _ in range(6)]
     for thread in callers:
         thread.start()
-    ready.wait(10)
-    until(lambda: running_with(str(tmp_path / "python")))
-    signal_after(gateway, number, 0.1)
-    signal_after(gateway, number, 0.1)
+    begun.wait(60)
+    gateway.process.send_signal(number)
+    time.sleep(0.05)
+    gateway.process.send_signal(number)
     for thread in callers:
-        thread.join(20)
+        thread.join(60)
     assert [answer.outcome for answer in answers] == [Outcome.COMPLETE] * 6
-    assert gateway.process.wait(20) == 0
+    assert gateway.process.wait(90) == 0
     assert not running_with(str(tmp_path / "python"))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(gateway.origin.rpartition(":")[2])))
-
-
-def signal_after(gateway: Served, number: int, seconds: float) -> None:
-    threading.Event().wait(seconds)
-    gateway.process.send_signal(number)
 
 
 def test_memory_is_private(gateway: Served) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from attestation.receipt import Outcome
+from tests.caller import Answer, Caller
 from tests.processes import until
 from tests.servers import MODEL, FakeEngine
 
@@ -63,7 +62,7 @@ def test_limits_changed_while_running(start: Any, calling: Any, operator: Any) -
     assert [caller.get("/v1/models").status for _ in range(2)] == [200, 429]
     [listed] = json.loads(operator.keys("list", "--json"))
     operator.keys("limit", listed["id"], "--requests-per-minute", "0")
-    until(lambda: caller.get("/v1/models").status == 200, 3)
+    until(lambda: caller.get("/v1/models").status == 200)
 
 
 def test_settings_give_the_default(start: Any, calling: Any, operator: Any) -> None:
@@ -76,46 +75,44 @@ def test_settings_give_the_default(start: Any, calling: Any, operator: Any) -> N
 def test_requests_at_once(start: Any, calling: Any, operator: Any, engine: FakeEngine) -> None:
     """A key has so many requests at once; the next is refused at once, and may come when one has ended."""
     key = operator.create("two", "--concurrency", "2")
-    engine.behaviour.delay = 1
     caller = calling(start(), key)
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: caller.chat("x"), range(4)))
+    answers = at_once(caller, engine, 4, ended=2)
     refused = [answer for answer in answers if answer.status == 429]
     assert [answer.error for answer in refused] == ["concurrency_limit"] * 2
     assert refused[0].headers["retry-after"] == "1"
-    engine.behaviour.delay = 0
     assert caller.chat("after").status == 200
+
+
+def at_once(caller: Caller, engine: FakeEngine, count: int, *, ended: int) -> list[Answer]:
+    """So many answers, of requests under way together: the engine holds its own until so many others have ended."""
+    engine.behaviour.delay = 60
+    with ThreadPoolExecutor(count) as pool:
+        asked = [pool.submit(caller.chat, "x" * 1000) for _ in range(count)]
+        try:
+            until(lambda: sum(each.done() for each in asked) >= ended)
+        finally:
+            engine.behaviour.delay = 0
+        return [each.result() for each in asked]
 
 
 @pytest.mark.parametrize("access", ["keys", "open"])
 def test_queue_is_bounded(start: Any, calling: Any, operator: Any, engine: FakeEngine, access: str) -> None:
     """One in work, one waiting, and the rest is refused with 503 before their bodies are read."""
     key = operator.create()
-    engine.behaviour.delay = 1
     gateway = start(access=access, max_in_flight=1, max_queued=1)
-    caller = calling(gateway, key)
-    results: list[Any] = []
-    threads = [threading.Thread(target=lambda: results.append(caller.chat("x" * 1000))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.3)
-    refused = caller.chat("y" * 1000)
+    answers = at_once(calling(gateway, key), engine, 3, ended=1)
+    assert sorted(answer.status for answer in answers) == [200, 200, 503]
+    refused = next(answer for answer in answers if answer.status == 503)
     assert (refused.status, refused.error) == (503, "overloaded")
     assert refused.headers["retry-after"] == "2"
     assert refused.receipt.request.length == 0
-    for thread in threads:
-        thread.join()
-    assert [answer.status for answer in results] == [200, 200]
 
 
 def test_queue_that_moves_too_slowly(start: Any, calling: Any, operator: Any, engine: FakeEngine) -> None:
     """Nobody waits longer than `queue_seconds` for a place."""
-    engine.behaviour.delay = 1
     key = operator.create()
     caller = calling(start(max_in_flight=1, queue_seconds=0.1), key)
-    with ThreadPoolExecutor(2) as pool:
-        statuses = sorted(answer.status for answer in pool.map(lambda _: caller.chat("x"), range(2)))
-    assert statuses == [200, 503]
+    assert sorted(answer.status for answer in at_once(caller, engine, 2, ended=1)) == [200, 503]
 
 
 def test_a_salt_for_each_tenant(start: Any, calling: Any, operator: Any, engine: FakeEngine) -> None:

@@ -92,7 +92,7 @@ async def test_a_place_in_another_worker() -> None:
         with pytest.raises(ApiError, match="overloaded"):
             await admission.enter()
     with forked(lambda: admission.begin(1)):
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, 60)
     assert admission.queued == 0
 
 
@@ -117,7 +117,7 @@ async def test_one_looks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     await asyncio.sleep(0.1)
     assert 1 <= looks <= 15
     admission.leave()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 60)
 
 
 async def test_who_goes_away_takes_no_place() -> None:
@@ -129,10 +129,10 @@ async def test_who_goes_away_takes_no_place() -> None:
     first.cancel()
     admission.leave()
     second.cancel()
-    await asyncio.wait_for(third, 1)
+    await asyncio.wait_for(third, 60)
     assert [task.cancelled() for task in (first, second)] == [True, True]
     admission.leave()
-    await asyncio.wait_for(admission.enter(), 1)
+    await asyncio.wait_for(admission.enter(), 60)
 
 
 class Crowd:

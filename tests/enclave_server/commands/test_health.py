@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import typer
 
+from enclave_server.commands import health as module
 from enclave_server.commands.health import health
 from tests.enclave_server.fake_vllm import fake_python
 from tests.served import model_settings, served
 
 
-def test_alive_and_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_alive_and_ready(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is quiet success while the gateway lives, and status 1 once it is gone."""
+    monkeypatch.setattr(module, "SECONDS", 60)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "gateway").mkdir()
@@ -30,8 +34,9 @@ def test_alive_and_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no answer from 127.0.0.1" in capsys.readouterr().err
 
 
-def test_what_speaks_no_tls_is_not_healthy(tmp_path: Path) -> None:
-    """Something else on the port is no gateway."""
+def test_what_speaks_no_tls_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something else on the port, which answers nothing, is no gateway."""
+    monkeypatch.setattr(module, "SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as other:
         config = tmp_path / "enclave.toml"
         config.write_text(

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from attestation.receipt import Outcome
 from enclave_server.__main__ import cli
 from tests.caller import Caller
-from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
+from tests.enclave_server.fake_vllm import fake_python, starts
 from tests.processes import until
 from tests.served import Served, everything_written, model_settings, served
-from tests.servers import free_port
+from tests.servers import MODEL, FakeEngine, free_port
 
 CANARY = "Canary7f3a9eXyzzyError"
 
@@ -45,40 +45,61 @@ def keys(gateway: Served, *arguments: str) -> str:
     return done.stdout
 
 
-def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any], engine: FakeEngine) -> None:
     """A key's rate and its requests at once are one limit, whichever worker a connection comes to, and its use adds up."""
-    set_plan(tmp_path / "python", behaviour={"delay": 2})
+    values |= {"engine": f"http+unix://{engine.socket}", "model_name": MODEL}
+    del values["engine_python"]
     with served(tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, **values) as gateway:
         key = keys(gateway, "create", "one", "--requests-per-minute", "8").strip()
-        time.sleep(1)  # by then both workers know it
+        until_known(gateway)
         with Caller(gateway.origin, gateway.policy()) as caller:
             headers = {"authorization": f"Bearer {key}", "connection": "close"}
             answers = [caller.call("GET", "/v1/models", headers=headers) for _ in range(16)]
         assert [answer.status for answer in answers] == [200] * 8 + [429] * 8
         assert len({answer.receipt.id.rpartition("-")[0] for answer in answers}) == 2
-        assert at_once(gateway, 12) == [200] * 3 + [429] * 9
+        assert at_once(gateway, engine, 12) == [200] * 3 + [429] * 9
         assert gateway.terminate() == 0
         used = {row["name"]: row for row in json.loads(keys(gateway, "usage", "--json"))}
         assert (used["one"]["requests"], used["one"]["refused"]) == (8, 8)
         assert (used["two"]["requests"], used["two"]["refused"]) == (3, 9)
 
 
-def at_once(gateway: Served, count: int) -> list[int]:
+def until_known(gateway: Served) -> None:
+    """Until both workers know all keys that are there by now."""
+    key, seen = keys(gateway, "create", "last").strip(), set[str]()
+
+    def both(caller: Caller) -> bool:
+        headers = {"authorization": f"Bearer {key}", "connection": "close"}
+        answer = caller.call("GET", "/v1/models", headers=headers)
+        if answer.status == 200:
+            seen.add(answer.receipt.id.rpartition("-")[0])
+        return len(seen) == 2
+
+    with Caller(gateway.origin, gateway.policy()) as caller:
+        until(lambda: both(caller))
+
+
+def at_once(gateway: Served, engine: FakeEngine, count: int) -> list[int]:
     """The statuses of so many slow requests with a key that may have three of them at once."""
     key = keys(gateway, "create", "two", "--concurrency", "3").strip()
     policy = gateway.policy()
-    time.sleep(1)
+    until_known(gateway)
 
     def ask(number: int) -> int:
         with Caller(gateway.origin, policy) as caller:
-            everybody.wait(20)
+            everybody.wait(60)
             time.sleep(number / 100)  # so that no two are counted in the same instant
             caller.http.headers["authorization"] = f"Bearer {key}"
             return caller.chat("x").status
 
-    everybody = threading.Barrier(count)
+    everybody, engine.behaviour.delay = threading.Barrier(count), 60
     with ThreadPoolExecutor(count) as pool:
-        return sorted(pool.map(ask, range(count)))
+        asked = [pool.submit(ask, number) for number in range(count)]
+        try:
+            until(lambda: sum(each.done() for each in asked) >= count - 3)
+        finally:
+            engine.behaviour.delay = 0
+        return sorted(each.result() for each in asked)
 
 
 def test_keys_and_prompts_are_written_nowhere(tmp_path: Path, values: dict[str, Any]) -> None:

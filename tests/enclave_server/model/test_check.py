@@ -129,4 +129,4 @@ async def test_nobody_waits_for_a_hash(tmp_path: Path) -> None:
     begun = time.monotonic()
     async with ModelFiles(settings).loading() as loading:
         loading.look()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60  # it would take an hour
