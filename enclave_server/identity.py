@@ -216,17 +216,30 @@ def keyless_context() -> TlsContext:
 
 def tls_context(identity: Identity, issuer: Issuer | None = None) -> TlsContext:
     """TLS 1.3 with this identity's key, in a certificate by `issuer` or by itself. `ssl` reads keys from files only, so it gets one that exists in memory alone."""
-    context = keyless_context()
-    context.statement = identity.statement_digest
-    key = identity.keys.tls.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     public = identity.keys.tls.public_key()
     issued = issuer.certify(public, identity.statement, identity.statement_digest) if issuer else b""
     shown = issued or certificate(identity).public_bytes(serialization.Encoding.PEM)
+    return _with_key(identity.keys.tls, shown, identity.statement_digest)
+
+
+def nobodys_context() -> TlsContext:
+    """TLS 1.3 with a key that no statement will ever name, for what is said before there is one."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    shown = _self_signed(
+        key, x509.random_serial_number(), now - timedelta(seconds=SKEW), now + timedelta(days=7)
+    )
+    return _with_key(key, shown.public_bytes(serialization.Encoding.PEM), b"")
+
+
+def _with_key(key: ec.EllipticCurvePrivateKey, shown: bytes, statement: bytes) -> TlsContext:
+    context = keyless_context()
+    context.statement = statement
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(shown + key)
+        file.write(shown + secret)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     return context
@@ -234,16 +247,25 @@ def tls_context(identity: Identity, issuer: Issuer | None = None) -> TlsContext:
 
 def certificate(identity: Identity) -> x509.Certificate:
     """Self-signed: clients trust the key by its place in the statement, never by a name or an issuer. The same in all workers."""
-    key, statement = identity.keys.tls, identity.statement
+    statement = identity.statement
+    start, end = (datetime.fromtimestamp(at, UTC) for at in (statement.not_before, statement.not_after))
+    return _self_signed(
+        identity.keys.tls, int.from_bytes(identity.statement_digest[:16], "big") >> 1 or 1, start, end
+    )
+
+
+def _self_signed(
+    key: ec.EllipticCurvePrivateKey, serial: int, start: datetime, end: datetime
+) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attested-inference enclave")])
     return (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
-        .serial_number(int.from_bytes(identity.statement_digest[:16], "big") >> 1 or 1)
-        .not_valid_before(datetime.fromtimestamp(statement.not_before, UTC))
-        .not_valid_after(datetime.fromtimestamp(statement.not_after, UTC))
+        .serial_number(serial)
+        .not_valid_before(start)
+        .not_valid_after(end)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("enclave.invalid")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256(), ecdsa_deterministic=True)

@@ -84,7 +84,7 @@ class Family:
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a failure that cannot be mended. The exit status."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._keeper = _fork(self._with_only(None, self._keep))
+        self._keeper = fork(self._with_only(None, self._keep))
         for listener in self._listeners:
             self._start_worker(listener)
         while self._alive():
@@ -145,7 +145,7 @@ class Family:
             self._succession.enter(number, inbox)
             return self._worker_job(listener)
 
-        pid = _fork(self._with_only(listener, work))
+        pid = fork(self._with_only(listener, work))
         inbox.close()
         self._workers[pid] = listener
 
@@ -183,8 +183,8 @@ class Family:
         self._stop_at = time.monotonic() + LAST_SECONDS
 
 
-def _fork(job: Job) -> int:
-    """A child that does `job`. Returns in the parent alone."""
+def fork(job: Job) -> int:
+    """A child that does `job`, and dies with its parent. Returns in the parent alone; call it before any thread."""
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:

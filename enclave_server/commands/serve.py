@@ -32,6 +32,7 @@ from enclave_server.receipts.log import ReceiptLog
 from enclave_server.replays import Replays
 from enclave_server.server import listen, make_server
 from enclave_server.settings import Settings
+from enclave_server.waiting import alive
 
 
 def serve(config: Config = None, workers: Workers = None, engine: EngineAddress = None) -> None:
@@ -47,7 +48,7 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
     status = SharedStatus()
     model = _find_model(settings, secrets, status)
     external = None if settings.engine is None else parse_address(settings.engine)
-    installed = _find_engine(settings, external)
+    installed = _find_engine(settings, external, listeners[0])
     tee = open_tee(settings)
     origins = origins_of(content, workers=workers, engine=engine)
     config_file = configured(settings, content, origins, tee.evidence)
@@ -114,14 +115,15 @@ def _find_model(settings: Settings, secrets: Secrets, status: SharedStatus) -> M
     return ModelFiles(settings)
 
 
-def _find_engine(settings: Settings, external: Address | None) -> Installed:
+def _find_engine(settings: Settings, external: Address | None, listener: socket.socket) -> Installed:
     if external is None:
         return find_engine(settings.engine_python)
-    check_files(settings)  # which it has loaded already
-    log.info("waiting for the engine", model=settings.model_name)
-    return find_external(
-        external,
-        model=settings.model_name,
-        seconds=settings.engine_start_seconds,
-        replicas=settings.engine_replicas,
-    )
+    with alive(listener):
+        check_files(settings)  # which it has loaded already
+        log.info("waiting for the engine", model=settings.model_name)
+        return find_external(
+            external,
+            model=settings.model_name,
+            seconds=settings.engine_start_seconds,
+            replicas=settings.engine_replicas,
+        )

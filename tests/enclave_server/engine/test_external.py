@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from attestation.checks import Check
@@ -21,25 +23,53 @@ from enclave_server.engine.installed import EngineError
 from enclave_server.engine.kept import POLL_SECONDS
 from enclave_server.engine.topology import commands, topology
 from enclave_server.settings import Settings
-from tests.caller import Caller
-from tests.processes import until
+from tests.caller import Caller, untrusting
+from tests.processes import running_with, until
 from tests.served import Served, model_settings, served
 from tests.servers import MODEL, VERSION, FakeEngine, free_port
 
 
-@contextmanager
-def behind(engine: FakeEngine, folder: Path, **values: Any) -> Iterator[Served]:
+def values_for(engine: FakeEngine, folder: Path, **values: Any) -> dict[str, Any]:
     model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights")
-    chosen: dict[str, Any] = {
-        **model_settings(model, MODEL),
-        "engine": f"http+unix://{engine.socket}",
-        **values,
-    }
-    with served(folder, drain_seconds=1, **chosen) as gateway:
+    fixed = {"engine": f"http+unix://{engine.socket}", "drain_seconds": 1}
+    return {**model_settings(model, MODEL), **fixed, **values}
+
+
+@contextmanager
+def behind(engine: FakeEngine, folder: Path, **values: Any) -> Iterator[Served]:
+    with served(folder, **values_for(engine, folder, **values)) as gateway:
         yield gateway
+
+
+@contextmanager
+def waiting(engine: FakeEngine, folder: Path, **values: Any) -> Iterator[Served]:
+    """A gateway that was started, and no more."""
+    gateway = Served(folder, values_for(engine, folder, **values))
+    gateway.start()
+    try:
+        yield gateway
+    finally:
+        gateway.process.kill()
+        gateway.process.wait(10)
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return bool(client.get("/healthz"))
+    except httpx.TransportError:
+        return False
+
+
+def shown(port: int) -> bytes:
+    """The certificate that a client is shown there."""
+    with (
+        socket.create_connection(("127.0.0.1", port), 10) as plain,
+        untrusting().wrap_socket(plain) as secured,
+    ):
+        return secured.getpeercert(binary_form=True) or b""
 
 
 def test_answers_and_says_so(engine: FakeEngine, tmp_path: Path) -> None:
@@ -85,6 +115,44 @@ def test_one_of_several_is_away(engine: FakeEngine, tmp_path: Path) -> None:
             assert gateway.ready()
         engine.behaviour.healthy = False
         until(lambda: not gateway.ready())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_alive_while_it_waits(engine: FakeEngine, tmp_path: Path, workers: int) -> None:
+    """Until the engine is there it lives and is not ready; nothing else is answered, and what it was asked with is no key of
+    the statement. Then the same port serves, and nobody is left of those who answered first."""
+    engine.down()
+    with waiting(engine, tmp_path, workers=workers) as gateway:
+        with httpx.Client(base_url=gateway.origin, verify=untrusting(), trust_env=False) as client:
+            until(lambda: answers(client))
+            assert client.get("/healthz").json() == {"alive": True}
+            ready = client.get("/readyz")
+            assert (ready.status_code, ready.json()) == (
+                503,
+                {"ready": False, "reason": "engine_unreachable"},
+            )
+            for path in ("/.well-known/attestation", "/v1/models"):
+                refused = client.post(path, json={}) if path.startswith("/v1") else client.get(path)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+                assert refused.json()["error"]["code"] == "engine_unavailable"
+        before = shown(gateway.port)
+        engine.up()
+        gateway.until_ready(15)
+        assert shown(gateway.port) != before
+        with Caller(gateway.origin, gateway.policy()) as caller:
+            assert caller.chat("hello").outcome is Outcome.COMPLETE
+        assert (
+            len(running_with(str(gateway.config))) == workers + 2
+        )  # and the parent, and the keeper of the engine
+
+
+def test_waits_no_longer_than_it_should(engine: FakeEngine, tmp_path: Path) -> None:
+    """An engine that never comes ends the gateway, with whoever answered for it."""
+    engine.down()
+    with waiting(engine, tmp_path, engine_start_seconds=1) as gateway:
+        assert gateway.process.wait(20) == 1
+        assert "nothing healthy answers" in gateway.log
+        until(lambda: not running_with(str(gateway.config)))
 
 
 def test_another_name(engine: FakeEngine) -> None:
@@ -163,7 +231,7 @@ def test_commands_of_replicas() -> None:
         commands(settings(engine="http://127.0.0.1:8000", engine_replicas=2, engine_tensor_parallel=2))
     )
     servers = [line for line in lines if "api_server" in line]
-    assert [line.split()[0] for line in servers] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
+    assert [line.split()[1] for line in servers] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
     assert all("--no-trust-remote-code" in line and "--no-enable-log-requests" in line for line in servers)
     assert "--worker-urls http://127.0.0.1:8001 http://127.0.0.1:8002" in lines[-1]
     assert lines[-1].endswith("--port 8000")
