@@ -230,7 +230,7 @@ class Exchange:
 
     def _receipt(self, status: int, outcome: Outcome, usage: Usage | None) -> str:
         if outcome is not Outcome.CHECKPOINT:
-            self.status, self.outcome, self.usage = status, outcome.value, usage
+            self.status, self.outcome, self.usage = status, str(outcome), usage
         if self._number is None:
             self._number = self._numbers.next()
         number, counter = self._number

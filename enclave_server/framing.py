@@ -18,10 +18,12 @@ MAX_HEAD = 64 * 1024  # bytes of a request's head, of its trailers, or between t
 
 def check_framing(fields: Fields) -> None:
     """Refuse a body that is not simply the bytes that came."""
-    if any(coding.lower() != b"identity" for coding in fields.get(b"content-encoding", ())):
-        raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
-    if any(coding.lower() != b"chunked" for coding in fields.get(b"transfer-encoding", ())):
-        raise ApiError(415, "unsupported_encoding", "Transfer-Encoding of a request must be chunked.")
+    for coding in fields.get(b"content-encoding", ()):
+        if coding.lower() != b"identity":
+            raise ApiError(415, "unsupported_encoding", "Content-Encoding of a request must be identity.")
+    for coding in fields.get(b"transfer-encoding", ()):
+        if coding.lower() != b"chunked":
+            raise ApiError(415, "unsupported_encoding", "Transfer-Encoding of a request must be chunked.")
     if b"upgrade" in fields:  # its body would be the other protocol's
         raise ApiError(400, "upgrade_unsupported", "This gateway speaks HTTP/1.1 and nothing else.")
 

@@ -7,7 +7,18 @@ from collections.abc import Callable
 from enclave_server.asgi import Receive
 from enclave_server.errors import too_large
 from enclave_server.pieces import joined
+from enclave_server.shortcuts import arrived_body
 from enclave_server.watch import ClientGoneError
+
+
+def whole_body(receive: Receive, *, limit: int, seen: Callable[[bytes], None]) -> bytes | None:
+    """What `read_body` gives, if it is here already: else None, and nothing was done. To be called once, before `read_body`."""
+    body = arrived_body(receive)
+    if body is not None:
+        seen(body)
+        if len(body) > limit:
+            raise too_large(limit)
+    return body
 
 
 async def read_body(

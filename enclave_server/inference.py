@@ -27,7 +27,7 @@ from enclave_server.exchange import Exchange, Pace, unsigned
 from enclave_server.framing import check_framing
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import Identity, ReceiptNumbers
-from enclave_server.incoming import read_body
+from enclave_server.incoming import read_body, whole_body
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
 from enclave_server.parts import parts_for
@@ -131,11 +131,12 @@ class Inference:
             watch.until(end, ended)
             visit = await self._access.admit(exchange.fields)
             try:
-                watch.until(min(end, watch.now + self._settings.body_seconds), errors.body_timeout)
-                body = await read_body(
-                    receive, limit=self._settings.max_request_bytes, seen=exchange.request.update
-                )
-                watch.until(end, ended)
+                limit, seen = self._settings.max_request_bytes, exchange.request.update
+                body = whole_body(receive, limit=limit, seen=seen)
+                if body is None:
+                    watch.until(min(end, watch.now + self._settings.body_seconds), errors.body_timeout)
+                    body = await read_body(receive, limit=limit, seen=seen)
+                    watch.until(end, ended)
                 request = self._for_engine(exchange, path, body, visit)
                 del body  # it may be large, and the answer may take long
                 watch.client(scope.get("state", {}))
@@ -179,8 +180,9 @@ class Inference:
         if len(scope["headers"]) > most:
             raise ApiError(431, "too_many_headers", f"A request may have {most} headers.")
         most = self._settings.max_request_bytes
-        if any(int(length) > most for length in exchange.fields.get(b"content-length", ())):
-            raise errors.too_large(most)
+        for length in exchange.fields.get(b"content-length", ()):
+            if int(length) > most:
+                raise errors.too_large(most)
         check_framing(exchange.fields)
         if reason := self._engine.unready:
             raise errors.engine_unavailable(reason)

@@ -146,7 +146,10 @@ def sampling_of(fields: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> 
         raise ApiError(
             400, "invalid_type", "A field of the request has the wrong type.", param=known
         ) from None
-    names = sorted(_SAMPLING.intersection(fields), key=SAMPLING.index)
+    given = _SAMPLING.intersection(fields)
+    if not given:
+        return {**defaults}
+    names = sorted(given, key=SAMPLING.index)
     values = [(name, getattr(request, name)) for name in names]
     sampling = {**defaults, **{name: value for name, value in values if value is not None}}
     long = any(type(value) in {str, list, dict} for _, value in values)  # numbers alone cannot fill it

@@ -1,6 +1,6 @@
-"""The short ways of an answer to the client: into uvicorn's transport, past its `send`, with the bytes that `send` would write.
+"""The short ways between the application and uvicorn, past its `receive` and `send`, with the bytes that these would take and write.
 
-There is none for any other `send` than uvicorn's own, so that nothing goes around a seal, or around middleware (ADR 45)."""
+There is none for any others than uvicorn's own, so that nothing goes around a seal, or around middleware (ADR 45)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from collections.abc import Callable, Sequence
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from enclave_server.asgi import Send
+from enclave_server.asgi import Receive, Send
+
+
+def arrived_body(receive: Receive) -> bytes | None:
+    """A request's body, if all of it is here before anybody asked for it; None where `receive` has to be asked.
+
+    To be called once, and before the first `receive`."""
+    if getattr(receive, "__func__", None) is not RequestResponseCycle.receive:
+        return None
+    cycle: RequestResponseCycle = receive.__self__  # type: ignore[attr-defined]
+    if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
+        return None
+    body, cycle.body = bytes(cycle.body), bytearray()
+    cycle.message_event.clear()  # so that `receive` waits for what comes next
+    return body
 
 
 def chunk_writer(send: Send) -> Callable[[bytes], bool] | None:

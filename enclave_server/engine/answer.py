@@ -63,6 +63,8 @@ class EngineAnswer(asyncio.Protocol):
 
     async def read(self, limit: int) -> bytes:
         """The whole body."""
+        if self.complete and len(self._parts) == 1 and self._held <= limit:
+            return self._taken()
         whole: bytes | bytearray = b""
         while part := await self.more():
             if len(whole) + len(part) > limit:
@@ -180,6 +182,7 @@ class EngineAnswer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(0)  # the loop writes at once, not at the end of its turn
 
     def data_received(self, data: bytes) -> None:
         if self.complete:

@@ -10,7 +10,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from enclave_server.shortcuts import chunk_writer, write_whole
+from enclave_server.shortcuts import arrived_body, chunk_writer, write_whole
 
 
 class Transport:
@@ -58,6 +58,48 @@ async def in_two(cycle: Any, status: int, headers: list[tuple[bytes, bytes]], bo
     """A whole answer as ASGI says it."""
     await cycle.send({"type": "http.response.start", "status": status, "headers": headers})
     await cycle.send({"type": "http.response.body", "body": body})
+
+
+async def test_a_body_that_is_here() -> None:
+    """It is what `receive` would give, is held no longer, and `receive` waits for what comes next as after it."""
+    (one, _), (other, _) = asked(), asked()
+    for cycle in (one, other):
+        cycle.body += b'{"a":1}'
+        cycle.more_body = False
+        cycle.message_event.set()
+    message = await other.receive()
+    assert arrived_body(one.receive) == message["body"] == b'{"a":1}'
+    for cycle in (one, other):
+        assert not cycle.body
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(cycle.receive(), 0.01)
+        cycle.disconnected = True
+        cycle.message_event.set()
+        assert await cycle.receive() == {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"more_body": True},
+        {"disconnected": True},
+        {"response_complete": True},
+        {"waiting_for_100_continue": True},
+    ],
+)
+def test_a_body_to_ask_for(what: dict[str, bool]) -> None:
+    """One that goes on, or that the client waits to be asked for, or of a request that is over, is left to `receive`."""
+    cycle, _ = asked()
+    cycle.body += b"{"
+    for name, value in {"more_body": False, **what}.items():
+        setattr(cycle, name, value)
+    assert arrived_body(cycle.receive) is None
+    assert cycle.body == b"{"
+
+    async def around() -> Any:
+        return await cycle.receive()
+
+    assert arrived_body(around) is None
 
 
 def test_the_same_bytes() -> None:
