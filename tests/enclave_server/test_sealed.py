@@ -280,7 +280,7 @@ def test_what_is_no_sealed_request_is_refused(client: Sealer) -> None:
 def test_limits(tmp_path: Path, engine: FakeEngine) -> None:
     """A body of the longest length passes, a longer one is refused, by its announcement or by its bytes."""
     with (
-        live_gateway(tmp_path, engine=engine, max_request_bytes=4096, body_seconds=0.5) as gateway,
+        live_gateway(tmp_path, engine=engine, max_request_bytes=4096, body_seconds=1.5) as gateway,
         Sealer(gateway) as client,
     ):
         room = 4096 - len(json.dumps({**ASKED, "user": ""}))
@@ -295,7 +295,7 @@ def test_limits(tmp_path: Path, engine: FakeEngine) -> None:
 
         def slow() -> Iterator[bytes]:
             yield b"\1"
-            threading.Event().wait(1.5)
+            threading.Event().wait(3)
             yield b"\1"
 
         assert code_of(client.http.post(sealed.PATH, content=slow(), headers=kind)) == (408, "body_timeout")
