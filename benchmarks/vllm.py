@@ -29,12 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.contenders import cpu_seconds
 from benchmarks.paired import LEVEL, Found, found, rounds_of
@@ -95,27 +96,19 @@ class Way:
     def block(self, load: Load) -> float:
         """Seconds from the first byte sent to the last one of the last answer. Connections are new, and made before."""
         request = self._request(load)
-        with selectors.DefaultSelector() as selector:
-            answers: dict[Any, bytearray] = {self._dial(): bytearray() for _ in range(load.connections)}
+        with ExitStack() as stack:
+            answers = {stack.enter_context(self._dial()): bytearray() for _ in range(load.connections)}
+            selector = stack.enter_context(selectors.DefaultSelector())
             begun = time.perf_counter()
             for connection in answers:
                 connection.sendall(request)
                 connection.setblocking(False)
                 selector.register(connection, selectors.EVENT_READ)
-            while selector.get_map():
-                ready = selector.select(PATIENCE)
-                if not ready:
-                    raise TimeoutError(f"no bytes for {PATIENCE} s")
-                for one, _ in ready:
-                    if _read(one.fileobj, answers[one.fileobj]):
-                        selector.unregister(one.fileobj)
+            _read_all(selector, answers)
             took = time.perf_counter() - begun
-        for connection, answer in answers.items():
-            connection.close()
-            if (
-                not answer.startswith(b"HTTP/1.1 200")
-                or b'"completion_tokens":%d' % load.tokens not in answer
-            ):
+        counted = b'"completion_tokens":%d' % load.tokens
+        for answer in answers.values():
+            if not answer.startswith(b"HTTP/1.1 200") or counted not in answer:
                 raise ValueError(f"not an answer of {load.tokens} tokens: {bytes(answer[:300])!r}")
         return took
 
@@ -137,7 +130,18 @@ class Way:
         return head.encode() + body
 
 
-def _read(connection: Any, answer: bytearray) -> bool:
+def _read_all(selector: selectors.BaseSelector, answers: dict[socket.socket, bytearray]) -> None:
+    while selector.get_map():
+        ready = selector.select(PATIENCE)
+        if not ready:
+            raise TimeoutError(f"no bytes for {PATIENCE} s")
+        for one, _ in ready:
+            connection = cast(socket.socket, one.fileobj)
+            if _read(connection, answers[connection]):
+                selector.unregister(connection)
+
+
+def _read(connection: socket.socket, answer: bytearray) -> bool:
     """Take what has come; whether that was the end."""
     try:
         while data := connection.recv(65536):
