@@ -26,6 +26,7 @@ from attestation.evidence import Evidence, SnpEvidence, TdxEvidence, parse_evide
 from attestation.fetch import Sources
 from attestation.verify import verify
 from attestation.vtpm import AzureEvidence
+from client_sdk.deadline import Deadline
 from client_sdk.installed import installed
 from client_sdk.kept import Fetched, fetch_evidence
 from client_sdk.outcome import ask
@@ -183,12 +184,18 @@ class Doctor:
         _need(self._spki)
         advice = "The gateway says what it waits for; its log says more"
         try:
-            with httpx.Client(verify=unpinned_context(), trust_env=False, timeout=SECONDS) as client:
-                answer = client.get(f"{self._origin()}/readyz")
+            with (
+                Deadline(SECONDS) as deadline,
+                httpx.Client(verify=unpinned_context(), trust_env=False, timeout=SECONDS) as client,
+                client.stream(
+                    "GET", f"{self._origin()}/readyz", extensions={"trace": deadline.trace}
+                ) as answer,
+            ):
+                said = next(answer.iter_raw(200), b"").decode("utf-8", "replace")
         except httpx.HTTPError as exc:
             raise _TroubleError(f"{type(exc).__name__}: {exc}", advice) from exc
         if answer.status_code != 200:
-            raise _TroubleError(f"status {answer.status_code}: {answer.text[:200]}", advice)
+            raise _TroubleError(f"status {answer.status_code}: {said}", advice)
         return "/readyz says so"
 
     def _ask_for_evidence(self) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +26,7 @@ from attestation.receipt import NONCE_HEADER
 from attestation.verdict import Verdict
 from client_sdk._bodies import Clock
 from client_sdk._worlds import broken
+from client_sdk.deadline import Deadline
 from client_sdk.session import Session, State
 from client_sdk.terms import Terms
 from client_sdk.tls import unpinned_context
@@ -168,19 +168,23 @@ def _same_keys(one: Verdict, other: Verdict) -> bool:
 
 def fetch_evidence(http: ModuleType, origin: str, options: Mapping[str, Any], nonce: bytes) -> Fetched:
     """The evidence document, from whoever answers: it proves itself. Nothing of a user's is sent. Blocks."""
+    deadline = Deadline(EVIDENCE_SECONDS)
     request = http.Request(
         "GET",
         f"{origin}{EVIDENCE_PATH}?nonce={b64url_encode(nonce)}",
         headers=_HEADERS,
-        extensions={"timeout": EVIDENCE_TIMEOUT},
+        extensions={"timeout": EVIDENCE_TIMEOUT, "trace": deadline.trace},
     )
     try:
-        with http.HTTPTransport(verify=unpinned_context(), **options) as transport:
+        with deadline, http.HTTPTransport(verify=unpinned_context(), **options) as transport:
             answer = transport.handle_request(request)
             document = _read(answer.stream)
             answer.stream.close()
+            if deadline.passed:  # a document that ends with its connection looks whole
+                raise TimeoutError
     except (http.TransportError, *broken(http)) as exc:
-        raise _unavailable(origin, f"{type(exc).__name__}: {exc}") from exc
+        late = f"not all of it came within {EVIDENCE_SECONDS:.0f} s" if deadline.passed else str(exc)
+        raise _unavailable(origin, f"{type(exc).__name__}: {late}") from exc
     if answer.status_code != 200:
         retry = answer.headers.get("Retry-After")
         again = f", to be asked again in {retry} s" if retry else ""
@@ -189,14 +193,12 @@ def fetch_evidence(http: ModuleType, origin: str, options: Mapping[str, Any], no
 
 
 def _read(stream: Any) -> bytes:
-    started, document = time.monotonic(), bytearray()
+    document = bytearray()
     for part in stream:
         document += part
         if len(document) > MAX_DOCUMENT_BYTES:
             detail = f"the evidence document has more than {MAX_DOCUMENT_BYTES} bytes"
             raise MalformedError(Check.EVIDENCE_FORMAT, detail)
-        if time.monotonic() - started > EVIDENCE_SECONDS:
-            raise TimeoutError(f"not all of it came within {EVIDENCE_SECONDS:.0f} s")
     return bytes(document)
 
 

@@ -6,8 +6,10 @@ What comes back is untrusted and proves itself or does not; so TLS is spoken wit
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import httpx
 
@@ -17,6 +19,7 @@ from attestation.errors import AttestationError, MalformedError, UnavailableErro
 from attestation.evidence import SnpEvidence, TdxEvidence
 from attestation.fetch import Fetcher
 from attestation.nvidia.collateral import NvidiaCollateral
+from client_sdk.deadline import Deadline
 from client_sdk.foreign.document import MAX_DOCUMENT_BYTES, Foreign, Seen
 from client_sdk.foreign.formats import NITRIDING_NONCE_BYTES, recognise
 from client_sdk.tls import unpinned_context
@@ -24,6 +27,7 @@ from client_sdk.tls import unpinned_context
 OWN_PATH = "/.well-known/attestation"
 OWN_TYPE = "application/cmw+json"
 _TIMEOUT_S = 30.0
+ASK_SECONDS = 120.0  # for every place that is asked, however slowly answers come
 
 
 class Provider(StrEnum):
@@ -75,14 +79,32 @@ def ask(url: str, provider: Provider = Provider.AUTO) -> Published:
         base = httpx.URL(url)
     except httpx.InvalidURL as exc:
         raise UnavailableError(Check.FOREIGN_FETCH, f"{url}: {exc}") from exc
-    with httpx.Client(verify=unpinned_context(), timeout=_TIMEOUT_S) as client:
-        if provider is not Provider.AUTO:
-            return _ask_one(client, base, provider)
-        _refuse_our_own(client, base)
-        return _ask_each(client, base)
+    with (
+        Deadline(ASK_SECONDS) as deadline,
+        httpx.Client(verify=unpinned_context(), timeout=_TIMEOUT_S) as http,
+    ):
+        client = _Client(http, {"trace": deadline.trace})
+        try:
+            if provider is not Provider.AUTO:
+                return _ask_one(client, base, provider)
+            _refuse_our_own(client, base)
+            return _ask_each(client, base)
+        except AttestationError as exc:
+            if not deadline.passed:
+                raise
+            detail = f"{base}: not all of it came within {ASK_SECONDS:.0f} s"
+            raise UnavailableError(Check.FOREIGN_FETCH, detail) from exc
 
 
-def _ask_each(client: httpx.Client, base: httpx.URL) -> Published:
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """What asks, and by when it has to have its answers."""
+
+    http: httpx.Client
+    extensions: Mapping[str, Any]
+
+
+def _ask_each(client: _Client, base: httpx.URL) -> Published:
     """The first format that is there. Pages that are something else are passed by, and told of when nothing is found."""
     failures: list[AttestationError] = []
     for provider in PLACES:
@@ -101,7 +123,7 @@ def _ask_each(client: httpx.Client, base: httpx.URL) -> Published:
     )
 
 
-def _ask_one(client: httpx.Client, base: httpx.URL, provider: Provider) -> Published:
+def _ask_one(client: _Client, base: httpx.URL, provider: Provider) -> Published:
     place = PLACES[provider]
     nonce = os.urandom(place.nonce_bytes) if place.nonce_bytes else None
     named = base.path not in {"", "/"}
@@ -118,10 +140,12 @@ def _ask_one(client: httpx.Client, base: httpx.URL, provider: Provider) -> Publi
     )
 
 
-def _get(client: httpx.Client, url: httpx.URL, *, wanted: bool) -> tuple[bytes, bytes | None]:
+def _get(client: _Client, url: httpx.URL, *, wanted: bool) -> tuple[bytes, bytes | None]:
     """The answer and the peer's certificate. Of an answer that is not wanted, only the latter."""
     try:
-        with client.stream("GET", url, headers={"accept-encoding": "identity"}) as response:
+        with client.http.stream(
+            "GET", url, headers={"accept-encoding": "identity"}, extensions=client.extensions
+        ) as response:
             tls = response.extensions["network_stream"].get_extra_info("ssl_object")
             certificate = None if tls is None else tls.getpeercert(True)
             if not wanted:
@@ -140,10 +164,10 @@ def _get(client: httpx.Client, url: httpx.URL, *, wanted: bool) -> tuple[bytes, 
         raise UnavailableError(Check.FOREIGN_FETCH, f"{url}: {type(exc).__name__}: {exc}") from exc
 
 
-def _refuse_our_own(client: httpx.Client, base: httpx.URL) -> None:
+def _refuse_our_own(client: _Client, base: httpx.URL) -> None:
     where = base.copy_with(path=OWN_PATH, query=None, fragment=None)
     try:
-        with client.stream("GET", where) as response:
+        with client.http.stream("GET", where, extensions=client.extensions) as response:
             if response.headers.get("content-type", "").startswith(OWN_TYPE):
                 raise OurOwn
     except httpx.HTTPError as exc:
