@@ -2,7 +2,7 @@
 
 Pieces that are kept until the last is there lie all over the heap, between small things that stay: of eight bodies of
 10 MB at once, most of those 80 MB never went back to the kernel. One growing block of a mebibyte and more does, see
-`prefork.give_large_memory_back`.
+`heap.give_large_memory_back`.
 """
 
 from __future__ import annotations

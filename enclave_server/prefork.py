@@ -15,9 +15,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import NoReturn
 
+from enclave_server.heap import give_large_memory_back
 from enclave_server.identities import Succession
 from enclave_server.identity import keep_memory_private
 from enclave_server.log import log
@@ -27,7 +27,6 @@ Job = Callable[[], int]  # what a child does; its exit status
 MAX_DEATHS, DEATH_SECONDS = 5, 60.0  # more deaths of workers in that time end the gateway
 LAST_SECONDS = 30.0  # beyond the time to drain: what has not ended then is killed
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_M_MMAP_THRESHOLD, _LARGE = -3, 1024 * 1024  # mallopt(3)
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM})
 _REASONS = (
     *(None, "engine_starting", "engine_restarting", "engine_stopping", "engine_stopped"),
@@ -190,16 +189,6 @@ def fork(job: Job) -> int:
     if pid == 0:
         _live(parent, job)
     return pid
-
-
-def give_large_memory_back() -> None:
-    """What has a mebibyte or more goes back to the kernel when it is freed.
-
-    glibc's own threshold grows with what was freed: after the first large body all others come from the heap, where any
-    small object above keeps them from being given back.
-    """
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _live(parent: int, job: Job) -> NoReturn:

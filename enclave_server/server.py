@@ -16,6 +16,7 @@ import uvloop
 
 from enclave_server.app import App
 from enclave_server.framing import Framing
+from enclave_server.heap import give_free_memory_back
 from enclave_server.identities import STATE, Identities
 from enclave_server.identity import TlsContext, keyless_context, tls_context
 from enclave_server.provisioning import Secrets
@@ -62,6 +63,7 @@ class Server(uvicorn.Server):
         self._identities, self._keys, self._drain_seconds = identities, keys, drain_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
+        self._answered, self._rested = 0, True
 
     def end(self) -> None:
         """Begin to shut down. From any thread, also before it runs and after."""
@@ -87,7 +89,16 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if connection.app_state.get(STATE) == ended.statement_digest:
                     connection.shutdown()
+        self._rest()
         return await super().on_tick(counter)
+
+    def _rest(self) -> None:
+        """Give back what free memory there is, once after work: when nothing was asked or answered since the last look."""
+        state = self.server_state
+        resting = state.total_requests == self._answered and not state.tasks
+        if resting and not self._rested:
+            give_free_memory_back()
+        self._answered, self._rested = state.total_requests, resting
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.server_state

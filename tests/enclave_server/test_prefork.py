@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from attestation.receipt import Outcome
-from enclave_server.prefork import MAX_DEATHS, SharedStatus, give_large_memory_back
+from enclave_server.prefork import MAX_DEATHS, SharedStatus
 from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python
 from tests.processes import running_with, until
@@ -204,29 +204,3 @@ def test_shared_status() -> None:
     assert (status.restarts, status.unready or "") == (300, "")
     with pytest.raises(ValueError, match="tuple"):
         status.unready = "no such reason"
-
-
-def test_large_memory_is_given_back() -> None:
-    """A process that held many large bodies beside small things has hardly any of their memory afterwards."""
-    found, tell = os.pipe()
-    if (pid := os.fork()) == 0:
-        give_large_memory_back()
-        kept = []
-        before = _resident()
-        for _ in range(3):
-            large = []
-            for _ in range(8):
-                large.append(bytearray(10 << 20))
-                kept.append(bytearray(5000))
-            del large
-        os.write(tell, str(_resident() - before).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert int(os.read(found, 20)) < 10 << 20
-    os.close(found)
-    os.close(tell)
-
-
-def _resident() -> int:
-    """Bytes of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
