@@ -15,6 +15,7 @@ import socket
 import statistics
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "evidence_per_second": 100,
     "evidence_burst": 100,  # every SDK client here verifies anew
 }
+KINDS = ("VmRSS", "RssAnon", "RssShmem", "RssFile")
 
 
 class Soak:
@@ -56,7 +58,9 @@ class Soak:
         self.policy.write_text(gateway.policy())
         self.seen: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.memory: list[str] = []  # of all processes of the gateway, once a minute and at rest
         self.over = threading.Event()
+        self.began = time.monotonic()
 
     def run(self, seconds: float) -> list[tuple[int, int]]:
         """Memory (KiB) and open files of the worker, once a second."""
@@ -67,6 +71,8 @@ class Soak:
         samples, end = [], time.monotonic() + seconds
         while time.monotonic() < end and not self.wrong:
             time.sleep(min(1, seconds / 20))
+            if time.monotonic() - self.began > 60 * len(self.memory):
+                self.note("at work")
             samples.append(usage(self.worker()))
             self.tidy()
         self.over.set()
@@ -76,9 +82,26 @@ class Soak:
 
     def worker(self) -> int:
         """The one that serves: the last child that the parent made."""
+        return self.family()[-1]
+
+    def family(self) -> list[int]:
+        """The parent, the engine's keeper and the worker."""
         parent = self.gateway.process.pid
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return int(children[-1])
+        return [parent, *map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())]
+
+    def note(self, when: str) -> None:
+        """A row of `memory`."""
+        of_each = "   ".join(
+            " ".join(f"{memory(pid)[kind]:>8}" for kind in KINDS) for pid in reversed(self.family())
+        )
+        self.memory.append(f"{time.monotonic() - self.began:>5.0f} s {when:<8}{of_each}")
+
+    def table(self) -> str:
+        """Where its memory is, as it went."""
+        of_each = "   ".join(" ".join(f"{kind:>8}" for kind in KINDS) for _ in self.family())
+        return "\n".join(
+            [f"KiB of the worker, the engine's keeper and the parent\n{'':<16}{of_each}", *self.memory]
+        )
 
     def _client(self, number: int) -> None:
         dice = random.Random(number)
@@ -100,7 +123,7 @@ class Soak:
                     way = dice.choice(ways)
                     self.seen[f"{way.__name__}: {way(caller)}"] += 1
         except Exception as exc:  # noqa: BLE001 - whatever it is, the test fails with it
-            self.wrong.append(f"{type(exc).__name__}: {exc}")
+            self.wrong.append("".join(traceback.format_exception(exc, limit=-4)))
             self.over.set()
 
     def plain(self, caller: Caller) -> str:
@@ -114,7 +137,7 @@ class Soak:
 
     def not_utf8(self, caller: Caller) -> str:
         answer = caller.post("/v1/chat/completions", b'{"model":"\xff","messages":[]}')
-        assert answer.status in {400, 503}
+        assert answer.status in {400, 408, 503}
         return outcome(answer)
 
     def vanishing(self, caller: Caller) -> str:
@@ -186,9 +209,13 @@ def outcome(answer: Any) -> str:
 
 
 def usage(pid: int) -> tuple[int, int]:
-    status = Path(f"/proc/{pid}/status").read_text()
-    memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(memory.split()[1]), len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return memory(pid)["VmRSS"], len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def memory(pid: int) -> dict[str, int]:
+    """KiB by kind."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return {line[0].rstrip(":"): int(line[1]) for line in lines if line[0].rstrip(":") in KINDS}
 
 
 def connections(port: int) -> int:
@@ -212,16 +239,18 @@ def soak(
     busy, resting = [], []
     for part in (0.25, 0.75):
         busy += [kilobytes for kilobytes, _ in work.run(seconds * part)]
-        assert not work.wrong, work.wrong
+        assert not work.wrong, "\n".join(work.wrong)
         assert work.worker() == worker, "a worker ended"
         assert gateway.ready()
         until(lambda: connections(port) == 0, 20)
         until(lambda: usage(worker)[1] <= files + kept, 20)
+        time.sleep(3)  # in which the worker sees that it rests
         resting.append(usage(worker)[0])
+        work.note("at rest")
     first, last = resting
     print(  # noqa: T201
         f"\n{seconds:.0f} s: at rest {first} KiB, then {last} KiB; at work {statistics.median(busy):.0f} KiB, "
-        f"at most {max(busy)} KiB; {dict(sorted(work.seen.items()))}"
+        f"at most {max(busy)} KiB; {dict(sorted(work.seen.items()))}\n{work.table()}"
     )
     assert last <= first * growth, f"{first} KiB became {last} KiB"
     assert any(Outcome.COMPLETE in what for what in work.seen)
