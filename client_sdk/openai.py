@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,10 +25,11 @@ import openai
 
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
+from client_sdk.openai_answers import attach
 from client_sdk.receipts import Attestation
 from client_sdk.refusals import Refused, arrived, as_error_of, may_pass
 from client_sdk.session import MAX_AGE
-from client_sdk.streams import StreamCheck, Verify
+from client_sdk.streams import Verify
 from client_sdk.terms import PolicyLike
 from client_sdk.transport import (
     DEFAULT_CHANNEL,
@@ -216,7 +215,7 @@ class OpenAI(_Attested, openai.OpenAI):
             seen = _Request()
             token = _in_request.set(seen)
             try:
-                return _attach(super().request(*args, **kwargs), seen.attestation)
+                return attach(super().request(*args, **kwargs), seen.attestation)
             except (Refused, openai.APIConnectionError) as failed:
                 error = _told(failed, seen)
             finally:
@@ -249,62 +248,12 @@ class AsyncOpenAI(_Attested, openai.AsyncOpenAI):
             seen = _Request()
             token = _in_request.set(seen)
             try:
-                return _attach(await super().request(*args, **kwargs), seen.attestation)
+                return attach(await super().request(*args, **kwargs), seen.attestation)
             except (Refused, openai.APIConnectionError) as failed:
                 error = _told(failed, seen)
             finally:
                 _in_request.reset(token)
             raise error from error.__cause__
-
-
-def _attach(answer: Any, attestation: Attestation | None) -> Any:
-    """Give an answer its `attestation`, and have what comes out of it marked; what has no attributes stays as it is."""
-    if attestation is None or getattr(answer, "attestation", None) is attestation:
-        return answer
-    if isinstance(answer, openai.Stream | openai.AsyncStream):
-        # openai 2.x and 3.x keep what they iterate over here, and have no public place for it
-        marked: Callable[..., Any] = _marked if isinstance(answer, openai.Stream) else _async_marked
-        answer._iterator = marked(answer._iterator, attestation)  # noqa: SLF001
-    elif hasattr(answer, "http_response"):  # a raw response, in any of openai's classes
-        answer.parse = _parsing(answer.parse, attestation)
-    with suppress(AttributeError):
-        object.__setattr__(answer, "attestation", attestation)  # no field: it is not part of what is dumped
-    return answer
-
-
-def _parsing(parse: Callable[..., Any], attestation: Attestation) -> Callable[..., Any]:
-    """`parse` of a raw response, whose results are attached to as well."""
-    if not inspect.iscoroutinefunction(parse):
-        return lambda *args, **kwargs: _attach(parse(*args, **kwargs), attestation)
-
-    async def parsed(*args: Any, **kwargs: Any) -> Any:
-        return _attach(await parse(*args, **kwargs), attestation)
-
-    return parsed
-
-
-def _marked(items: Iterator[Any], attestation: Attestation) -> Iterator[Any]:
-    """Mark each item. Its bytes have been given out, so all bytes being proven means that it is."""
-    proof = _proof(attestation)
-    for item in items:
-        yield _mark(item, proof)
-
-
-async def _async_marked(items: AsyncIterator[Any], attestation: Attestation) -> AsyncIterator[Any]:
-    proof = _proof(attestation)
-    async for item in items:
-        yield _mark(item, proof)
-
-
-def _proof(attestation: Attestation) -> Attestation | StreamCheck:
-    """What knows whether all bytes are proven: asked for each event, so of the two the nearer one."""
-    return attestation.check if isinstance(attestation.check, StreamCheck) else attestation
-
-
-def _mark(item: Any, proof: Attestation | StreamCheck) -> Any:
-    if isinstance(item, openai.BaseModel):
-        object.__setattr__(item, "attested", proof.attested)  # no field: it is not part of what is dumped
-    return item
 
 
 def _check_source(
