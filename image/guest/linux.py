@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 # mount(2), umount2(2)
-READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT, BIND, MOVE = 1, 2, 4, 8, 32, 4096, 8192
+READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT, MOVE = 1, 2, 4, 8, 32, 8192
 POWER_OFF, NO_CTRL_ALT_DEL = 0x4321FEDC, 0  # reboot(2)
 _FINIT_MODULE, _COMPRESSED = (
     313,
