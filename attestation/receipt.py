@@ -32,7 +32,8 @@ COMMENT = b": attested "  # opens the SSE comments that carry a stream's checkpo
 TYPE = "attested-receipt+jwt"
 MAX_RECEIPT_BYTES = 16 * 1024
 MAX_CLOCK_SKEW = 300  # seconds between the enclave's clock and the verifier's
-_HEADER = b64url_encode(f'{{"alg":"EdDSA","typ":"{TYPE}"}}'.encode())
+_HEADER_VALUE = {"alg": "EdDSA", "typ": TYPE}
+_HEADER = b64url_encode(f'{{"alg":"EdDSA","typ":"{TYPE}"}}'.encode())  # the same, as the gateway writes it
 _quoted = json.encoder.encode_basestring_ascii
 # What `json.dumps` makes anew for each text, which takes three times as long as the text.
 _json_parts = json.encoder.c_make_encoder(None, None, _quoted, None, ":", ",", False, False, False)  # type: ignore[attr-defined]
@@ -188,7 +189,7 @@ def verify_receipt(token: str, key: bytes) -> Receipt:
     if len(token) > MAX_RECEIPT_BYTES:
         raise MalformedError(Check.RECEIPT_FORMAT, f"{len(token)} bytes, the limit is {MAX_RECEIPT_BYTES}")
     header, payload, signature = _segments(token)
-    if header != {"typ": TYPE, "alg": "EdDSA"}:
+    if header != _HEADER_VALUE:
         raise MalformedError(Check.RECEIPT_FORMAT, f"expected an EdDSA {TYPE}, found header {header}")
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, token.rpartition(".")[0].encode())
@@ -239,12 +240,16 @@ def _segments(token: str) -> tuple[dict[str, Any], bytes, bytes]:
     parts = token.split(".")
     if len(parts) != 3:
         raise MalformedError(Check.RECEIPT_FORMAT, f"a compact JWS has 3 parts, found {len(parts)}")
-    header, payload, signature = (b64url_decode(part, Check.RECEIPT_FORMAT, "the receipt") for part in parts)
-    return (
-        parse_json_object(header, Check.RECEIPT_FORMAT, "the receipt's header", limit=1024),
-        payload,
-        signature,
-    )
+    header = _HEADER_VALUE if parts[0] == _HEADER else _read_header(_decoded(parts[0]))
+    return header, _decoded(parts[1]), _decoded(parts[2])
+
+
+def _decoded(segment: str) -> bytes:
+    return b64url_decode(segment, Check.RECEIPT_FORMAT, "the receipt")
+
+
+def _read_header(data: bytes) -> dict[str, Any]:
+    return parse_json_object(data, Check.RECEIPT_FORMAT, "the receipt's header", limit=1024)
 
 
 def _parse_claims(payload: bytes) -> Receipt:

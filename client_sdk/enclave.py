@@ -50,7 +50,9 @@ class Enclave:
     ) -> None:
         self._world, self._origin, self._session, self._clock = world, origin, session, clock
         self._channel, self._options, self._verify = channel, options, verify
-        self._sealed_url = world.http.URL(origin + SEALED_PATH)  # reading a URL is slow
+        # made once: reading a URL is slow, and so is what a request does to find out its own headers
+        self._sealed_url = world.http.URL(origin + SEALED_PATH)
+        self._around = [(b"Host", self._sealed_url.netloc), *HEADERS]
         self.forked()
         survive_forks(self)
 
@@ -174,8 +176,12 @@ class Enclave:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
         http = self._world.http
         data, opener = seal(exchange, request.headers.raw, self._clock())
-        outer = http.Request("POST", self._sealed_url, headers=HEADERS, content=data, extensions=extensions)
-        answer = await self._world.send(transport, outer)
+        headers = [*self._around, (b"Content-Length", b"%d" % len(data))]
+        body = http.ByteStream(data)
+        answer = await self._world.send(
+            transport,
+            http.Request("POST", self._sealed_url, headers=headers, stream=body, extensions=extensions),
+        )
         try:
             if not is_sealed(answer.status_code, answer.headers.get("Content-Type")):
                 raise not_sealed(answer.status_code, await self._error_body(answer.stream))
@@ -183,9 +189,8 @@ class Enclave:
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        return http.Response(
-            head.status, headers=list(head.headers), stream=stream, extensions=answer.extensions
-        )
+        answer.status_code, answer.headers, answer.stream = head.status, http.Headers(head.headers), stream
+        return answer
 
     async def _error_body(self, stream: Http) -> bytes:
         try:
@@ -212,15 +217,11 @@ class Enclave:
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        attestation = Attestation(exchange.verdict, check, self._origin)
-        response = self._world.http.Response(
-            answer.status_code,
-            headers=answer.headers,
-            stream=body,
-            extensions={**answer.extensions, "attestation": attestation},
+        answer.stream = body
+        answer.attestation = answer.extensions["attestation"] = Attestation(
+            exchange.verdict, check, self._origin
         )
-        response.attestation = attestation
-        return response
+        return answer
 
     async def _left(self, connections: Connections) -> None:
         if connections.leave():

@@ -19,12 +19,12 @@ from client_sdk.exchange import Exchange
 
 MAX_ERROR_BYTES = 64 * 1024
 #: What goes around every sealed request, whatever is inside.
-HEADERS = {
-    "Content-Type": sealed.REQUEST_TYPE,
-    "Accept": ANSWER_TYPE,
-    "Accept-Encoding": "identity",
-    "User-Agent": "attested-inference",
-}
+HEADERS = (
+    (b"Content-Type", sealed.REQUEST_TYPE.encode()),
+    (b"Accept", ANSWER_TYPE.encode()),
+    (b"Accept-Encoding", b"identity"),
+    (b"User-Agent", b"attested-inference"),
+)
 _BY_CODE = {
     check.replace(".", "_"): check
     for check in (
@@ -57,11 +57,11 @@ class Channel(StrEnum):
 
 def seal(exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime) -> tuple[bytes, AnswerOpener]:
     """The body of the POST to /sealed, and what opens its answer."""
-    pairs = ((name.decode("ascii").lower(), value.decode("latin-1")) for name, value in headers)
+    pairs = [(name.decode("ascii").lower(), value.decode("latin-1")) for name, value in headers]
     head = RequestHead(
         method=exchange.method,
         target=exchange.path,
-        headers=tuple(pair for pair in pairs if pair[0] not in OF_THE_CONNECTION),
+        headers=tuple([pair for pair in pairs if pair[0] not in OF_THE_CONNECTION]),
     )
     return sealed.seal_request(
         head,
