@@ -40,7 +40,7 @@ class Tpm:
             ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--server", f"type=unixio,path={socket}",
              "--ctrl", f"type=unixio,path={socket}.ctrl", "--flags", "startup-clear"],
         )  # fmt: skip
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not Path(socket).exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -144,7 +144,9 @@ class Kernel:
             return self.table
         if self.errors:
             raise OSError(self.errors.pop(0), "as told")
-        time.sleep(self.delay)
+        asked_at = time.monotonic()
+        while time.monotonic() < asked_at + self.delay:  # until a test makes it shorter
+            time.sleep(0.01)
         self.asked.append(entry.inblob)
         if self.others:
             self.others -= 1

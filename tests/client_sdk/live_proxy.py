@@ -42,7 +42,7 @@ class LiveProxy:
     def raw(self, data: bytes, *, half_close: bool = False) -> bytes:
         """All that comes back for these bytes, until the proxy closes the connection or says nothing for long."""
         with socket.create_connection(("127.0.0.1", self.port)) as caller:
-            caller.settimeout(10)
+            caller.settimeout(60)
             caller.sendall(data)
             if half_close:
                 caller.shutdown(socket.SHUT_WR)

@@ -57,7 +57,7 @@ async def test_a_failure_is_shared_by_those_who_wait(gateway: LiveGateway) -> No
         )
     assert {type(f) for f in failures} == {UnavailableError}
     assert len({id(f) for f in failures}) == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 @LIBRARIES

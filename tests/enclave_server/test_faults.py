@@ -22,12 +22,11 @@ from attestation.evidence import parse_evidence
 from attestation.policy import parse_policy
 from attestation.receipt import Outcome
 from attestation.verify import verify
-from enclave_server.engine.kept import POLL_SECONDS
 from enclave_server.model.manifest import ModelProblem
 from enclave_server.model.pack import write_pack
 from enclave_server.provisioning import check_values
 from tests.caller import Caller, untrusting
-from tests.enclave_server.fake_vllm import fake_python, starts
+from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
 from tests.enclave_server.test_gateway_on_hardware import PATH, on_hardware, readiness
 from tests.processes import until
 from tests.served import model_settings, served
@@ -80,7 +79,7 @@ def test_every_fault_has_its_test_and_its_row() -> None:
 
 def test_changed_generation(tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidence that somebody else may have asked for is thrown away; when it is always so, there is none, and none is made up."""
-    with on_hardware(tmp_path, engine, monkeypatch, evidence_seconds=2) as (box, gateway):
+    with on_hardware(tmp_path, engine, monkeypatch, evidence_seconds=5) as (box, gateway):
         until(lambda: readiness(gateway) is None)
         box.kernel.others = 1
         asked = f"{gateway.origin}{PATH}"
@@ -124,11 +123,15 @@ def test_killed_engine(tmp_path: Path) -> None:
         served(tmp_path / "gateway", engine_isolation="none", **values) as gateway,
         Caller(gateway.origin, gateway.policy()) as caller,
     ):
+        set_plan(tmp_path / "python", never_ready=True)
         os.kill(starts(tmp_path / "python")[0]["pid"], signal.SIGKILL)
-        until(lambda: caller.http.get("/readyz").json()["reason"] == "engine_restarting", 10 * POLL_SECONDS)
+        until(lambda: caller.http.get("/readyz").json()["reason"] == "engine_restarting")
         answer = caller.chat("hello")
         assert (answer.status, answer.outcome) == (503, Outcome.ERROR)
-        gateway.until_ready(30)
+        until(lambda: len(starts(tmp_path / "python")) == 2)
+        set_plan(tmp_path / "python")
+        os.kill(starts(tmp_path / "python")[1]["pid"], signal.SIGKILL)
+        gateway.until_ready(60)
         assert caller.chat("hello").outcome is Outcome.COMPLETE
 
 

@@ -75,16 +75,14 @@ def test_a_slow_quote(tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.Mo
     with on_hardware(tmp_path, engine, monkeypatch, evidence_seconds=0.5) as (box, gateway):
         until(lambda: readiness(gateway) is None)
         with Caller(gateway.origin, gateway.policy_text) as caller:
-            box.kernel.delay = 2
+            box.kernel.delay = 60
             start = time.monotonic()
             answer = caller.http.get(PATH, params={"nonce": "A" * 43})
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "evidence_failed")
-            assert time.monotonic() - start < 2
-            start = time.monotonic()
             assert caller.chat("still here").body
             assert caller.http.get(PATH).status_code == 200
             assert readiness(gateway) is None
-            assert time.monotonic() - start < 1.5
+            assert time.monotonic() - start < 50
         box.kernel.delay = 0
 
 

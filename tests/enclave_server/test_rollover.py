@@ -259,7 +259,7 @@ def test_an_answer_that_outlives_its_statement(
     engine.behaviour.chunks, engine.behaviour.delay = (1000, 0.05) if stream else (1, 20)
     first = gateway.identity
     gateway.succeed()
-    end(gateway, first, 0.5)
+    end(gateway, first, 2)
     answer = caller.chat("hello", stream=stream)
     assert answer.receipt.statement == first.statement_digest
     if stream:
@@ -275,7 +275,7 @@ def test_a_client_whose_clock_is_late(gateway: LiveGateway, channel: Any) -> Non
     """It holds a verdict on a statement that has ended: it verifies anew before anything else leaves, and notices no more."""
     first = gateway.identity
     transport = attested_transport(gateway.policy_text, channel=channel)
-    with httpx.Client(transport=transport, timeout=20) as client:
+    with httpx.Client(transport=transport, timeout=60) as client:
         statements = []
         for _ in range(2):
             answer = client.post(gateway.origin + CHAT, json=ASKED)

@@ -53,7 +53,7 @@ def test_the_console_is_waited_for(programs: Path, boot: Boot, tmp_path: Path) -
     """The first text that comes is told; afterwards nothing that was started is left."""
     program(programs, "qemu-system-x86_64", QEMU + 'echo "init: ready" > "$log"; exec sleep 60\n')
     with running(boot, tmp_path / "m") as machine:
-        assert machine.wait_for("REFUSED", "ready", seconds=10) == "ready"
+        assert machine.wait_for("REFUSED", "ready", seconds=60) == "ready"
         assert machine.origin == f"https://127.0.0.1:{machine.port}"
         with pytest.raises(ImageError, match=r"did not say more in 0 s: init: ready"):
             machine.wait_for("more", seconds=0.2)
@@ -67,13 +67,13 @@ def test_a_machine_that_ends(programs: Path, boot: Boot, tmp_path: Path) -> None
     """Its last words are told, QEMU's own where the console has none."""
     program(programs, "qemu-system-x86_64", QEMU + 'echo "REFUSED root" > "$log"\n')
     with running(boot, tmp_path / "1") as machine:
-        assert "REFUSED root" in machine.wait_for_end(seconds=10)
+        assert "REFUSED root" in machine.wait_for_end(seconds=60)
         assert machine.wait_for("REFUSED", seconds=1) == "REFUSED"
         with pytest.raises(ImageError, match=r"ended before it said ready: REFUSED root"):
-            machine.wait_for("ready", seconds=10)
+            machine.wait_for("ready", seconds=60)
     program(programs, "qemu-system-x86_64", "#!/bin/sh\necho no such option >&2; exit 1\n")
     with running(boot, tmp_path / "2") as machine, pytest.raises(ImageError, match="no such option"):
-        machine.wait_for("ready", seconds=10)
+        machine.wait_for("ready", seconds=60)
 
 
 def test_what_does_not_start(programs: Path, boot: Boot, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_engine_hangs(tmp_path: Path, engine: FakeEngine) -> None:
     """An engine that stops talking is not waited for forever: 504 plain, aborted in a stream."""
     engine.behaviour.hang_after = 2
     with (
-        live_gateway(tmp_path, engine=engine, engine_read_seconds=0.3) as gateway,
+        live_gateway(tmp_path, engine=engine, engine_read_seconds=1) as gateway,
         Caller(gateway.origin, gateway.policy_text) as caller,
     ):
         answer = caller.chat("hello", stream=True)
@@ -127,9 +127,9 @@ def test_engine_hangs(tmp_path: Path, engine: FakeEngine) -> None:
 
 def test_total_time(tmp_path: Path, engine: FakeEngine) -> None:
     """A request has an end, however steadily its answer trickles."""
-    engine.behaviour = Behaviour(delay=0.05, chunks=100)
+    engine.behaviour = Behaviour(delay=0.05, chunks=1000)
     with (
-        live_gateway(tmp_path, engine=engine, request_seconds=0.4) as gateway,
+        live_gateway(tmp_path, engine=engine, request_seconds=1.5) as gateway,
         Caller(gateway.origin, gateway.policy_text) as caller,
     ):
         answer = caller.chat("hello" * 40, stream=True)
@@ -194,14 +194,14 @@ def test_answer_too_large(tmp_path: Path, engine: FakeEngine) -> None:
 def test_drain(tmp_path: Path, engine: FakeEngine) -> None:
     """Told to stop, the gateway finishes the streams under way."""
     engine.behaviour = Behaviour(delay=0.1, chunks=8)
-    with live_gateway(tmp_path, engine=engine, drain_seconds=5) as gateway:
+    with live_gateway(tmp_path, engine=engine, drain_seconds=60) as gateway:
         with Caller(gateway.origin, gateway.policy_text) as caller:
             answers: list[Any] = []
             asking = threading.Thread(target=lambda: answers.append(caller.chat("hello", stream=True)))
             asking.start()
             until(lambda: engine.requests)
             gateway.stop()
-            asking.join(5)
+            asking.join(60)
         assert answers[0].outcome is Outcome.COMPLETE
 
 
@@ -211,12 +211,13 @@ def test_drain_times_out(tmp_path: Path, engine: FakeEngine) -> None:
     with live_gateway(tmp_path, engine=engine, drain_seconds=0.3) as gateway:
         with Caller(gateway.origin, gateway.policy_text) as caller:
             answers: list[Any] = []
-            asking = threading.Thread(target=lambda: answers.append(caller.chat("hello" * 99, stream=True)))
+            begun = threading.Event()
+            body = ask("hello" * 99, stream=True)
+            asking = threading.Thread(target=lambda: answers.append(caller.watch(CHAT, body, begun.set)))
             asking.start()
-            until(lambda: engine.requests)
-            time.sleep(0.2)
+            assert begun.wait(60)
             gateway.stop()
-            asking.join(5)
+            asking.join(60)
         assert answers[0].outcome is Outcome.ABORTED
         assert answers[0].events[-1]["error"]["code"] == "stopping"
         until(lambda: engine.cancelled == 1)
