@@ -1,7 +1,7 @@
 """Collateral over HTTP: from Intel's PCS (or a PCCS near you) for a TDX quote, from AMD's KDS for an SNP report, from
 NVIDIA's RIM service and OCSP responder for GPU evidence.
 
-This is one of the two modules that touch the world; nothing that decides imports it. What it returns is untrusted:
+One of the edges that touch the world; nothing that decides imports it. What it returns is untrusted:
 `verify` checks every signature and date. The evidence says what to ask for, so a liar can at worst make us ask in vain.
 """
 

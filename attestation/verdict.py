@@ -1,4 +1,4 @@
-"""The verdict: what was proven, in values a program can use and lines a person can read."""
+"""The verdict: what was proven, by which roots, and until when it counts."""
 
 from __future__ import annotations
 
