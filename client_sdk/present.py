@@ -127,19 +127,28 @@ def working(what: str) -> AbstractContextManager[object]:
 
 
 def reasons(error: AttestationError | None) -> list[str]:
-    """What failed: every violation of a policy, or the one check, with the name that the documentation has."""
+    """What failed, in lines: every violation of a policy, or the one check, with the name that the documentation has."""
     if error is None:
         return []
     if isinstance(error, PolicyError):
-        found = [f"[{v.check}] expected {v.expected}\n    found {v.found}" for v in error.violations]
+        found = [
+            line
+            for v in error.violations
+            for line in (f"[{v.check}] expected {v.expected}", f"    found {v.found}")
+        ]
     else:
         found = [f"[{error.check}] {error.detail}"]
     return [*found, *([error.advice] if error.advice else [])]
 
 
 def clean(text: str) -> str:
-    """Text from strangers, with nothing in it that a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    """Text from strangers in a line of ours, with nothing in it that a terminal would obey, and no line of its own."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def clean_text(text: str) -> str:
+    """The same for what a model says, whose lines are its own."""
+    return "\n".join(map(clean, text.split("\n")))
 
 
 def plain(value: Any) -> Any:

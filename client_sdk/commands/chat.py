@@ -17,7 +17,7 @@ from attestation.parts import DISCLOSURE_HEADER
 from attestation.tokens import REPLAY_HEADER
 from client_sdk.commands.ending import leave, unsettled
 from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, Url
-from client_sdk.present import clean
+from client_sdk.present import clean, clean_text
 from client_sdk.transport import DEFAULT_CHANNEL
 
 _NONE = {"verified": False}
@@ -79,7 +79,8 @@ def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
         typer.echo(json.dumps({"verified": True, **asdict(proven)}))
         return
     simulated = ", in a SIMULATED TEE, which proves nothing about hardware" if proven.simulated else ""
-    typer.echo(f"verified: receipt {proven.receipt} covers all {proven.bytes} bytes{simulated}", err=True)
+    words = f"verified: receipt {proven.receipt} covers all {proven.bytes} bytes{simulated}"
+    typer.echo(clean(words), err=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ def _stream(
         for choice in chunk.choices:
             answer += (part := choice.delta.content or "")
             if show:
-                typer.echo(clean(part), nl=False)
+                typer.echo(clean_text(part), nl=False)
     if show:
         typer.echo()
     attestation = stream.response.extensions["attestation"]

@@ -79,7 +79,7 @@ def _would_leave(findings: list[Finding]) -> bool:
 def _show(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.health:<13}", style=_STYLES[finding.health])
     line.append(f"{finding.step:<26}", style="default")
-    line.append(clean(finding.found).replace("\n", " "), style="default")
+    line.append(clean(finding.found), style="default")
     console.print(line, soft_wrap=True)
     if finding.advice:
         console.print(Text(f"{'':<13}→ {clean(finding.advice)}"), soft_wrap=True)

@@ -21,7 +21,7 @@ def leave(
     if as_json:
         typer.echo(json.dumps({**failure(error), **(also or {})}))
     else:
-        typer.echo(clean("\n".join([*([head] if head else []), *reasons(error)])), err=True)
+        typer.echo("\n".join(map(clean, [*([head] if head else []), *reasons(error)])), err=True)
     raise typer.Exit(exit_code(error)) from error
 
 

@@ -123,8 +123,8 @@ def _told(
     if not found:
         yield f"The references say nothing of {shown.boot.platform}: there is nothing to compare with"
     elif not nearest:
-        names = "\n".join(f"  {one.title}" for one in found)
-        yield f"Nothing matches: no value and no file of these {len(found)} is what was measured (--all compares each)\n{names}"
+        yield f"Nothing matches: no value and no file of these {len(found)} is what was measured (--all compares each)"
+        yield from (f"  {one.title}" for one in found)
     for number, comparison in enumerate(nearest):
         yield f"{comparison.title} {_verdict(comparison, found, first=number == 0)}"
         for register in comparison.registers:

@@ -83,7 +83,9 @@ def check(
     except OSError as exc:
         found, error = None, UnavailableError(Check.LOG_FORMAT, f"{file}: {exc.strerror or exc}")
     typer.echo(
-        json.dumps(_summary(url, found, error)) if as_json else clean("\n".join(_words(url, found, error)))
+        json.dumps(_summary(url, found, error))
+        if as_json
+        else "\n".join(map(clean, _words(url, found, error)))
     )
     raise typer.Exit(exit_code(error))
 

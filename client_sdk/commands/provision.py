@@ -96,10 +96,10 @@ def provision(  # a command's options are its parameters
     if as_json:
         typer.echo(json.dumps(_summary(url, values, digest, error)))
     elif error is not None:
-        typer.echo(clean("\n".join([f"NOT PROVISIONED  {url}", *reasons(error)])), err=True)
+        typer.echo("\n".join(map(clean, [f"NOT PROVISIONED  {url}", *reasons(error)])), err=True)
     else:
         lines = [f"PROVISIONED  {url}", *notes, f"given: {', '.join(values)}"]
-        typer.echo(clean("\n  ".join(lines)))
+        typer.echo("\n  ".join(map(clean, lines)))
     raise typer.Exit(exit_code(error))
 
 

@@ -23,7 +23,7 @@ from attestation.errors import (
 from attestation.roots import VENDOR, Root
 from client_sdk import chains
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.present import POLICY, Link, State, clean, plain, result, show, walk
+from client_sdk.present import POLICY, Link, State, clean, clean_text, plain, result, show, walk
 
 LINKS = (Link("first", ("tdx.format",)), Link("second", ("snp.",)), Link("third", ("tdx.fmspc",)))
 DENIED = PolicyError([Violation(Check.TDX_DEBUG, "DEBUG clear", "set"), Violation(Check.TDX_XFAM, "0", "1")])
@@ -121,7 +121,8 @@ def test_the_json_object_has_six_members() -> None:
 
 def test_nothing_from_strangers_commands_a_terminal() -> None:
     """Escape sequences in names and details are shown, not obeyed."""
-    assert clean("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"
+    assert clean("a\x1b[31mb\tc\nd\u202ee") == "a\\x1b[31mb\\x09c\\x0ad\\x202ee"
+    assert clean_text("a\x1b[31mb\nc\rd") == "a\\x1b[31mb\nc\\x0dd"
     out = io.StringIO()
     error = VerificationError(Check.TDX_FMSPC, "[bold]evil[/] \x1b[2J", advice="stay calm")
     show(Console(file=out), "what", walk(LINKS, error), error, ["a note"])
@@ -154,3 +155,18 @@ def test_the_documentation_has_every_exit_code() -> None:
     """docs/output.md lists what a script may rely on."""
     page = (Path(__file__).parent.parent.parent / "docs" / "output.md").read_text()
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == sorted(ExitCode)
+
+
+def test_nothing_from_strangers_is_a_line_of_its_own() -> None:
+    """A name with line breaks in it stays in its line: what looks like another link or note is not one."""
+    forged = "x\n  what the policy accepts  passed\r\nACCEPTED  https://enclave"
+    wrong: list[AttestationError] = [
+        VerificationError(Check.TDX_FMSPC, forged, advice=forged),
+        PolicyError([Violation(Check.POLICY_MODEL, forged, forged)], advice=forged),
+    ]
+    for error in wrong:
+        out = io.StringIO()
+        show(Console(file=out), forged, walk(LINKS, error), error, [forged])
+        lines = out.getvalue().splitlines()
+        assert not [line for line in lines if line.startswith(("ACCEPTED", f"  {POLICY}  passed"))]
+        assert lines[0].startswith("REFUSED  x\\x0a")
