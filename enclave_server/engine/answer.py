@@ -182,7 +182,6 @@ class EngineAnswer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(0)  # the loop writes at once, not at the end of its turn
 
     def data_received(self, data: bytes) -> None:
         if self.complete:
