@@ -24,12 +24,18 @@ from enclave_server.identities import STATE, Identities
 from enclave_server.incoming import read_body
 from enclave_server.replays import Replays
 from enclave_server.settings import Settings
+from enclave_server.shortcuts import arrived_body, chunk_writer, write_whole
 from enclave_server.watch import ClientGoneError, Watch
 
 LARGE_AT_ONCE = 16  # bodies of the largest size that may be on their way in, in one worker
 _SMALL = 64 * 1024  # as much as the server below holds of any; so nobody who sends more keeps these out
 RAW_PATH = sealed.PATH.encode()
 _TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), ANSWER_TYPE.encode()
+_HEADERS = [
+    (b"content-type", _ANSWER_TYPE),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # asks a balancer not to hold a stream back
+]
 _ERRORS = {
     Check.SEALED_FORMAT: (400, "This is not a sealed request of this protocol."),
     Check.SEALED_SUITE: (400, "The request is sealed with a suite that this gateway does not know."),
@@ -72,10 +78,11 @@ class Sealed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._admit(scope)
-            most = self._settings.max_request_bytes
-            with Watch() as watch:
-                watch.until(watch.now + self._settings.body_seconds, body_timeout)
-                data = await self._read(receive, most)
+            data = arrived_body(receive)
+            if data is None:
+                data = await self._read(receive)
+            elif len(data) > self._limit:
+                raise too_large(self._settings.max_request_bytes)
             now = self._now()
             envelope = sealed.parse_envelope(data)
             opened = self._open(envelope, now)
@@ -90,9 +97,9 @@ class Sealed:
             sealing = _Sealing(send, AnswerSealer(opened.secret, opened.enc))
             await self._serve(opened, now, {**scope, "state": state}, receive, sealing)
 
-    async def _read(self, receive: Receive, most: int) -> bytes:
+    async def _read(self, receive: Receive) -> bytes:
         """The body, of somebody whose key is inside it: so what is held of such bodies has a bound of its own."""
-        size = 0
+        size, most = 0, self._settings.max_request_bytes
 
         def seen(part: bytes) -> None:
             nonlocal size
@@ -102,7 +109,9 @@ class Sealed:
                 raise overloaded()
 
         try:
-            return await read_body(receive, limit=most, seal=self._limit - most, seen=seen)
+            with Watch() as watch:
+                watch.until(watch.now + self._settings.body_seconds, body_timeout)
+                return await read_body(receive, limit=most, seal=self._limit - most, seen=seen)
         finally:
             self._reading -= size
 
@@ -164,6 +173,7 @@ class _Sealing:
     def __init__(self, send: Send, sealer: AnswerSealer) -> None:
         self._send, self._sealer = send, sealer
         self._head: ResponseHead | None = None
+        self._write: Callable[[bytes], bool] | None = None  # the short way of a stream's chunks
 
     async def __call__(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -173,15 +183,13 @@ class _Sealing:
         last = not message.get("more_body", False)
         data = self._sealer.seal(message.get("body", b""), head=head, last=last)
         if head is not None:
-            headers = [
-                (b"content-type", _ANSWER_TYPE),
-                (b"cache-control", b"no-store"),
-                (b"x-accel-buffering", b"no"),  # asks a balancer not to hold a stream back
-            ]
-            if last:
-                headers.append((b"content-length", b"%d" % len(data)))
+            headers = [*_HEADERS, (b"content-length", b"%d" % len(data))] if last else _HEADERS
+            if last and write_whole(self._send, 200, headers, data):
+                return
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+            self._write = chunk_writer(self._send)
+        if last or self._write is None or not self._write(data):
+            await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
 def _head(message: dict[str, Any]) -> ResponseHead:

@@ -24,7 +24,14 @@ from attestation.sealed import (
     parse_message,
     seal_request,
 )
-from attestation.sealed_head import OF_THE_CONNECTION, parse_request_head, parse_response_head
+from attestation.sealed_head import (
+    OF_THE_CONNECTION,
+    RequestHead,
+    ResponseHead,
+    dump_head,
+    parse_request_head,
+    parse_response_head,
+)
 from tests.attestation.sealing import (
     BODY,
     BOTH,
@@ -203,3 +210,17 @@ def test_any_bytes_as_a_head(data: bytes) -> None:
     """A value, or an error of ours."""
     value_or_malformed(lambda: parse_request_head(data, limit=400))
     value_or_malformed(lambda: parse_response_head(data, limit=400))
+
+
+VALUES = st.text(st.characters(max_codepoint=255, exclude_categories=["Cc"]), max_size=20)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["x-a", "x_b", "!"]), VALUES), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_any_head_comes_out_as_it_went_in(headers: list[tuple[str, str]]) -> None:
+    """Whatever its values are; as JSON that others read too."""
+    asked = RequestHead(method="POST", target='/v1/a"b?c=%20', headers=tuple(headers))
+    answered = ResponseHead(status=200, headers=tuple(headers))
+    assert parse_request_head(dump_head(asked), limit=4096) == asked
+    assert parse_response_head(dump_head(answered), limit=4096) == answered
+    assert json.loads(dump_head(answered)) == {"status": 200, "headers": [list(pair) for pair in headers]}
