@@ -65,7 +65,9 @@ def what_is_proven(client: openai.OpenAI) -> bytes:
     if proof.receipt is not None:
         outcome: str = proof.receipt.outcome
         proof.save("answer.json", with_bytes=not outcome)
-        proof.save(Path("answer.json"))
+        proof.save(Path("answer.json"), log_seconds=10.0)
+        exchanges: int = len(proof.bundle(with_bytes=False).exchanges) + proof.proven
+        return proof.origin.encode() if exchanges else b""
     late: bool = proof.verdict.valid_until < proof.verdict.verified_at + timedelta(days=1)
     simulated: bool = proof.verdict.simulated and proof.attested
     return proof.verdict.statement_digest if simulated and late else proof.verdict.statement.model.digest
@@ -73,9 +75,11 @@ def what_is_proven(client: openai.OpenAI) -> bytes:
 
 def one_trust_for_all(policy: Policy) -> list[object]:
     trust = Trust(policy, max_age=timedelta(minutes=10))
-    names = trust.verify("https://enclave").statement.model.names
+    verdict = trust.verify("https://enclave")
+    names, left = verdict.statement.model.names, verdict.valid_until - trust.clock()
     return [
         names[0],
+        left.total_seconds(),
         trust.state("https://enclave"),
         OpenAI(base_url="https://enclave/v1", policy=trust, api_key="k"),
         OpenAI(base_url="https://enclave/v1", http_client=AttestedClient(trust, timeout=3), api_key="k"),

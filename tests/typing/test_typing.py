@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -35,8 +36,11 @@ def test_pyright_accepts_a_users_code() -> None:
 
 
 def test_every_public_name_is_used_there() -> None:
-    """What is exported and not in the file would be checked by nobody."""
+    """What is exported and not in the file, beside its import, would be checked by nobody; and so with what these two have."""
     import client_sdk
 
     text = API.read_text()
-    assert [name for name in client_sdk.__all__ if name not in text] == []
+    assert [n for n in client_sdk.__all__ if len(re.findall(rf"\b{n}\b", text)) < 2] == []
+    for kind, inner in ((client_sdk.Attestation, {"check"}), (client_sdk.Trust, {"session"})):
+        members = {name for name in vars(kind) if not name.startswith("_")} - inner
+        assert [name for name in sorted(members) if f".{name}" not in text] == []
