@@ -216,7 +216,12 @@ def _protocol(identities: Identities) -> type[Framing]:
 
 def listen(settings: Settings) -> list[socket.socket]:
     """A socket for each worker, taken before anything slow is started; the kernel spreads connections over them."""
-    alone = _bind(settings.host, settings.port, shared=False)  # fails where somebody else listens
+    try:
+        alone = _bind(settings.host, settings.port, shared=False)  # fails where somebody else listens
+    except OSError as exc:
+        raise OSError(
+            f"host, port: cannot listen on {settings.host}:{settings.port}: {exc.strerror}"
+        ) from exc
     if settings.workers == 1:
         return [alone]
     port: int = alone.getsockname()[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,7 +19,8 @@ import rfc8785
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from enclave_server.choices import AccessMode, ConfigIdentity, Isolation, SecretName, TeeKind
@@ -171,7 +173,11 @@ class Settings(BaseSettings):
     def load(cls, file: Path | bytes | None = None, **changes: Any) -> Settings:
         """Settings from `file` or its content, overridden by ENCLAVE_* variables, overridden by `changes`."""
         _refuse_unknown_variables(set(cls.model_fields))
-        return cls(**{**_in_file(file), **EnvSettingsSource(cls)(), **changes})
+        values = {**_in_file(file), **EnvSettingsSource(cls)(), **changes}
+        try:
+            return cls(**values)
+        except ValidationError as exc:
+            raise ValueError("\n".join(_told(problem) for problem in exc.errors())) from None
 
     @classmethod
     def origins(cls, file: Path | bytes | None = None) -> dict[str, str]:
@@ -243,7 +249,26 @@ def read_owner_key(text: str) -> Ed25519PublicKey:
 
 def _in_file(file: Path | bytes | None) -> dict[str, Any]:
     content = file.read_bytes() if isinstance(file, Path) else file
-    return tomllib.loads(content.decode()) if content is not None else {}
+    try:
+        return tomllib.loads(content.decode()) if content is not None else {}
+    except ValueError as exc:
+        raise ValueError(
+            f"{file if isinstance(file, Path) else 'the configuration'} is no TOML: {exc}"
+        ) from None
+
+
+def _told(problem: ErrorDetails) -> str:
+    """One line for whoever wrote the setting, without its value: that may be a secret in the wrong place."""
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting{_meant(name)}"
+    words = "must be set" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {words}" if name and not words.startswith(f"{name}:") else words
+
+
+def _meant(name: str) -> str:
+    near = get_close_matches(name, Settings.model_fields, 1)
+    return f"; did you mean {near[0]}?" if near else "; `enclave-server config` lists them"
 
 
 def _refuse_unknown_variables(known: set[str]) -> None:

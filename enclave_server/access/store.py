@@ -21,6 +21,7 @@ from enclave_server.access.keys import Key, digest_of, new_secret
 from enclave_server.mendable import MendableError
 
 HEAD = "0001"  # the newest in `migrations`
+NAME_LENGTH = 200
 _MIGRATION_LOCK = 0x656E636C617665  # of PostgreSQL's advisory locks: one gateway at a time migrates
 _READS = "reads"  # of an engine's options
 
@@ -30,8 +31,8 @@ api_keys = sa.Table(
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
-    sa.Column("name", sa.String(200), nullable=False),
-    sa.Column("tenant", sa.String(200), nullable=False),
+    sa.Column("name", sa.String(NAME_LENGTH), nullable=False),
+    sa.Column("tenant", sa.String(NAME_LENGTH), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
     sa.Column("revoked_at", sa.BigInteger),

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from enclave_server.access.keys import Key
-from enclave_server.access.store import Store, Use
+from enclave_server.access.store import NAME_LENGTH, Store, StoreError, Use
 from enclave_server.choices import SecretName
 from enclave_server.commands.options import Config
 from enclave_server.provisioning import check_pepper
@@ -23,9 +23,14 @@ from enclave_server.settings import Settings
 cli = typer.Typer(no_args_is_help=True, help="API keys: who may use the gateway, and how much.")
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `list` shows it; never the key itself.")]
-Requests = Annotated[int | None, typer.Option(min=0, help="0: what the settings say.")]
-Tokens = Annotated[int | None, typer.Option(min=0, help="Prompt and completion; 0: what the settings say.")]
-AtOnce = Annotated[int | None, typer.Option(min=0, help="Requests at once; 0: what the settings say.")]
+_MOST = 10**12  # of any limit: databases hold 64 bits
+Requests = Annotated[int | None, typer.Option(min=0, max=_MOST, help="0: what the settings say.")]
+Tokens = Annotated[
+    int | None, typer.Option(min=0, max=_MOST, help="Prompt and completion; 0: what the settings say.")
+]
+AtOnce = Annotated[
+    int | None, typer.Option(min=0, max=_MOST, help="Requests at once; 0: what the settings say.")
+]
 Pepper = Annotated[
     Path | None, typer.Option(help="The file that the owner gives to the gateway as `key_pepper`.")
 ]
@@ -46,6 +51,10 @@ def create(
 ) -> None:
     """Make a key. It is printed now, and never again."""
     expires_at = _moment(expires)
+    if expires_at is not None and expires_at <= time.time():
+        raise ValueError(f"--expires: {expires} is over already")
+    if max(len(name), len(tenant)) > NAME_LENGTH:
+        raise ValueError(f"a name and a tenant may have {NAME_LENGTH} characters")
     if (SecretName.KEY_PEPPER in Settings.load(config).secrets) != (pepper is not None):
         raise ValueError("--pepper is for gateways whose `secrets` list key_pepper, and a must for these")
     with _open(config) as store:
@@ -121,6 +130,8 @@ def usage(
     with _open(config) as store:
         used = store.use(since=int(time.time()) // 86_400 - days + 1, key_id=key_id)
         names = {key.id: key.name for key in store.all()}
+    if key_id is not None and key_id not in names:
+        raise StoreError(f"there is no key {key_id}")
     rows = [
         {"id": found, "name": names[found], **{n: getattr(use, n) for n in Use.__slots__}}
         for found, use in used.items()
@@ -147,7 +158,10 @@ def _moment(text: str) -> int | None:
         return None
     if span := re.fullmatch(r"(\d{1,5})([dh])", text):
         return int(time.time()) + int(span[1]) * (86_400 if span[2] == "d" else 3600)
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no moment: write 90d, 12h, 2027-01-31 (UTC), or never") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
