@@ -151,6 +151,7 @@ class Report:
             "cpu": b64encode(raw).decode(),
             "reportDataAt": raw.index(verdict.cpu.report_data),
             "gpu": b64encode(verdict.evidence.gpu).decode(),
+            "gpuToken": b64encode(verdict.evidence.gpu_token).decode(),
             "exchange": texts
             and {
                 "method": receipt.request.method,

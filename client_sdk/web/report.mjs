@@ -7,7 +7,8 @@ const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const CHECKS = [
   ["binding.report_data", "machine", "the hardware's evidence holds the digest of this statement", async () => {
     const found = hex(bytes(told.cpu).slice(told.reportDataAt, told.reportDataAt + 64));
-    const { report_data: expected } = await bindings(unhex(told.nonce), utf8.encode(told.statement), bytes(told.gpu));
+    const gpus = [bytes(told.gpu), bytes(told.gpuToken)];
+    const { report_data: expected } = await bindings(unhex(told.nonce), utf8.encode(told.statement), ...gpus);
     if (found !== expected) refuse("binding.report_data", `expected ${expected}, found ${found}`);
   }],
   ["receipt.signature", "receipt", "the receipt is signed by the key in this statement", async () => {

@@ -127,9 +127,10 @@ async function checked(seen, body, claims, statement, model) {
 }
 
 /** The 64 bytes that the hardware must have signed, and the nonce that the GPUs must have been asked with (section 2). */
-export async function bindings(nonce, statement, gpuEvidence) {
+export async function bindings(nonce, statement, gpuEvidence, gpuToken = new Uint8Array()) {
   const digest = await hash("SHA-256", statement);
-  const gpu = await hash("SHA-256", gpuEvidence);
+  const evidence = await hash("SHA-256", gpuEvidence);
+  const gpu = gpuToken.length ? await hash("SHA-256", evidence, await hash("SHA-256", gpuToken)) : evidence;
   return {
     statement_digest: hex(digest),
     report_data: hex(await hash("SHA-512", utf8.encode("attested-inference/report-data/v1\0"), nonce, digest, gpu)),

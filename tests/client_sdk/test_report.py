@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from attestation.binding import report_data
 from attestation.bundle import SavedExchange, dump_bundle
+from attestation.evidence import TdxEvidence, dump_evidence
 from client_sdk.commands import report as report_command
 from client_sdk.exits import ExitCode
 from tests.client_sdk.browser import Browser, opened
-from tests.client_sdk.pretend import ANSWER, NOW, POLICY
+from tests.client_sdk.pretend import ANSWER, NOW, POLICY, SIMULATOR
 from tests.client_sdk.test_audit_cli import ENCLAVE, EXCHANGE, GOOD
 from tests.client_sdk.test_cli import Done, attested
 
@@ -71,6 +73,19 @@ def test_it_holds_in_a_browser(browser: Browser, tmp_path: Path, options: tuple[
     said = "checked: " if options else "not here: "
     assert found.pop("receipt.response").startswith(said)
     assert all(text.startswith("checked: ") for text in found.values())
+
+
+def test_it_holds_where_a_service_vouched_for_gpus(browser: Browser, tmp_path: Path) -> None:
+    """What the hardware signed covers the service's token too: the browser computes the same."""
+    token, nonce = b'["a token that this policy does not need"]', GOOD.nonce
+    bound = report_data(nonce, ENCLAVE.statement, b"", token)
+    vouched = replace(ENCLAVE.evidence(nonce), cpu=TdxEvidence(SIMULATOR.quote(bound)), gpu_token=token)
+    good = replace(GOOD, evidence=dump_evidence(vouched))
+    done, html = page(tmp_path, bundle=dump_bundle(good))
+    assert done.returncode == 0, done.stderr
+    dom = shown(browser, tmp_path, html)
+    assert rows(dom)["binding.report_data"].startswith("checked: ")
+    assert 'data-checked="accepted"' in dom
 
 
 @pytest.mark.parametrize(
