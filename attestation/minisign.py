@@ -10,7 +10,7 @@ wants both signatures and the key's own id. The untrusted comments are read past
 
 from __future__ import annotations
 
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -85,7 +85,7 @@ def _base64(line: bytes, size: int, what: str) -> bytes:
         data = b64decode(line, validate=True)
     except ValueError:
         data = b""
-    if len(data) != size:
+    if len(data) != size or b64encode(data) != line:  # libsodium, too, takes each value in one form alone
         raise _malformed(f"the {what} is not {size} bytes of base64")
     return data
 
