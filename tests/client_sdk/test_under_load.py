@@ -24,9 +24,9 @@ from attestation.errors import AttestationError, UnavailableError
 from client_sdk import AsyncAttestedClient, AsyncOpenAI, Trust
 from tests.client_sdk.conftest import Impostor, Switch
 from tests.client_sdk.test_nothing_leaves import EVIDENCE
-from tests.enclave_server.fake_vllm import fake_python
+from tests.enclave_server.fake_settings import fake_settings
 from tests.processes import until
-from tests.served import Served, model_settings, served
+from tests.served import Served, served
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -41,14 +41,8 @@ ASKED: dict[str, Any] = {
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
     """Settings of a gateway with two workers and an engine that takes its time."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python", behaviour={"delay": 0.05, "chunks": 5})
     return {
-        **model_settings(model, "fake-model"),
-        "engine_python": str(python),
+        **fake_settings(tmp_path, delay=0.05, chunks=5),
         "evidence_burst": 100,
         "workers": 2,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,21 +15,17 @@ import pytest
 
 from attestation.receipt import Outcome
 from tests.caller import Caller, untrusting
-from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
+from tests.enclave_server.fake_settings import fake_settings
+from tests.enclave_server.fake_vllm import set_plan, starts
 from tests.processes import running_with, until
-from tests.served import COMMAND, Served, everything_written, model_settings, served
+from tests.served import COMMAND, Served, everything_written, served
 
 CANARY = "Canary7f3a9eXyzzyError"  # looks like the name of an exception, which a log could take for harmless
 
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python", behaviour={"delay": 0.02, "chunks": 10})
-    return {**model_settings(model, "fake-model"), "engine_python": str(python), "drain_seconds": 1}
+    return {**fake_settings(tmp_path, delay=0.02, chunks=10), "drain_seconds": 1}
 
 
 @pytest.fixture
@@ -49,12 +44,6 @@ def test_policy_and_sigterm(gateway: Served, tmp_path: Path) -> None:
     assert '"event": "gateway stopped"' in gateway.log
 
 
-def test_memory_is_private(gateway: Served) -> None:
-    """No core dump of the gateway can be written: its keys are in its memory."""
-    limits = Path(f"/proc/{gateway.process.pid}/limits").read_text()
-    assert re.search(r"Max core file size\s+0\s+0\s", limits)
-
-
 def test_gateway_killed(gateway: Served, tmp_path: Path) -> None:
     """After kill -9 of the gateway no process, socket or directory of the engine is left."""
     private = Path(starts(tmp_path / "python")[0]["environment"]["HOME"])
@@ -64,12 +53,12 @@ def test_gateway_killed(gateway: Served, tmp_path: Path) -> None:
     until(lambda: not private.exists())
 
 
-def test_crash_loop_ends_the_gateway(gateway: Served, tmp_path: Path) -> None:
+def test_crash_loop_ends_the_gateway(tmp_path: Path, values: dict[str, Any]) -> None:
     """An engine that cannot be kept alive ends the gateway with status 1 and a reason."""
     set_plan(tmp_path / "python", exit=1)
-    gateway.terminate()
+    gateway = Served(tmp_path / "gateway", values)
     gateway.start()
-    assert gateway.process.wait(30) == 1
+    assert gateway.process.wait(90) == 1
     assert '"event": "engine gave up"' in gateway.log
 
 
@@ -89,7 +78,7 @@ def test_refused_configuration(
     """What an operator can mend is one clear message and status 1, before anything is served."""
     gateway = Served(tmp_path / "gateway", {**values, name: value})
     gateway.start()
-    assert gateway.process.wait(30) == 1
+    assert gateway.process.wait(90) == 1
     assert words in gateway.log
     assert "Traceback" not in gateway.log
     assert not starts(tmp_path / "python")
@@ -99,7 +88,7 @@ def test_another_model(tmp_path: Path, values: dict[str, Any]) -> None:
     """Files with another digest end the gateway with status 1 and the reason; the engine that was loading them never served."""
     gateway = Served(tmp_path / "gateway", {**values, "model_digest": "00" * 32})
     gateway.start()
-    assert gateway.process.wait(30) == 1
+    assert gateway.process.wait(90) == 1
     assert "[model.digest]" in gateway.log
     assert "the settings demand" in gateway.log
     assert '"event": "engine ready"' not in gateway.log
@@ -111,7 +100,7 @@ def test_port_in_use(tmp_path: Path, values: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         gateway = Served(tmp_path / "gateway", {**values, "port": taken.getsockname()[1]})
         gateway.start()
-        assert gateway.process.wait(30) == 1
+        assert gateway.process.wait(90) == 1
     assert "Address already in use" in gateway.log
     assert not starts(tmp_path / "python")
 
@@ -143,10 +132,10 @@ def test_canary(gateway: Served, tmp_path: Path) -> None:
         os.kill(gateway.engine_pid(), signal.SIGKILL)  # the stream's engine dies with the prompt in its hands
         assert b"engine_aborted" in b"".join(pieces)
         until(lambda: len(starts(tmp_path / "python")) == 2)
-    gateway.until_ready(20)
+    gateway.until_ready(60)
     private = Path(seen["environment"]["HOME"])
     gateway.process.send_signal(signal.SIGTERM)
-    gateway.process.wait(30)
+    gateway.process.wait(90)
     assert CANARY.encode() not in everything_written(tmp_path / "gateway", private)
     assert '"error": "EngineDeadError"' in gateway.log  # what the filter does let through
     for line in gateway.log.splitlines():

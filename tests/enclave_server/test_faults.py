@@ -11,7 +11,6 @@ import re
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -26,10 +25,11 @@ from enclave_server.model.manifest import ModelProblem
 from enclave_server.model.pack import write_pack
 from enclave_server.provisioning import check_values
 from tests.caller import Caller, untrusting
-from tests.enclave_server.fake_vllm import fake_python, set_plan, starts
+from tests.enclave_server.fake_settings import fake_settings
+from tests.enclave_server.fake_vllm import set_plan, starts
 from tests.enclave_server.test_gateway_on_hardware import PATH, on_hardware, readiness
 from tests.processes import until
-from tests.served import model_settings, served
+from tests.served import served
 from tests.servers import FakeEngine
 
 ROOT = Path(__file__).parents[2]
@@ -110,15 +110,7 @@ def test_expired_collateral(tmp_path: Path, engine: FakeEngine, monkeypatch: pyt
 
 def test_killed_engine(tmp_path: Path) -> None:
     """After kill -9 it is not ready and says why; whoever asks meanwhile gets a signed error; then it answers again."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python")
-    values: dict[str, Any] = {
-        **model_settings(tmp_path / "model", "fake-model"),
-        "engine_python": python,
-        "drain_seconds": 1,
-    }
+    values = {**fake_settings(tmp_path), "drain_seconds": 1}
     with (
         served(tmp_path / "gateway", engine_isolation="none", **values) as gateway,
         Caller(gateway.origin, gateway.policy()) as caller,

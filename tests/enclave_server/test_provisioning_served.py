@@ -20,26 +20,21 @@ from client_sdk import load_policy
 from client_sdk.cli import app
 from enclave_server.settings import Settings
 from tests.caller import Caller
-from tests.enclave_server.fake_vllm import fake_python
+from tests.enclave_server.fake_settings import fake_settings
 from tests.enclave_server.owner import CHAT, PEPPER, Provision, public_pem, waiting
 from tests.enclave_server.test_prefork import workers
 from tests.processes import until
-from tests.served import COMMAND, Served, everything_written, model_settings
+from tests.served import COMMAND, Served, everything_written
 from tests.servers import gateway_settings
 
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Served]:
     """`enclave-server serve` with two workers; it is not ready."""
-    model, folder = tmp_path / "model", tmp_path / "gateway"
-    model.mkdir()
-    folder.mkdir()
-    (model / "config.json").write_text("{}")
     gateway = Served(
-        folder,
+        tmp_path / "gateway",
         {
-            **model_settings(model, "fake-model"),
-            "engine_python": str(fake_python(tmp_path / "python")),
+            **fake_settings(tmp_path),
             "drain_seconds": 3,
             "workers": 2,
             "evidence_per_second": 1000,

@@ -21,10 +21,10 @@ from attestation import sealed
 from attestation.sealed_head import RequestHead
 from client_sdk import async_attested_transport, attested_transport
 from tests.caller import Caller, untrusting
-from tests.enclave_server.fake_vllm import fake_python
+from tests.enclave_server.fake_settings import fake_settings
 from tests.enclave_server.test_prefork import children, workers
 from tests.processes import until
-from tests.served import Served, everything_written, model_settings, served
+from tests.served import Served, everything_written, served
 
 pytestmark = pytest.mark.slow
 CHANNELS = ("sealed+pinned", "pinned", "sealed")
@@ -34,14 +34,8 @@ SECONDS, OVERLAP = 40.0, 10.0
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python", behaviour={"delay": 0.01, "chunks": 10})
     return {
-        **model_settings(model, "fake-model"),
-        "engine_python": str(python),
+        **fake_settings(tmp_path, delay=0.01, chunks=10),
         "drain_seconds": 3,
         "workers": 2,
         "identity_hours": 20 / 3600,

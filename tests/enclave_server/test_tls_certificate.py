@@ -30,10 +30,10 @@ from enclave_server.identity import make_identity, tls_context
 from enclave_server.provisioning import check_values
 from enclave_server.tls_certificate import parse_issuer
 from tests.caller import Caller
-from tests.enclave_server.fake_vllm import fake_python
+from tests.enclave_server.fake_settings import fake_settings
 from tests.enclave_server.owner import CHAT, Provision, public_pem, waiting
 from tests.processes import until
-from tests.served import Served, model_settings
+from tests.served import Served
 from tests.servers import VERSION, gateway_settings
 
 NAME = "enclave.example.com"
@@ -71,12 +71,8 @@ def handshake(gateway: Served, authority: Path, name: str = NAME) -> x509.Certif
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Served]:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
     values = {
-        **model_settings(tmp_path / "model", "fake-model"),
-        "engine_python": fake_python(tmp_path / "python"),
+        **fake_settings(tmp_path),
         "drain_seconds": 1,
         "workers": 2,
         "tls_names": [NAME],

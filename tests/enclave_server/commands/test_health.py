@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 
 from enclave_server.commands import health as module
 from enclave_server.commands.health import health
-from tests.enclave_server.fake_vllm import fake_python
-from tests.served import model_settings, served
+from tests.enclave_server.fake_settings import fake_settings
+from tests.served import served
 
 
 def test_alive_and_ready(
@@ -20,12 +19,8 @@ def test_alive_and_ready(
 ) -> None:
     """It is quiet success while the gateway lives, and status 1 once it is gone."""
     monkeypatch.setattr(module, "SECONDS", 60)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    values: dict[str, Any] = model_settings(tmp_path / "model", "fake-model")
-    python = fake_python(tmp_path / "python")
-    with served(tmp_path / "gateway", engine_python=str(python), host="0.0.0.0", **values) as gateway:  # noqa: S104 - what a container says
+    values = fake_settings(tmp_path)
+    with served(tmp_path / "gateway", host="0.0.0.0", **values) as gateway:  # noqa: S104 - what a container says
         health(gateway.config)
         health(gateway.config, ready=True)
         assert gateway.terminate() == 0

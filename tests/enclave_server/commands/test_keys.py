@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from attestation.receipt import Outcome
 from enclave_server.__main__ import cli
 from tests.caller import Caller
-from tests.enclave_server.fake_vllm import fake_python, starts
+from tests.enclave_server.fake_settings import fake_settings
+from tests.enclave_server.fake_vllm import starts
 from tests.processes import until
-from tests.served import Served, everything_written, model_settings, served
+from tests.served import Served, everything_written, served
 from tests.servers import MODEL, FakeEngine, free_port
 
 CANARY = "Canary7f3a9eXyzzyError"
@@ -27,15 +28,7 @@ CANARY = "Canary7f3a9eXyzzyError"
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    return {
-        **model_settings(tmp_path / "model", "fake-model"),
-        "engine_python": str(fake_python(tmp_path / "python")),
-        "access": "keys",
-        "drain_seconds": 1,
-    }
+    return {**fake_settings(tmp_path), "access": "keys", "drain_seconds": 1}
 
 
 def keys(gateway: Served, *arguments: str) -> str:

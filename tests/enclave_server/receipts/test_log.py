@@ -26,10 +26,10 @@ from enclave_server.receipts.log import ReceiptLog
 from enclave_server.receipts.store import last_checkpoint, read_file
 from enclave_server.settings import Settings
 from tests.caller import Caller, untrusting
-from tests.enclave_server.fake_vllm import fake_python
+from tests.enclave_server.fake_settings import fake_settings
 from tests.enclave_server.receipts.test_store import begin
 from tests.processes import until
-from tests.served import Served, model_settings, served
+from tests.served import Served, served
 from tests.servers import FakeEngine, LiveGateway, gateway_settings, live_gateway
 
 
@@ -204,14 +204,8 @@ def test_no_log_unless_asked_for(gateway: LiveGateway) -> None:
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python", behaviour={"chunks": 3})
     return {
-        **model_settings(model, "fake-model"),
-        "engine_python": str(python),
+        **fake_settings(tmp_path, chunks=3),
         "drain_seconds": 3,
         "workers": 2,
         "log_dir": str(tmp_path / "log"),
