@@ -31,7 +31,7 @@ from tests.served import (
 )
 from tests.servers import MODEL
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(3 * VLLM_SECONDS)]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(5 * VLLM_SECONDS)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATHS = ["/v1/audio/transcriptions", "/v1/audio/translations"]
@@ -65,7 +65,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "the engine's environment has none of vLLM's audio libraries: pip install av soundfile soxr"
         )
     values = {**vllm_settings(), **model_settings(tiny_whisper(), MODEL), "engine_max_model_len": 448}
-    with served(tmp_path_factory.mktemp("audio"), seconds=2 * VLLM_SECONDS, **values) as running:
+    with served(tmp_path_factory.mktemp("audio"), seconds=3 * VLLM_SECONDS, **values) as running:
         yield running
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import httpx
 import pytest
 
+from attestation.binding import Topology
 from attestation.receipt import Outcome
 from client_sdk import OpenAI
 from tests.caller import Answer, Caller
@@ -118,7 +120,7 @@ def test_an_engine_that_runs_already(kind: str, place: Path, tmp_path: Path) -> 
         assert (refused.status, refused.error, refused.outcome) == (503, "engine_unavailable", Outcome.ERROR)
         assert refused.headers["retry-after"]
         operator.start()
-        until(lambda: gateway.ready() or operator.process.poll() is not None, VLLM_SECONDS)
+        until(lambda: gateway.ready() or operator.process.poll() is not None, 2 * VLLM_SECONDS)
         assert operator.process.poll() is None, f"the engine ended with {operator.process.returncode}"
         assert caller.chat("hello again", max_tokens=4).outcome is Outcome.COMPLETE
         assert caller.verify(gateway.policy()).statement == caller.verdict.statement
@@ -143,16 +145,18 @@ def with_the_sdk(gateway: Served, folder: Path) -> list[str]:
     return [streamed]
 
 
-def test_a_child_in_two_parts(tmp_path: Path) -> None:
-    """The gateway's own engine, each layer split over two cores as over two GPUs; the statement says so."""
-    values = {**vllm_settings(), "engine_tensor_parallel": 2}
+@pytest.mark.parametrize("kind", ["tensor", "pipeline", "data"])
+def test_a_child_in_two_parts(kind: str, tmp_path: Path) -> None:
+    """The gateway's own engine on two cores as on two GPUs: each layer split, the layers in two stages, or two copies; the
+    statement says so."""
+    values = {**vllm_settings(), f"engine_{kind}_parallel": 2}
     values["engine_environment.VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # by itself it wants a third core
     with served(tmp_path, seconds=3 * VLLM_SECONDS, **values) as gateway:
         with Caller(gateway.origin, gateway.policy()) as caller:
             said = caller.verdict.statement.engine
-            assert "--tensor-parallel-size=2" in said.flags
+            assert f"--{kind}-parallel-size=2" in said.flags
             assert said.topology is not None
-            assert (said.topology.external, said.topology.tensor_parallel) == (False, 2)
+            assert asdict(said.topology) == {**asdict(Topology()), f"{kind}_parallel": 2}
         with_the_sdk(gateway, tmp_path)
         engine = gateway.engine_pid()
         assert gateway.terminate() == 0
