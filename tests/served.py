@@ -52,7 +52,7 @@ class Served:
     def run(self, *arguments: str) -> str:
         """Another command of `enclave-server` with the same configuration."""
         command = [*COMMAND, *arguments, "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
     def policy(self) -> str:
         """What `enclave-server policy` prints but for its date, without starting another interpreter."""
@@ -94,13 +94,13 @@ class Served:
     def until_ready(self, seconds: float) -> None:
         until(self.ready, seconds)
 
-    def terminate(self, seconds: float = 30) -> int:
+    def terminate(self, seconds: float = 90) -> int:
         self.process.terminate()
         return self.process.wait(seconds)
 
 
 @contextmanager
-def served(folder: Path, *, seconds: float = 60, **values: Any) -> Iterator[Served]:
+def served(folder: Path, *, seconds: float = 120, **values: Any) -> Iterator[Served]:
     """A gateway that is ready; it is killed at the end if it still runs."""
     gateway = Served(folder, values)
     gateway.start()
@@ -110,7 +110,7 @@ def served(folder: Path, *, seconds: float = 60, **values: Any) -> Iterator[Serv
     finally:
         if gateway.process.poll() is None:
             gateway.process.kill()
-            gateway.process.wait(10)
+            gateway.process.wait(60)
 
 
 def model_settings(folder: Path, name: str) -> dict[str, str]:

@@ -13,34 +13,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from attestation.receipt import Outcome
 from enclave_server.prefork import MAX_DEATHS, SharedStatus
+from enclave_server.settings import Settings
 from tests.caller import Caller
-from tests.enclave_server.fake_vllm import fake_python
+from tests.enclave_server.fake_settings import fake_settings
 from tests.processes import running_with, until
-from tests.served import Served, model_settings, served
+from tests.served import Served, served
+from tests.servers import free_port
 
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (tmp_path / "gateway").mkdir()
-    python = fake_python(tmp_path / "python", behaviour={"delay": 0.02, "chunks": 10})
-    return {
-        **model_settings(model, "fake-model"),
-        "engine_python": str(python),
-        "drain_seconds": 60,
-        "workers": 2,
-    }
+    return values_in(tmp_path)
+
+
+def values_in(folder: Path) -> dict[str, Any]:
+    return {**fake_settings(folder, delay=0.02, chunks=10), "drain_seconds": 60, "workers": 2}
 
 
 @pytest.fixture
 def gateway(tmp_path: Path, values: dict[str, Any]) -> Iterator[Served]:
     with served(tmp_path / "gateway", **values) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One for all tests that only look at it."""
+    folder = tmp_path_factory.mktemp("steady")
+    with served(folder / "gateway", **values_in(folder), metrics_port=free_port(2)) as running:
         yield running
 
 
@@ -87,9 +92,9 @@ def series(gateway: Served, answers: int = 24) -> dict[str, list[int]]:
     return seen
 
 
-def test_one_identity(gateway: Served) -> None:
+def test_one_identity(steady: Served) -> None:
     """Both workers answer, under one statement, with receipts that no other has; counters go up in each."""
-    seen = series(gateway)
+    seen = series(steady)
     assert len(seen) == 2
     assert all(counters == list(range(1, len(counters) + 1)) for counters in seen.values())
 
@@ -171,25 +176,21 @@ def test_drain(gateway: Served, tmp_path: Path, number: int) -> None:
         socket.create_connection(("127.0.0.1", int(gateway.origin.rpartition(":")[2])))
 
 
-def test_memory_is_private(gateway: Served) -> None:
+def test_memory_is_private(steady: Served) -> None:
     """The keys are in the parent and in each worker: of none may a core dump be made, nor may others look into it."""
-    for pid in [gateway.process.pid, *children(gateway)]:
+    for pid in [steady.process.pid, *children(steady)]:
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert next(line for line in limits.splitlines() if "core file" in line).split()[4:6] == ["0", "0"]
         assert Path(f"/proc/{pid}/mem").stat().st_uid == 0  # root's, whoever runs it: PR_SET_DUMPABLE is off
 
 
-def test_metrics_of_each(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_metrics_of_each(steady: Served) -> None:
     """Each worker has a listener for Prometheus of its own, at the port of the settings and the one after it."""
-    import httpx
-
-    from tests.servers import free_port
-
-    port = free_port(2)
-    with served(tmp_path / "gateway", **values, metrics_port=port):
-        for number in range(2):
-            text = httpx.get(f"http://127.0.0.1:{port + number}/metrics", trust_env=False).text
-            assert "enclave_ready 1.0" in text
+    port = Settings.load(steady.config).metrics_port
+    assert port is not None
+    for number in range(2):
+        text = httpx.get(f"http://127.0.0.1:{port + number}/metrics", trust_env=False).text
+        assert "enclave_ready 1.0" in text
 
 
 def test_shared_status() -> None:
