@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ from attestation.verdict import Verdict
 from client_sdk._bodies import Clock
 from client_sdk._worlds import broken
 from client_sdk.deadline import Deadline
-from client_sdk.session import Session, State
+from client_sdk.session import Session, State, Verified
 from client_sdk.terms import Terms
 from client_sdk.tls import unpinned_context
 
@@ -73,8 +74,14 @@ if hasattr(os, "register_at_fork"):
 class KeptSession:
     """One enclave's session. `fetch` gets evidence in the way of the client that asks."""
 
-    def __init__(self, session: Session, terms: Terms, clock: Clock) -> None:
+    def __init__(
+        self, session: Session, terms: Terms, clock: Clock, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._session, self._terms, self._clock = session, terms, clock
+        self._monotonic, self._ends = (
+            monotonic,
+            0.0,
+        )  # no verdict outlives its time by a clock that is set back
         self._attempts = 0  # attestations begun
         self._made_by = 0  # the one that the verdict comes from
         self.forked()
@@ -94,8 +101,9 @@ class KeptSession:
         return self._attempts
 
     def current(self) -> Verdict | None:
-        """The verdict that is valid now. Raises what was just refused."""
-        return self._session.current(self._clock())
+        """The verdict that is valid now, by the calendar and by the time that has passed. Raises what was just refused."""
+        verdict = self._session.current(self._clock())
+        return None if verdict is not None and self._monotonic() >= self._ends else verdict
 
     def verdict(self, fetch: Fetch, stale: Verdict | None = None, before: int = 0) -> Verdict:
         """A verdict that is valid now; attests unless there is one. Everybody who waits gets the same outcome.
@@ -106,6 +114,7 @@ class KeptSession:
         with self._lock:
             verdict = self.current()
             if verdict is None:
+                self._session.forget()
                 return self._attest(fetch)
             if stale is not None and self._made_by <= before and _same_keys(verdict, stale):
                 self._session.forget()
@@ -151,14 +160,17 @@ class KeptSession:
         except AttestationError as error:
             self._session.fail(error, self._clock())
             raise
+        now = self._clock()
         verdict = self._session.accept(
             found.document,
             found.nonce,
-            self._clock(),
+            now,
             found.date,
             lambda verdict: self._terms.accepted(policy, verdict),
         )
         self._made_by = number
+        if isinstance(state := self._session.state, Verified):
+            self._ends = self._monotonic() + (state.until - now).total_seconds()
         return verdict
 
 
