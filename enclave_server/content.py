@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from enclave_server.asgi import Fields
-from enclave_server.errors import ApiError
+from enclave_server.errors import ApiError, too_large
 from enclave_server.forms import read_form
 from enclave_server.peek import DEFAULTS, read_object, sampling_of
 from enclave_server.routes import HARMLESS, REFUSED, Kind, Route, names
@@ -42,6 +42,8 @@ def read_request(
 
     Refusals are 4xx."""
     content_type = "application/json"
+    if route.most is not None and len(body) > route.most:
+        raise too_large(route.most)
     if route.kind is Kind.NOTHING:
         if body:
             raise ApiError(400, "unexpected_body", "A request to this route has no body.")

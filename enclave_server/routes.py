@@ -12,6 +12,7 @@ from enum import Enum
 
 DONE, MESSAGE_STOP = b"data: [DONE]\n\n", b"event: message_stop\n"
 RESPONSE_COMPLETED = b"event: response.completed\n"
+MAX_TEXT = 1024 * 1024  # about a second of the engine's one tokenizer, while which everybody waits
 
 
 class Kind(Enum):
@@ -30,6 +31,7 @@ class Route:
     kind: Kind = Kind.JSON
     fields: frozenset[str] = frozenset()
     ending: bytes | None = None  # how the last event of its streams begins; None: it never streams
+    most: int | None = None  # bytes of a body, where neither the engine nor a key's tokens bound the work
 
     @property
     def method(self) -> str:
@@ -164,9 +166,10 @@ ROUTES: Mapping[bytes, Route] = {
     ),
     b"/v1/tokenize": Route(
         engine="/tokenize",
+        most=MAX_TEXT,
         fields=names("model prompt return_token_strs tools cache_salt", _MESSAGES),
     ),
-    b"/v1/detokenize": Route(engine="/detokenize", fields=names("model tokens cache_salt")),
+    b"/v1/detokenize": Route(engine="/detokenize", most=MAX_TEXT, fields=names("model tokens cache_salt")),
     b"/v1/audio/transcriptions": Route(
         engine="/v1/audio/transcriptions",
         kind=Kind.FORM,

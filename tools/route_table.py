@@ -45,6 +45,7 @@ _DEEPER = """
   reference, and `uuid` (a name in a cache that tenants share) are refused.
 - `tools` are functions, which the client runs. `store` may be `false`. `chat_template_kwargs` has plain values, and no `chat_template`.
 - `structured_outputs` and `stream_options` have the members {members}.
+- A body to `/v1/tokenize` or `/v1/detokenize` has at most 1 MiB (`413 request_too_large`): vLLM has one tokenizer for all, and no other bound there.
 - Forms: `file` is the only file; numbers and truth values are written as in JSON; other fields have at most 64 KiB.
 """
 

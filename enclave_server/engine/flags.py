@@ -33,6 +33,7 @@ ALLOWED_FLAGS = frozenset(
         "--reasoning-parser",
         "--runner",
         "--stream-interval",
+        "--structured-outputs-config.backend",  # this member alone: another one loads code
         "--swap-space",
         "--tool-call-parser",
         "--tool-strict-level",

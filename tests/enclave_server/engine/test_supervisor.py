@@ -218,6 +218,8 @@ def test_long_runtime_dir(tmp_path: Path) -> None:
         "--generation-config=/x",
         "--middleware=x",
         "--enable-log-requests",
+        "--structured-outputs-config.reasoning_parser_plugin=/x.py",
+        '--structured-outputs-config={"backend":"guidance"}',
         "-h",
         "--model=x",
     ],

@@ -15,7 +15,7 @@ from attestation.receipt import Outcome, Usage
 from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.forms import MAX_FIELD, read_form
-from enclave_server.routes import REFUSED, ROUTES, Kind
+from enclave_server.routes import MAX_TEXT, REFUSED, ROUTES, Kind
 from tests.caller import Caller
 from tests.servers import MODEL, FakeEngine
 from tools.route_table import table
@@ -126,6 +126,17 @@ def test_any_form(body: bytes) -> None:
     for whole in (body, form(model="m").replace(b"m\r\n", body)):
         with suppress(ApiError):
             assert isinstance(read_form(whole, BOUNDARY["Content-Type"].encode()), dict)
+
+
+@pytest.mark.parametrize("path", ["/v1/tokenize", "/v1/detokenize"])
+def test_text_that_only_the_gateway_bounds(caller: Caller, engine: FakeEngine, path: str) -> None:
+    """One long text would hold the engine's one tokenizer, for whom no context is too short here."""
+    field = "prompt" if path == "/v1/tokenize" else "tokens"
+    body = b'{"model":"%b","%b":[]}' % (MODEL.encode(), field.encode())
+    assert caller.post(path, body.ljust(MAX_TEXT)).outcome is Outcome.COMPLETE
+    answer = caller.post(path, body.ljust(MAX_TEXT + 1))
+    assert (answer.status, answer.error) == (413, "request_too_large")
+    assert len(engine.requests) == 1
 
 
 def test_models_without_a_body(caller: Caller, engine: FakeEngine) -> None:
