@@ -15,9 +15,7 @@ from typer.testing import CliRunner, Result
 
 from attestation.checks import Check
 from attestation.collateral import AmdCollateral, Collateral, IntelCollateral
-from attestation.errors import (
-    PolicyError,
-)
+from attestation.errors import PolicyError
 from attestation.nitro import parse_document
 from attestation.nvidia.policy import GpuPolicy
 from attestation.roots import VENDOR
@@ -29,17 +27,7 @@ from client_sdk.foreign.judge import BOUND, CHANNEL, FRESH
 from client_sdk.policy_toml import dump_policy
 from client_sdk.present import State
 from tests.client_sdk.evidence_files import NOW, amd
-from tests.client_sdk.foreign_servers import (
-    HPKE,
-    SERVER,
-    dstack,
-    nitriding,
-    ratls,
-    serving,
-    tinfoil_v2,
-    wrap_v2,
-)
-from tests.client_sdk.test_foreign import (
+from tests.client_sdk.foreign_judged import (
     NITRIDING,
     NONCE,
     OTHER,
@@ -53,6 +41,16 @@ from tests.client_sdk.test_foreign import (
     roots,
     state,
     terms,
+)
+from tests.client_sdk.foreign_servers import (
+    HPKE,
+    SERVER,
+    dstack,
+    nitriding,
+    ratls,
+    serving,
+    tinfoil_v2,
+    wrap_v2,
 )
 from tests.servers import LiveGateway
 from tests.vectors import needs_vectors, read
