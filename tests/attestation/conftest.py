@@ -10,14 +10,7 @@ import pytest
 from attestation._download import Patience
 from attestation.fetch import Fetcher
 from tests.attestation.fetching import NOW, Waits, gpu_machine, snp_machine, tdx_machine
-from tests.vendor import (
-    Vendor,
-    amd_pages,
-    intel_pages,
-    responder,
-    rim_pages,
-    vendor_service,
-)
+from tests.vendor import Vendor, amd_pages, intel_pages, responder, rim_pages, vendor_service
 
 
 @pytest.fixture

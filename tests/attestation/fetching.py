@@ -17,9 +17,7 @@ from attestation.fetch import Fetcher
 from attestation.simulator.nvidia import Machine, SimulatedNvidia
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.tdx import SimulatedTdx
-from tests.vendor import (
-    Vendor,
-)
+from tests.vendor import Vendor
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DATA = bytes(range(64))

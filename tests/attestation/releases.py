@@ -7,15 +7,7 @@ from datetime import UTC, datetime
 
 from attestation.policy import Policy
 from attestation.references import References
-from attestation.release import (
-    Artifact,
-    Build,
-    Expected,
-    ExpectedEvent,
-    LeftOut,
-    Machines,
-    Release,
-)
+from attestation.release import Artifact, Build, Expected, ExpectedEvent, LeftOut, Machines, Release
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.vtpm import PCRS, SimulatedVtpm
 from attestation.snp import SnpClaims

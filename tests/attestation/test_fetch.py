@@ -23,10 +23,7 @@ from attestation.simulator.vtpm import SimulatedVtpm, make_hcl_report
 from attestation.snp import Product, SigningKey
 from attestation.vtpm import ReportType, parse_hcl_report
 from tests.attestation.fetching import DATA, NOW, gpu_machine, snp_machine, tdx_machine, unavailable
-from tests.vendor import (
-    Vendor,
-    rim_answer,
-)
+from tests.vendor import Vendor, rim_answer
 
 
 def test_intels_collateral_is_what_the_verifier_takes(fetcher: Fetcher, vendor: Vendor) -> None:

@@ -28,9 +28,7 @@ from tests.attestation.fetching import (
     tdx_machine,
     unavailable,
 )
-from tests.vendor import (
-    Vendor,
-)
+from tests.vendor import Vendor
 
 
 def test_kept_answers_are_used_until_they_are_due(

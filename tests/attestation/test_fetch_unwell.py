@@ -13,10 +13,7 @@ from attestation import snp
 from attestation._download import Patience
 from attestation.fetch import Fetcher, Sources
 from tests.attestation.fetching import DATA, NOW, Waits, snp_machine, unavailable
-from tests.vendor import (
-    Reply,
-    Vendor,
-)
+from tests.vendor import Reply, Vendor
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])

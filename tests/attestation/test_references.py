@@ -20,14 +20,7 @@ from hypothesis import strategies as st
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, PolicyError, VerificationError
 from attestation.policy import Policy, StatementPolicy, parse_policy
-from attestation.references import (
-    References,
-    dump_envelope,
-    dump_statement,
-    merge,
-    parse_envelope,
-    sign,
-)
+from attestation.references import References, dump_envelope, dump_statement, merge, parse_envelope, sign
 from attestation.release import Release, Revoked
 from attestation.release_policy import ReleasePolicy
 from attestation.reviewers import ReferencesPolicy, Reviewer

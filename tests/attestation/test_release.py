@@ -18,12 +18,7 @@ from attestation.errors import MalformedError, PolicyError
 from attestation.evidence import Evidence
 from attestation.policy import Policy
 from attestation.references import References, dump_references, dump_statement, merge, parse_references
-from attestation.release import (
-    Build,
-    Machines,
-    Release,
-    Revoked,
-)
+from attestation.release import Build, Machines, Release, Revoked
 from attestation.release_policy import ReleasePolicy
 from attestation.simulator.vtpm import PCRS
 from attestation.snp import SnpPolicy

@@ -13,11 +13,7 @@ from attestation.checks import Check
 from attestation.errors import PolicyError
 from attestation.policy import Policy, parse_policy
 from attestation.references import merge
-from attestation.release import (
-    Limited,
-    Machines,
-    Release,
-)
+from attestation.release import Limited, Machines, Release
 from attestation.release_policy import ReleasePolicy
 from attestation.snp import SnpPolicy
 from attestation.snp.report import SigningKey

@@ -12,14 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attestation.errors import AttestationError
-from attestation.sealed import (
-    SUITES,
-    Opened,
-    SealingKeys,
-    open_request,
-    parse_envelope,
-    parse_message,
-)
+from attestation.sealed import SUITES, Opened, SealingKeys, open_request, parse_envelope, parse_message
 from attestation.sealed_answer import AnswerOpener, AnswerSealer
 from attestation.sealed_head import ResponseHead
 from tools.sealed_vectors import FILE, REFUSED, text

@@ -10,10 +10,7 @@ from typing import Any
 
 from attestation.bundle import SavedExchange
 from client_sdk.replay.answer import digest_of, read_choices
-from client_sdk.replay.comparing import (
-    Recorded,
-    read_recorded,
-)
+from client_sdk.replay.comparing import Recorded, read_recorded
 from client_sdk.replay.terms import terms_of
 from tests.attestation.test_receipt import NONCE, RECEIPT
 

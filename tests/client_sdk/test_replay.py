@@ -12,14 +12,7 @@ import pytest
 from attestation.checks import Check
 from attestation.errors import UnavailableError, VerificationError
 from client_sdk.replay.answer import Ranked
-from client_sdk.replay.comparing import (
-    COMPLETIONS,
-    DivergedError,
-    Method,
-    prefill,
-    replay,
-    rerun,
-)
+from client_sdk.replay.comparing import COMPLETIONS, DivergedError, Method, prefill, replay, rerun
 from client_sdk.replay.terms import EXACT, HALF, Terms, greedy, plain_logits, terms_of
 from tests.client_sdk.replayed import (
     CHAT,

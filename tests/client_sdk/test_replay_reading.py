@@ -17,11 +17,7 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError, VerificationError
 from attestation.receipt import Outcome
 from client_sdk.replay.answer import Choice, digest_of, read_choices, read_prefill
-from client_sdk.replay.comparing import (
-    check_same,
-    read_recorded,
-    rerun,
-)
+from client_sdk.replay.comparing import check_same, read_recorded, rerun
 from client_sdk.replay.terms import media_in
 from tests.attestation.test_receipt import NONCE, RECEIPT
 from tests.client_sdk.replayed import FLOAT32, GREEDY, OUTPUT, PROMPT, STATEMENT, plain, recorded

@@ -8,9 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from attestation.errors import (
-    UnavailableError,
-)
+from attestation.errors import UnavailableError
 from client_sdk.enclave import Connections
 from tests.client_sdk.conftest import Recorded, Switch
 from tests.client_sdk.transported import (

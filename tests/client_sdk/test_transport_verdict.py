@@ -13,11 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.checks import Check
-from attestation.errors import (
-    MalformedError,
-    UnavailableError,
-    VerificationError,
-)
+from attestation.errors import MalformedError, UnavailableError, VerificationError
 from client_sdk import AttestedClient, attested_transport
 from client_sdk.tls import spki_digest
 from tests.client_sdk.conftest import Recorded, Relay, certificate

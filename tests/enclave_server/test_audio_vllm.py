@@ -21,14 +21,7 @@ from attestation.receipt import Outcome
 from client_sdk import OpenAI
 from tests.caller import Caller
 from tests.enclave_server.test_audio import form
-from tests.served import (
-    VLLM_SECONDS,
-    Served,
-    engine_python,
-    model_settings,
-    served,
-    vllm_settings,
-)
+from tests.served import VLLM_SECONDS, Served, engine_python, model_settings, served, vllm_settings
 from tests.servers import MODEL
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(5 * VLLM_SECONDS)]
