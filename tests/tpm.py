@@ -119,7 +119,7 @@ def running_tpm(folder: Path) -> Iterator[Tpm]:
         yield made
     finally:
         made.process.terminate()
-        made.process.wait(10)
+        made.process.wait(60)
 
 
 @contextmanager

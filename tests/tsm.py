@@ -213,4 +213,4 @@ def tsm(folder: Path, sign: Callable[[bytes], bytes], provider: str = "tdx_guest
     finally:
         _LIBC.umount2(os.fsencode(folder), _DETACH)
         os.close(device)
-        thread.join(5)
+        thread.join(60)

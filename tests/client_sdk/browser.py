@@ -79,7 +79,7 @@ def opened(folder: Path) -> Iterator[Browser]:
             yield Browser(commands, answers)
     finally:  # it ends with its pipe
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -128,7 +128,7 @@ class Relay:
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _serve(self) -> None:
         while True:
@@ -215,10 +215,10 @@ class Switch:
     def __exit__(self, *_: object) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        self._thread.join(10)
+        self._thread.join(60)
         self.cut()
         for thread in self._copying:
-            thread.join(10)
+            thread.join(60)
 
     def cut(self) -> None:
         """Break every connection, as a lost network does."""

@@ -185,7 +185,7 @@ def balancer(tmp_path: Path, gateway: LiveGateway) -> Iterator[Balancer]:
         yield running
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         tap.close()
 
 

@@ -75,7 +75,7 @@ def dripping(folder: Path, kind: str) -> Iterator[str]:
             over.set()
             server.shutdown(socket.SHUT_RDWR)
             for thread in threads:
-                thread.join(10)
+                thread.join(60)
 
 
 def ended(work: Callable[[], Any]) -> AttestationError:
@@ -90,7 +90,7 @@ def ended(work: Callable[[], Any]) -> AttestationError:
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive(), "it would have waited for ever"
     gc.collect()
     return found[0]

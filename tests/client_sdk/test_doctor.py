@@ -138,7 +138,7 @@ def test_no_tls_there() -> None:
         thread = threading.Thread(target=hang_up)
         thread.start()
         code, steps = examined(f"https://127.0.0.1:{server.getsockname()[1]}")
-        thread.join(10)
+        thread.join(60)
     assert (code, failed(steps)) == (5, ["TLS"])
 
 

@@ -98,7 +98,7 @@ def test_processes_that_write_at_once(memory: Memory) -> None:
     for child in children:
         child.start()
     for child in children:
-        child.join(30)
+        child.join(60)
         assert child.exitcode == 0
     assert json.loads(memory.path.read_text())["names"]["acme"]["epoch"] == 8
     assert [p.name for p in memory.path.parent.iterdir() if p.suffix == ".new"] == []

@@ -32,7 +32,7 @@ class Load:
 
     async def run(self) -> None:
         limits = httpx.Limits(max_connections=CALLERS)
-        async with httpx.AsyncClient(base_url=self.proxy.origin, limits=limits, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=self.proxy.origin, limits=limits, timeout=60) as client:
             await asyncio.gather(*(self._caller(client, number) for number in range(CALLERS)))
 
     async def _caller(self, client: httpx.AsyncClient, number: int) -> None:

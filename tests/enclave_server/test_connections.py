@@ -43,7 +43,7 @@ def test_clients_that_vanish_are_let_go(engine: FakeEngine, tmp_path: Path) -> N
             pieces = caller.stream("/v1/completions", BODY)
             assert next(pieces)
             pieces.close()
-        until(lambda: _kept() <= before, 10)
+        until(lambda: _kept() <= before)
 
 
 @pytest.fixture

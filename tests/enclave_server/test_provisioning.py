@@ -85,7 +85,7 @@ def test_served_with_a_key_of_the_owners_database(gateway: LiveGateway, values: 
     _, plain = store.create("written by somebody without the pepper")
     store.close()
     assert not post(gateway.origin, message(gateway, values))
-    until(lambda: ready(gateway.origin) is None, 10)
+    until(lambda: ready(gateway.origin) is None)
     with Caller(gateway.origin, gateway.policy_text) as caller:
         for key, status in ((good, 200), (plain, 401)):
             answer = caller.post("/v1/chat/completions", CHAT, {"Authorization": f"Bearer {key}"})

@@ -46,12 +46,12 @@ def running(tmp_path: Path) -> Iterator[Served]:
     )
     gateway.start()
     try:
-        until(lambda: waiting(gateway), 30)
+        until(lambda: waiting(gateway))
         yield gateway
     finally:
         if gateway.process.poll() is None:
             gateway.process.kill()
-            gateway.process.wait(10)
+            gateway.process.wait(60)
 
 
 def ask(gateway: Served, policy: str, key: str) -> int:
@@ -86,12 +86,12 @@ def test_all_workers_have_them_and_nothing_else_does(
         check=True,
         timeout=60,
     ).stdout.strip()
-    running.until_ready(20)
-    until(lambda: {ask(running, policy, key) for _ in range(6)} == {200}, 20)
+    running.until_ready(60)
+    until(lambda: {ask(running, policy, key) for _ in range(6)} == {200})
     killed = workers(running)[0]
     os.kill(killed, signal.SIGKILL)
-    until(lambda: killed not in workers(running) and len(workers(running)) == 2, 20)
-    until(lambda: {ask(running, policy, key) for _ in range(6)} == {200}, 20)
+    until(lambda: killed not in workers(running) and len(workers(running)) == 2)
+    until(lambda: {ask(running, policy, key) for _ in range(6)} == {200})
 
     digest = json.loads(result.stdout)["digest"]
     with Caller(running.origin, policy) as caller:
@@ -115,7 +115,7 @@ def test_all_workers_have_them_and_nothing_else_does(
             assert form not in written
     assert running.terminate() == 0
     running.start()
-    until(lambda: waiting(running), 30)
+    until(lambda: waiting(running))
 
 
 def test_keys_are_made_with_the_pepper(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_worker_killed_in_a_rollover(tmp_path: Path, values: dict[str, Any]) -> 
             threading.Event().wait(before.verdict.statement.not_after - 1 - OVERLAP - time.time() + 0.5)
             os.kill(victim, signal.SIGKILL)
             gateway.process.send_signal(signal.SIGCONT)
-            until(lambda: count(gateway, "identity takes over") == made + 1, 20)
+            until(lambda: count(gateway, "identity takes over") == made + 1)
             assert count(gateway, "worker ended, another takes its place") == 1
             assert len(workers(gateway)) == 2
             assert victim not in workers(gateway)

@@ -54,7 +54,7 @@ class Sealer:
 
     def __init__(self, gateway: LiveGateway) -> None:
         self.gateway = gateway
-        self.http = httpx.Client(base_url=gateway.origin, verify=untrusting(), timeout=20, trust_env=False)
+        self.http = httpx.Client(base_url=gateway.origin, verify=untrusting(), timeout=60, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

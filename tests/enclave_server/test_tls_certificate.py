@@ -61,7 +61,7 @@ def handshake(gateway: Served, authority: Path, name: str = NAME) -> x509.Certif
     port = int(gateway.origin.rpartition(":")[2])
     context = ssl.create_default_context(cafile=str(authority / "ca.pem"))
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
         found = secure.getpeercert(binary_form=True)
@@ -84,18 +84,18 @@ def running(tmp_path: Path) -> Iterator[Served]:
     yield gateway
     if gateway.process.poll() is None:
         gateway.process.kill()
-        gateway.process.wait(10)
+        gateway.process.wait(60)
 
 
 def test_a_client_that_knows_names(running: Served, authority: Path, issuer: bytes, tmp_path: Path) -> None:
     """Before, it refuses; after, every worker shows a certificate for the attested key under the owner's authority, for its name alone."""
-    until(lambda: waiting(running), 30)
+    until(lambda: waiting(running))
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(running, authority)
     policy = running.policy()
     given = Provision(tmp_path / "owner", policy, {"tls_issuer": issuer})(running.origin)
     assert given.exit_code == 0, given.output
-    running.until_ready(30)
+    running.until_ready(60)
     with Caller(running.origin, policy) as caller:
         assert caller.post("/v1/chat/completions", CHAT).status == 200
         pin = caller.verdict.statement.keys.tls_spki_sha256

@@ -143,7 +143,7 @@ def instance() -> Iterator[Instance]:
             yield made
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(60)
 
 
 @dataclass

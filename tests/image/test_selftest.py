@@ -69,7 +69,7 @@ def test_the_engine_answers() -> None:
 
         def ask(path: str, body: Any = None) -> Any:
             data = None if body is None else json.dumps(body).encode()
-            with urllib.request.urlopen(f"{origin}{path}", data=data, timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"{origin}{path}", data=data, timeout=60) as answer:  # noqa: S310
                 return json.loads(answer.read())
 
         assert ask("/health") == {}
@@ -83,7 +83,7 @@ def test_a_port_counts_who_comes() -> None:
     with unreached() as closed:
         assert closed.connections() == 0
         for _ in range(2):
-            socket.create_connection(("127.0.0.1", closed.port), timeout=10).close()
+            socket.create_connection(("127.0.0.1", closed.port), timeout=60).close()
         assert closed.connections() == 2
         assert closed.connections() == 0
 

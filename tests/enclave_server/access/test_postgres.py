@@ -62,7 +62,7 @@ def postgres() -> Iterator[str]:
         yield url
     finally:
         running.send_signal(signal.SIGINT)
-        running.wait(30)
+        running.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
 

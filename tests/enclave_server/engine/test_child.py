@@ -26,7 +26,7 @@ time.sleep(600)
 
 def can_isolate() -> bool:
     probe = [sys.executable, engine_child.__file__, "required", "-", "/nonexistent", "/bin/true"]
-    done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)
+    done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
     return done.returncode != engine_child.REFUSED
 
 
@@ -77,7 +77,7 @@ class Child:
         assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_engine_killed(folder: Path, isolation: str) -> None:
     """When the engine's first process is killed, its others go with it, and the status says how it ended."""
     child = Child(folder, isolation)
     os.kill(int(child.group), signal.SIGKILL)
-    assert child.process.wait(10) == 128 + signal.SIGKILL
+    assert child.process.wait(60) == 128 + signal.SIGKILL
     until(lambda: not running_with(child.marker))
     assert not child.private.exists()
     child.close()
@@ -116,7 +116,7 @@ def test_asked_to_end(folder: Path, isolation: str) -> None:
     child.process.stdin.write(b"T")
     child.process.stdin.flush()
     if isolation == "none":
-        assert child.process.wait(10) == 128 + signal.SIGTERM
+        assert child.process.wait(60) == 128 + signal.SIGTERM
     child.close()
     until(lambda: not running_with(child.marker))
 
@@ -155,5 +155,5 @@ def test_command_that_does_not_exist(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         words = process.stdout.read().decode()
-        assert process.wait(10) == 127
+        assert process.wait(60) == 127
     assert "could not be started" in words

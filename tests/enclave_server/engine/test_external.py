@@ -53,7 +53,7 @@ def waiting(engine: FakeEngine, folder: Path, **values: Any) -> Iterator[Served]
         yield gateway
     finally:
         gateway.process.kill()
-        gateway.process.wait(10)
+        gateway.process.wait(60)
 
 
 def answers(client: httpx.Client) -> bool:
@@ -102,7 +102,7 @@ def test_readiness_follows(engine: FakeEngine, tmp_path: Path) -> None:
             answer = caller.chat("hello")
             assert (answer.status, answer.error) == (503, "engine_unavailable")
         engine.up()
-        gateway.until_ready(10)
+        gateway.until_ready(60)
 
 
 def test_one_of_several_is_away(engine: FakeEngine, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_waits_no_longer_than_it_should(engine: FakeEngine, tmp_path: Path) -> N
     """An engine that never comes ends the gateway, with whoever answered for it."""
     engine.down()
     with waiting(engine, tmp_path, engine_start_seconds=1) as gateway:
-        assert gateway.process.wait(20) == 1
+        assert gateway.process.wait(60) == 1
         assert "nothing healthy answers" in gateway.log
         until(lambda: not running_with(str(gateway.config)))
 

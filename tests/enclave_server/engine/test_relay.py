@@ -104,7 +104,7 @@ async def test_relay_fails(tmp_path: Path, begun: bool) -> None:
         with pytest.raises(ValueError, match="of the work"):
             async with pool.request("POST", "/v1/completions", b"{}") as answer:
                 await answer.relay(take)
-        await asyncio.wait_for(script.gone.wait(), 2)
+        await asyncio.wait_for(script.gone.wait(), 60)
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["idle", "in its work"])

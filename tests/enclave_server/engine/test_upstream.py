@@ -197,17 +197,17 @@ async def test_too_slow(tmp_path: Path) -> None:
         if script.connections == 1:
             for byte in PLAIN:
                 await peer.write(bytes([byte]))
-                await asyncio.sleep(0.006)
+                await asyncio.sleep(0.014)
         await peer.until_closed()
         script.gone.set()
 
-    async with engine(tmp_path, trickle, read_seconds=0.25) as (pool, script):
+    async with engine(tmp_path, trickle, read_seconds=0.6) as (pool, script):
         assert await ask(pool) == b"{}"
         for kept in list(pool._idle):
             kept.close()
         with pytest.raises(TooSlowError):
             await ask(pool)
-        await asyncio.wait_for(script.gone.wait(), 2)
+        await asyncio.wait_for(script.gone.wait(), 60)
 
 
 async def test_leaving_closes(tmp_path: Path) -> None:
@@ -223,12 +223,12 @@ async def test_leaving_closes(tmp_path: Path) -> None:
     async with engine(tmp_path, endless) as (pool, script):
         async with pool.request("POST", "/v1/completions", b"{}") as answer:
             assert await answer.more() == b"x"
-        await asyncio.wait_for(script.gone.wait(), 2)
+        await asyncio.wait_for(script.gone.wait(), 60)
         script.gone.clear()
         waiting = asyncio.create_task(ask(pool))
         await asyncio.sleep(0.05)
         waiting.cancel()
-        await asyncio.wait_for(script.gone.wait(), 2)
+        await asyncio.wait_for(script.gone.wait(), 60)
         with pytest.raises(asyncio.CancelledError):
             await waiting
     assert script.connections == 2

@@ -29,7 +29,7 @@ TELL = "import re; print(dict(re.findall(r'^(Uid|Gid|Groups|Cap...):[ \\t]*(.*?)
 
 def told(*command: str) -> dict[str, str]:
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=20
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60
     )
     return dict(eval(done.stdout.splitlines()[-1]))  # noqa: S307 - what our own line above printed
 
@@ -83,7 +83,7 @@ def test_the_engine_is_another_user_without_rights(tmp_path: Path, isolation: st
         ) as process:
             assert process.stdout is not None
             first, line = process.stdout.readline(), process.stdout.readline()
-            process.wait(20)  # before its lifeline is closed, which would kill it
+            process.wait(60)  # before its lifeline is closed, which would kill it
         assert first.split()[0].isdecimal(), first
         assert process.returncode == 0
         seen = dict(eval(line))  # noqa: S307 - what our own line above printed
@@ -112,7 +112,7 @@ def test_without_the_right_it_refuses_by_name(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=60,
     )
     assert done.returncode == engine_child.REFUSED, done.stderr
     assert done.stdout.startswith("engine_user: cannot become 1234:1234")

@@ -115,7 +115,7 @@ async def test_many_at_once(gateway: LiveGateway, engine: FakeEngine) -> None:
     """Exchanges do not mix: each of many concurrent answers has its own text and a receipt of its own."""
     engine.behaviour.delay = 0.01
     async with httpx.AsyncClient(
-        base_url=gateway.origin, verify=untrusting(), timeout=30, trust_env=False
+        base_url=gateway.origin, verify=untrusting(), timeout=60, trust_env=False
     ) as http:
         responses = await asyncio.gather(
             *(http.post(CHAT, json=ask(f"number {n}", stream=n % 2 == 0)) for n in range(40))

@@ -62,19 +62,19 @@ def packed(tmp_path: Path, memory: Path) -> Iterator[Packed]:
     yield running
     if running.gateway.process.poll() is None:
         running.gateway.process.kill()
-        running.gateway.process.wait(10)
+        running.gateway.process.wait(60)
 
 
 def test_served_from_memory(packed: Packed, tmp_path: Path) -> None:
     """It waits; another key is refused and it still waits; with the right one it answers, and its end leaves nothing."""
     gateway = packed.gateway
-    until(lambda: waiting(gateway), 30)
+    until(lambda: waiting(gateway))
     wrong = packed.give(b"l" * 32)
     assert (wrong.exit_code, "secret.value" in wrong.stderr) == (3, True), wrong.output
     assert waiting(gateway)
     assert not list(packed.memory.iterdir())
     assert packed.give().exit_code == 0
-    gateway.until_ready(30)
+    gateway.until_ready(60)
     assert (packed.memory / "model.safetensors").read_bytes() == CANARY * 1000
     with Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.post("/v1/chat/completions", CHAT).status == 200
@@ -88,9 +88,9 @@ def test_served_from_memory(packed: Packed, tmp_path: Path) -> None:
 def test_every_process_is_killed(packed: Packed) -> None:
     """`kill -9` of all of them leaves the model in memory; the next start removes it, and waits for its owner again."""
     gateway = packed.gateway
-    until(lambda: waiting(gateway), 30)
+    until(lambda: waiting(gateway))
     assert packed.give().exit_code == 0
-    gateway.until_ready(30)
+    gateway.until_ready(60)
     everybody = running_with(str(gateway.log_file.parent))
     assert gateway.process.pid in everybody
     for pid in everybody:
@@ -99,10 +99,10 @@ def test_every_process_is_killed(packed: Packed) -> None:
     for pid in everybody:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    gateway.process.wait(10)
+    gateway.process.wait(60)
     assert (packed.memory / "model.safetensors").exists()
     gateway.start()
-    until(lambda: waiting(gateway), 30)
+    until(lambda: waiting(gateway))
     assert not list(packed.memory.iterdir())
     assert gateway.terminate() == 0
 
@@ -112,9 +112,9 @@ def test_altered_on_the_disk(tmp_path: Path, memory: Path) -> None:
     running = Packed(tmp_path, memory, flipped(-1))
     running.gateway.start()
     try:
-        until(lambda: waiting(running.gateway), 30)
+        until(lambda: waiting(running.gateway))
         running.give(KEY, "--wait", "1")
-        assert running.gateway.process.wait(30) == 1
+        assert running.gateway.process.wait(60) == 1
     finally:
         running.gateway.process.kill()
     assert "[model.pack]" in running.gateway.log

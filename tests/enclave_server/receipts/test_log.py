@@ -258,7 +258,7 @@ def test_a_kill_of_the_whole_gateway(two_workers: Served, tmp_path: Path) -> Non
         token, old = caller.chat("hello").token, log_key(caller.verdict.statement)
     until_proven(two_workers.origin, token)
     os.kill(two_workers.process.pid, signal.SIGKILL)
-    two_workers.process.wait(10)
+    two_workers.process.wait(60)
     ended = last_checkpoint(tmp_path / "log")
     two_workers.start()
     two_workers.until_ready(90)
