@@ -18,28 +18,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import httpx2
 import openai
 
+from benchmarks.client_rig import Clients, Server, clients, served
 from benchmarks.paired import LEVEL, Found, added, found, in_turn, rounds_of, steady
-from client_sdk import OpenAI, Trust
-from tests.caller import untrusting
-from tests.fake_engine import Behaviour
-from tests.processes import until
-from tests.servers import MODEL, FakeEngine, live_gateway
+from client_sdk import Trust
+from tests.servers import MODEL
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CALLS = 5  # of a way in each round of plain calls
 ASKED: Any = {"model": MODEL, "messages": [{"role": "user", "content": "words " * 200}]}
-Clients = dict[str, openai.OpenAI]
 Rounds = list[dict[str, float]]
 
 
@@ -49,13 +45,12 @@ class Shape:
 
     events: int
     pace: float  # seconds between events, so that each is written by itself
-    settle: (
-        float  # seconds until all have arrived: what the gateway does for them is not beside what is measured
-    )
+    settle: float  # seconds until all have arrived, so that the gateway rests beside what is measured
     block: int
 
 
-SHAPE = Shape(events=200, pace=0.0005, settle=0.6, block=10)  # as many as a socket holds unread
+# a sealed event takes twice an unsealed one's bytes: 200 of them fill a socket's buffer to the brim
+SHAPE = Shape(events=100, pace=0.0005, settle=0.4, block=10)
 
 
 @dataclass(frozen=True)
@@ -75,88 +70,6 @@ GOALS = (
     Goal("cold attestation", "ms", 50.0),
 )
 FACTOR = {"ms": 1e3, "µs": 1e6}
-
-
-# ------------------------------------------------------------------------------------------------- the gateway
-
-
-def serve(folder: Path) -> None:
-    """The gateway's process: says where it is, has the engine behave as it is told, and ends with its standard input."""
-    limits: dict[str, Any] = {"evidence_per_second": 50, "evidence_burst": 1000}
-    with (
-        FakeEngine(folder / "engine.sock") as engine,
-        live_gateway(folder, engine=engine, **limits) as gateway,
-    ):
-        (folder / "policy.toml").write_text(gateway.policy_text)
-        (folder / "origin").write_text(gateway.origin)
-        for line in sys.stdin:
-            engine.behaviour = Behaviour(**json.loads(line))
-            sys.stdout.write("told\n")
-            sys.stdout.flush()
-
-
-@dataclass(frozen=True)
-class Server:
-    """The gateway, seen from here."""
-
-    origin: str
-    policy: str
-    tell: IO[str]
-    told: IO[str]
-
-    def streams(self, events: int, pace: float = 0.0) -> None:
-        """How streams are from now on."""
-        behaviour = {"chunks": events, "text": "text" * events, "delay": pace}
-        self.tell.write(json.dumps(behaviour) + "\n")
-        self.tell.flush()
-        self.told.readline()
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[Server]:
-    command = [sys.executable, "-m", "benchmarks.client", "--serve", str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        if running.stdin is None or running.stdout is None:
-            raise RuntimeError("both are pipes")
-        try:
-            until((folder / "origin").exists, 60)
-            origin, policy = (folder / "origin").read_text(), str(folder / "policy.toml")
-            yield Server(origin, policy, running.stdin, running.stdout)
-        finally:
-            running.terminate()
-
-
-class _Kept(httpx2.SyncByteStream):
-    """A stream that is read to its end when it is closed, as ours are: else its connection would not serve again."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream: Any = stream
-        self._reads: Iterator[bytes] = iter(stream)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._reads
-
-    def close(self) -> None:
-        for _ in self._reads:
-            pass
-        self._stream.close()
-
-
-def _keep(response: Any) -> None:
-    response.stream = _Kept(response.stream)
-
-
-@contextmanager
-def clients(server: Server) -> Iterator[Clients]:
-    options: Any = {"base_url": f"{server.origin}/v1", "api_key": "none", "max_retries": 0}
-    hooks: Any = {"response": [_keep]}
-    anybody = openai.DefaultHttpxClient(verify=untrusting(), trust_env=False, event_hooks=hooks)
-    with (
-        openai.OpenAI(http_client=anybody, **options) as bare,
-        OpenAI(policy=server.policy, **options) as sealed,
-        OpenAI(policy=server.policy, channel="pinned", **options) as pinned,
-    ):
-        yield {"bare": bare, "sealed": sealed, "pinned": pinned}
 
 
 # --------------------------------------------------------------------------------------------------- measuring
@@ -253,7 +166,7 @@ def measure(server: Server, rounds: int) -> dict[str, dict[str, Found]]:
         server.streams(3)
         ways = {n: partial(first, client) for n, client in each.items()}
         firsts = added(rounds_of(ways, 3 * rounds, 5), "bare")
-        events, beside = streams(server, each, 2 * rounds)
+        events, beside = streams(server, each, 3 * rounds)
     by_way = [calls, added(events, "bare"), added(beside, "bare"), firsts]
     colds = {"": found([cold(server) for _ in range(max(8, rounds // 4))])}
     measured = zip(GOALS, [*by_way, colds], strict=True)
@@ -318,12 +231,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cold", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve:
-        serve(arguments.serve)
-    elif arguments.cold:
+    if arguments.cold:
         attest(*arguments.cold)
     else:
         sys.exit(main(arguments.rounds, arguments.save))
