@@ -32,7 +32,7 @@ class Recorder:
     """An ASGI middleware that keeps everything that a client sent."""
 
     requests: list[tuple[str, dict[bytes, bytes], bytes]] = field(default_factory=list)
-    delay: float = 0.0  # seconds before each answer to a request for evidence; made shorter, it lets go what waits
+    delay: float = 0.0  # seconds before each answer to a request for evidence; 0 lets go what waits
     corrupt: bool = False  # evidence documents are no JSON any more
 
     def wrap(self, app: Any) -> Any:

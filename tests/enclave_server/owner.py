@@ -30,6 +30,11 @@ def private_pem(key: Ed25519PrivateKey) -> bytes:
     )
 
 
+def secrets_in(folder: Path) -> dict[str, bytes]:
+    """What the owner gives."""
+    return {"database_url": f"sqlite:///{folder}/owner.db\n".encode(), "key_pepper": PEPPER}
+
+
 class Provision:
     """`attested provision` with its files."""
 

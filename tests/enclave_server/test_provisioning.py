@@ -19,7 +19,16 @@ from attestation.provisioning import MAX_MESSAGE_BYTES, MEDIA_TYPE, PATH, seal_s
 from enclave_server.access.store import Store
 from enclave_server.provisioning import Secrets, check_values
 from tests.caller import Caller, untrusting
-from tests.enclave_server.owner import CHAT, OWNER, PEPPER, Provision, private_pem, public_pem, ready
+from tests.enclave_server.owner import (
+    CHAT,
+    OWNER,
+    PEPPER,
+    Provision,
+    private_pem,
+    public_pem,
+    ready,
+    secrets_in,
+)
 from tests.processes import until
 from tests.servers import FakeEngine, LiveGateway, gateway_settings, live_gateway
 
@@ -38,7 +47,7 @@ def gateway(tmp_path: Path, engine: FakeEngine) -> Iterator[LiveGateway]:
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, bytes]:
-    return {"database_url": f"sqlite:///{tmp_path}/owner.db\n".encode(), "key_pepper": PEPPER}
+    return secrets_in(tmp_path)
 
 
 def message(

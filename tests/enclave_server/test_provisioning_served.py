@@ -21,7 +21,7 @@ from client_sdk.cli import app
 from enclave_server.settings import Settings
 from tests.caller import Caller
 from tests.enclave_server.fake_settings import fake_settings
-from tests.enclave_server.owner import CHAT, PEPPER, Provision, public_pem, waiting
+from tests.enclave_server.owner import CHAT, PEPPER, Provision, public_pem, secrets_in, waiting
 from tests.enclave_server.test_prefork import workers
 from tests.processes import until
 from tests.served import COMMAND, Served, everything_written
@@ -52,6 +52,11 @@ def running(tmp_path: Path) -> Iterator[Served]:
         if gateway.process.poll() is None:
             gateway.process.kill()
             gateway.process.wait(60)
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, bytes]:
+    return secrets_in(tmp_path)
 
 
 def ask(gateway: Served, policy: str, key: str) -> int:
