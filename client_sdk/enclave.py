@@ -95,7 +95,7 @@ class Enclave:
 
     async def _attested(self, stale: Verdict | None = None, before: int = 0) -> Verdict:
         """A verdict that is valid now, and connections to its key; with `stale`, one that was reached since."""
-        verdict, here = None if stale else self._session.current(), self._here()
+        verdict, here = None if stale else self._session.ready(), self._here()
         if verdict is None or not here.connected_to(verdict):
             async with here.attesting:  # so that no more than one thread waits for the session
                 verdict = await self._world.apart(lambda: self._session.verdict(self._fetch, stale, before))

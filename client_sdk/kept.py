@@ -29,7 +29,7 @@ from client_sdk._bodies import Clock
 from client_sdk._worlds import broken
 from client_sdk.deadline import Deadline
 from client_sdk.session import Session, State, Verified
-from client_sdk.terms import Terms
+from client_sdk.terms import Files, Terms
 from client_sdk.tls import unpinned_context
 
 EVIDENCE_PATH = "/.well-known/attestation"
@@ -84,6 +84,7 @@ class KeptSession:
         )  # no verdict outlives its time by a clock that is set back
         self._attempts = 0  # attestations begun
         self._made_by = 0  # the one that the verdict comes from
+        self._files = Files()  # that its policy was read from
         self.forked()
         survive_forks(self)
 
@@ -105,14 +106,19 @@ class KeptSession:
         verdict = self._session.current(self._clock())
         return None if verdict is not None and self._monotonic() >= self._ends else verdict
 
+    def ready(self) -> Verdict | None:
+        """The verdict that a new request may leave under: one that is valid now, reached on the terms as they are now."""
+        verdict = self.current()
+        return None if verdict is not None and self._files.changed() else verdict
+
     def verdict(self, fetch: Fetch, stale: Verdict | None = None, before: int = 0) -> Verdict:
-        """A verdict that is valid now; attests unless there is one. Everybody who waits gets the same outcome.
+        """A verdict that is valid now; attests unless one is ready. Everybody who waits gets the same outcome.
 
         An enclave that does not answer under `stale`'s keys must show others, or the same ones in an attestation begun
         after the first `before`.
         """
         with self._lock:
-            verdict = self.current()
+            verdict = self.ready()
             if verdict is None:
                 self._session.forget()
                 return self._attest(fetch)
@@ -155,7 +161,8 @@ class KeptSession:
         self._attempts += 1
         number, nonce = self._attempts, self._session.begin()
         try:
-            self._session.policy = policy = self._terms.policy()
+            policy, files = self._terms.read()
+            self._session.policy = policy
             found = fetch(nonce)
         except AttestationError as error:
             self._session.fail(error, self._clock())
@@ -168,7 +175,7 @@ class KeptSession:
             found.date,
             lambda verdict: self._terms.accepted(policy, verdict),
         )
-        self._made_by = number
+        self._made_by, self._files = number, files
         if isinstance(state := self._session.state, Verified):
             self._ends = self._monotonic() + (state.until - now).total_seconds()
         return verdict

@@ -1,10 +1,12 @@
 """A policy as it stands now: its file, the signed references beside it, and what this machine has seen before.
 
-Files are read again for each attestation, so that a revocation acts with the next one, also in a process that lives long.
+Files are read again for each attestation, and a file that changes calls for one before another request leaves: so a
+revocation acts at once, also in a process that lives long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
@@ -17,10 +19,14 @@ from attestation.verdict import Verdict
 from client_sdk.memory import Memory
 
 PolicyLike = Policy | PathLike[str] | str
+Notice = Callable[[Path], None]  # told of a file before it is read, whether it is there or not
 _NO_POLICY = "The operator publishes one, or `attested lock URL -o FILE` writes one from what is there now"
 
 
-def load_policy(policy: PolicyLike) -> Policy:
+def _unnoticed(_: Path) -> None: ...
+
+
+def load_policy(policy: PolicyLike, notice: Notice = _unnoticed) -> Policy:
     """A policy as it is, from a file, or from TOML text: text has a line break, a `[` or a `=`, a file's name has not.
 
     Signed references that it names are read and merged; a relative name of theirs is beside the policy's file.
@@ -28,8 +34,10 @@ def load_policy(policy: PolicyLike) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if isinstance(policy, str) and any(c in policy for c in "\n[="):
-        return with_references(parse_policy(policy), Path())
-    return with_references(parse_policy(read_policy_text(Path(policy))), Path(policy).parent)
+        return with_references(parse_policy(policy), Path(), notice)
+    file = Path(policy)
+    notice(file)
+    return with_references(parse_policy(read_policy_text(file)), file.parent, notice)
 
 
 def read_policy_text(file: Path) -> str:
@@ -51,17 +59,19 @@ def read_policy_text(file: Path) -> str:
         raise MalformedError(Check.POLICY_FORMAT, f"{file} is no policy: not UTF-8 text") from exc
 
 
-def with_references(policy: Policy, folder: Path) -> Policy:
+def with_references(policy: Policy, folder: Path, notice: Notice = _unnoticed) -> Policy:
     """`policy` with the references that it names, verified and merged."""
-    found = references_of(policy, folder)
+    found = references_of(policy, folder, notice)
     return policy if found is None else merge(policy, found)
 
 
-def references_of(policy: Policy, folder: Path) -> References | None:
+def references_of(policy: Policy, folder: Path, notice: Notice = _unnoticed) -> References | None:
     """The references that a policy in this folder names, verified."""
     if policy.references is None:
         return None
     wanted = policy.references
+    for name in (wanted.file, *wanted.files):
+        notice(folder / name)
     data = _read(folder / wanted.file)
     if data is None:
         raise UnavailableError(
@@ -87,6 +97,29 @@ def _read(file: Path) -> bytes | None:
         ) from exc
 
 
+class Files:
+    """The files that a policy was read from, as they were right before."""
+
+    def __init__(self) -> None:
+        self._stamps: dict[Path, tuple[int, int, int] | None] = {}
+
+    def notice(self, file: Path) -> None:
+        self._stamps[file] = _stamp(file)
+
+    def changed(self) -> bool:
+        """Whether one of them is another by now, or there, or gone."""
+        return any(_stamp(file) != stamp for file, stamp in self._stamps.items())
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What differs where a file was written or put in its place; None where there is none."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 class Terms:
     """On what terms enclaves are accepted from now on."""
 
@@ -96,7 +129,12 @@ class Terms:
 
     def policy(self) -> Policy:
         """The policy of the next attestation."""
-        return self._memory.apply(load_policy(self._source))
+        return self.read()[0]
+
+    def read(self) -> tuple[Policy, Files]:
+        """The policy of the next attestation, and what it was read from."""
+        files = Files()
+        return self._memory.apply(load_policy(self._source, files.notice)), files
 
     def accepted(self, policy: Policy, verdict: Verdict) -> None:
         """An enclave was accepted under `policy`."""

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from attestation._b64 import b64url_encode
 from attestation.checks import Check
-from attestation.errors import UnavailableError
+from attestation.errors import PolicyError, UnavailableError
+from attestation.release import Revoked
+from attestation.release_policy import ReleasePolicy
 from client_sdk.kept import Fetched, KeptSession
-from client_sdk.session import MAX_AGE, Refused, Session
-from client_sdk.terms import Terms
+from client_sdk.policy_toml import dump_policy
+from client_sdk.session import HOLD, MAX_AGE, Refused, Session
+from client_sdk.terms import PolicyLike, Terms
 from tests.client_sdk.pretend import NOW, POLICY, PretendEnclave
+from tests.client_sdk.trusting import settled
+from tests.processes import until
 
 ENCLAVE = PretendEnclave()
 HOUR = MAX_AGE.total_seconds()
+BAD = Revoked(id="1", reason="CVE-2026-0001", tdx=POLICY.tdx.measurements if POLICY.tdx else ())
+ACCEPTS = dump_policy(POLICY)
+REVOKES = dump_policy(replace(POLICY, release=ReleasePolicy(revoked=(BAD,))))
 
 
 @dataclass
@@ -34,8 +43,8 @@ class Machine:
             raise UnavailableError(Check.EVIDENCE_FETCH, "nobody there")
         return Fetched(ENCLAVE.document(nonce, self.now), b64url_encode(nonce), None)
 
-    def kept(self) -> KeptSession:
-        return KeptSession(Session(POLICY), Terms(POLICY), lambda: self.now, lambda: self.passed)
+    def kept(self, policy: PolicyLike = POLICY) -> KeptSession:
+        return KeptSession(Session(POLICY), Terms(policy), lambda: self.now, lambda: self.passed)
 
 
 def test_a_clock_that_is_set_back_lengthens_nothing() -> None:
@@ -88,3 +97,45 @@ def test_a_renewal_counts_from_its_own_time() -> None:
     machine.now += MAX_AGE * 0.9
     machine.passed += HOUR * 0.9
     assert kept.current() is second
+
+
+def test_a_policy_that_changes_holds_from_the_next_request(tmp_path: Path) -> None:
+    """What was reached with the old file ends with it, whatever time is left; what is refused then is never sent."""
+    machine, file = Machine(), tmp_path / "policy.toml"
+    file.write_text(ACCEPTS)
+    kept = machine.kept(file)
+    first = kept.verdict(machine.fetch)
+    assert kept.ready() is first
+    file.write_text(REVOKES)
+    assert kept.ready() is None
+    with pytest.raises(PolicyError, match="CVE-2026-0001"):
+        kept.verdict(machine.fetch)
+    file.write_text(ACCEPTS)
+    machine.now += HOLD
+    assert kept.verdict(machine.fetch) is kept.ready()
+    assert machine.asked == 3
+
+
+def test_a_renewal_that_fails_does_not_make_a_changed_policy_the_verdicts(tmp_path: Path) -> None:
+    """A verdict goes with the files that it was reached with, though others were read since in vain."""
+    machine, file = Machine(), tmp_path / "policy.toml"
+    file.write_text(ACCEPTS)
+    kept = machine.kept(file)
+    kept.verdict(machine.fetch)
+    file.write_text(REVOKES)
+    kept.hurry(machine.fetch)
+    until(lambda: machine.asked == 2)
+    until(settled)
+    assert kept.current() is not None
+    assert kept.ready() is None
+
+
+def test_a_policys_file_that_goes_away_refuses(tmp_path: Path) -> None:
+    """A file that is gone is no policy that was kept."""
+    machine, file = Machine(), tmp_path / "policy.toml"
+    file.write_text(ACCEPTS)
+    kept = machine.kept(file)
+    kept.verdict(machine.fetch)
+    file.unlink()
+    with pytest.raises(UnavailableError, match="cannot read the policy"):
+        kept.verdict(machine.fetch)
