@@ -145,10 +145,9 @@ def with_the_sdk(gateway: Served, folder: Path) -> list[str]:
     return [streamed]
 
 
-@pytest.mark.parametrize("kind", ["tensor", "pipeline", "data"])
+@pytest.mark.parametrize("kind", ["tensor", "data"])
 def test_a_child_in_two_parts(kind: str, tmp_path: Path) -> None:
-    """The gateway's own engine on two cores as on two GPUs: each layer split, the layers in two stages, or two copies; the
-    statement says so."""
+    """The gateway's own engine on two cores as on two GPUs: each layer split, or two copies; the statement says so."""
     values = {**vllm_settings(), f"engine_{kind}_parallel": 2}
     values["engine_environment.VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # by itself it wants a third core
     with served(tmp_path, seconds=3 * VLLM_SECONDS, **values) as gateway:
