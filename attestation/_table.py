@@ -53,7 +53,7 @@ def _table_reader(cls: type) -> _Read:
     required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
 
     def read(table: Any) -> Any:
-        if not isinstance(table, Mapping):
+        if type(table) is not dict and not isinstance(table, Mapping):  # the latter asks an ABC, slowly
             raise _MisfitError(f"must be a table, found {type(table).__name__}", table=True)
         if not table.keys() <= known.keys():
             unknown = sorted(table.keys() - known.keys())

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Any
@@ -192,7 +193,7 @@ def verify_receipt(token: str, key: bytes) -> Receipt:
     if header != _HEADER_VALUE:
         raise MalformedError(Check.RECEIPT_FORMAT, f"expected an EdDSA {TYPE}, found header {header}")
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, token.rpartition(".")[0].encode())
+        _public_key(key).verify(signature, token.rpartition(".")[0].encode())
     except (InvalidSignature, ValueError) as exc:
         raise VerificationError(
             Check.RECEIPT_SIGNATURE,
@@ -200,6 +201,9 @@ def verify_receipt(token: str, key: bytes) -> Receipt:
             advice="The answer or its receipt was altered, or comes from another enclave; do not use it",
         ) from exc
     return _parse_claims(payload)
+
+
+_public_key = lru_cache(maxsize=64)(Ed25519PublicKey.from_public_bytes)  # a key signs many receipts
 
 
 def check_receipt(

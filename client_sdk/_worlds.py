@@ -3,6 +3,9 @@
 The transport's logic is written once, as coroutines. In the async world they are awaited. In the blocking one every
 operation below has finished before it returns, so a coroutine runs from start to end in one step (`run`): the same
 code, no event loop, no threads. `http` is the module `httpx` or `httpx2`; both have the same names.
+
+`send` calls `check` when there is a connection and nothing of the request was written to it, by httpcore's `trace`; what it
+raises ends the request.
 """
 
 from __future__ import annotations
@@ -31,12 +34,9 @@ from client_sdk._bodies import (
 )
 from client_sdk.streams import StreamCheck
 
-Trace = Callable[[str, Any], Any]  # httpcore's: told of each step of a request; may raise
 T = TypeVar("T")
 
-_SENDING = (
-    ".send_request_headers.started"  # a connection is there, and nothing of the request was written to it
-)
+_SENDING = ".send_request_headers.started"
 
 
 class TooLongError(Exception):
@@ -52,11 +52,10 @@ class World(Protocol):
     def lock(self) -> AbstractAsyncContextManager[Any]: ...
     async def apart(self, work: Callable[[], T]) -> T: ...
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http: ...
-    def when_sent(self, check: Callable[[], None], trace: Trace | None) -> Trace: ...
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http: ...
     async def unseal(self, stream: Http, opener: AnswerOpener) -> tuple[ResponseHead, Http]: ...
     async def body(self, request: Http) -> bytes: ...
-    async def send(self, transport: Http, request: Http) -> Http: ...
+    async def send(self, transport: Http, request: Http, check: Callable[[], None]) -> Http: ...
     async def read(self, stream: Http, limit: int | None) -> bytes: ...
     async def close(self, thing: Http) -> None: ...
 
@@ -81,15 +80,6 @@ class Blocking:
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http:
         return self.http.HTTPTransport(verify=context, **options)
 
-    def when_sent(self, check: Callable[[], None], trace: Trace | None) -> Trace:
-        def step(name: str, info: Any) -> None:
-            if name.endswith(_SENDING):
-                check()
-            if trace is not None:
-                trace(name, info)
-
-        return step
-
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http:
         return self._stream(stream, check, clock, done, broken(self.http))
 
@@ -101,7 +91,16 @@ class Blocking:
         body: bytes = request.read()
         return body
 
-    async def send(self, transport: Http, request: Http) -> Http:
+    async def send(self, transport: Http, request: Http, check: Callable[[], None]) -> Http:
+        def step(name: str, info: Any) -> None:
+            if name.endswith(_SENDING) and info["request"].method != b"CONNECT":  # that is the proxy's
+                check()
+                if trace is None:
+                    request.extensions.pop("trace")  # the nine steps that follow are nobody's
+            if trace is not None:
+                trace(name, info)
+
+        trace, request.extensions["trace"] = request.extensions.get("trace"), step
         return transport.handle_request(request)
 
     async def read(self, stream: Http, limit: int | None) -> bytes:
@@ -141,15 +140,6 @@ class Async:
     def connect(self, context: ssl.SSLContext, options: Mapping[str, Any]) -> Http:
         return self.http.AsyncHTTPTransport(verify=context, **options)
 
-    def when_sent(self, check: Callable[[], None], trace: Trace | None) -> Trace:
-        async def step(name: str, info: Any) -> None:
-            if name.endswith(_SENDING):
-                check()
-            if trace is not None:
-                await trace(name, info)
-
-        return step
-
     def stream(self, stream: Http, check: StreamCheck, clock: Clock, done: Done) -> Http:
         return self._stream(stream, check, clock, done, broken(self.http))
 
@@ -161,7 +151,16 @@ class Async:
         body: bytes = await request.aread()
         return body
 
-    async def send(self, transport: Http, request: Http) -> Http:
+    async def send(self, transport: Http, request: Http, check: Callable[[], None]) -> Http:
+        async def step(name: str, info: Any) -> None:
+            if name.endswith(_SENDING) and info["request"].method != b"CONNECT":
+                check()
+                if trace is None:
+                    request.extensions.pop("trace")
+            if trace is not None:
+                await trace(name, info)
+
+        trace, request.extensions["trace"] = request.extensions.get("trace"), step
         return await transport.handle_async_request(request)
 
     async def read(self, stream: Http, limit: int | None) -> bytes:

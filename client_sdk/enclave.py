@@ -127,17 +127,15 @@ class Enclave:
             )
         streams = False
         try:
-            trace = self._world.when_sent(lambda: self._check_held(verdict), request.extensions.get("trace"))
-            extensions = {**request.extensions, "trace": trace}
             nonce = make_nonce()
             request.headers[NONCE_HEADER] = b64url_encode(nonce)
             request.headers["Accept-Encoding"] = "identity"
             path = request.url.raw_path.decode("ascii")
             exchange = Exchange(verdict=verdict, nonce=nonce, method=request.method, path=path, body=body)
             if self._channel.seals and path.partition("?")[0] not in WITHOUT_RECEIPT:
-                answer = await self._sealed(connections.transport, request, exchange, extensions)
+                answer = await self._sealed(connections.transport, request, exchange)
             elif self._channel.pins:
-                answer = await self._pinned(connections.transport, request, extensions)
+                answer = await self._pinned(connections.transport, request, verdict)
             else:
                 raise _cannot_be_sealed(path)
             checked = await self._checked(exchange, answer, connections)
@@ -157,12 +155,11 @@ class Enclave:
                 advice="Allow more connections, or fewer requests at once",
             )
 
-    async def _pinned(self, transport: Http, request: Http, extensions: dict[str, Any]) -> Http:
+    async def _pinned(self, transport: Http, request: Http, verdict: Verdict) -> Http:
         """Send `request` as it is, over a connection to the attested key."""
-        same = {"headers": request.headers, "stream": request.stream, "extensions": extensions}
-        answer = await self._world.send(
-            transport, self._world.http.Request(request.method, request.url, **same)
-        )
+        same = {"headers": request.headers, "stream": request.stream, "extensions": request.extensions}
+        sent = self._world.http.Request(request.method, request.url, **same)
+        answer = await self._world.send(transport, sent, lambda: self._check_held(verdict))
         if answer.status_code != _MISDIRECTED:
             return answer
         await self._world.close(answer.stream)
@@ -170,18 +167,14 @@ class Enclave:
             Check.CHANNEL_TLS_KEY, "the enclave answered that the statement of this connection has ended"
         )
 
-    async def _sealed(
-        self, transport: Http, request: Http, exchange: Exchange, extensions: dict[str, Any]
-    ) -> Http:
+    async def _sealed(self, transport: Http, request: Http, exchange: Exchange) -> Http:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
         http = self._world.http
         data, opener = seal(exchange, request.headers.raw, self._clock())
         headers = [*self._around, (b"Content-Length", b"%d" % len(data))]
-        body = http.ByteStream(data)
-        answer = await self._world.send(
-            transport,
-            http.Request("POST", self._sealed_url, headers=headers, stream=body, extensions=extensions),
-        )
+        around = {"headers": headers, "stream": http.ByteStream(data), "extensions": request.extensions}
+        sent = http.Request("POST", self._sealed_url, **around)
+        answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
         try:
             if not is_sealed(answer.status_code, answer.headers.get("Content-Type")):
                 raise not_sealed(answer.status_code, await self._error_body(answer.stream))
