@@ -88,10 +88,13 @@ class Result:
 
 
 class Way:
-    """One way to the engine: how it is reached, and the request as it is sent."""
+    """One way to the engine: how it is reached, and the request as it is sent.
 
-    def __init__(self, dial: Callable[[], socket.socket], key: str) -> None:
-        self._dial, self._key = dial, key
+    `spent` is the CPU time of each block so far, of what `cpu` counts."""
+
+    def __init__(self, dial: Callable[[], socket.socket], key: str, cpu: Callable[[], float] = float) -> None:
+        self._dial, self._key, self._cpu = dial, key, cpu
+        self.spent: list[float] = []
 
     def block(self, load: Load) -> float:
         """Seconds from the first byte sent to the last one of the last answer. Connections are new, and made before."""
@@ -99,13 +102,14 @@ class Way:
         with ExitStack() as stack:
             answers = {stack.enter_context(self._dial()): bytearray() for _ in range(load.connections)}
             selector = stack.enter_context(selectors.DefaultSelector())
-            begun = time.perf_counter()
+            cpu, begun = self._cpu(), time.perf_counter()
             for connection in answers:
                 connection.sendall(request)
                 connection.setblocking(False)
                 selector.register(connection, selectors.EVENT_READ)
             _read_all(selector, answers)
             took = time.perf_counter() - begun
+            self.spent.append(self._cpu() - cpu)
         counted = b'"completion_tokens":%d' % load.tokens
         for answer in answers.values():
             if not answer.startswith(b"HTTP/1.1 200") or counted not in answer:
@@ -148,7 +152,7 @@ def _read(connection: socket.socket, answer: bytearray) -> bool:
             answer += data
     except (BlockingIOError, ssl.SSLWantReadError):
         return answer.endswith(_END)
-    raise ConnectionError(f"closed after {len(answer)} bytes")
+    raise ConnectionError(f"closed after {len(answer)} bytes: {bytes(answer[:300])!r}")
 
 
 def over_unix(path: Path) -> socket.socket:
@@ -166,16 +170,8 @@ def gateway_cpu(gateway: Served) -> float:
     return cpu_seconds(gateway.process.pid, without=gateway.engine_pid())
 
 
-def measure(load: Load, gateway: Served, ways: dict[str, Way], rounds: int) -> Result:
-    spent: list[float] = []
-
-    def through() -> float:
-        before = gateway_cpu(gateway)
-        seconds = ways[_OURS].block(load)
-        spent.append((gateway_cpu(gateway) - before) / (load.connections * load.tokens))
-        return seconds
-
-    straight = partial(ways[_DIRECT].block, load)
+def measure(load: Load, direct: Way, gateway: Way, rounds: int) -> Result:
+    straight, through = partial(direct.block, load), partial(gateway.block, load)
     seen = rounds_of({_DIRECT: straight, _OURS: through, _AGAIN: straight}, rounds * load.weight)
     tokens = load.connections * load.tokens
     base = [mean((one[_DIRECT], one[_AGAIN])) for one in seen]
@@ -185,7 +181,7 @@ def measure(load: Load, gateway: Served, ways: dict[str, Way], rounds: int) -> R
         gateway=tokens / median(one[_OURS] for one in seen),
         loss=found([1 - straight / one[_OURS] for straight, one in zip(base, seen, strict=True)]),
         control=found([1 - one[_DIRECT] / one[_AGAIN] for one in seen]),
-        cpu=median(spent[-len(seen) :]),
+        cpu=median(gateway.spent[-len(seen) :]) / tokens,
         seconds=seen,
     )
 
@@ -206,10 +202,10 @@ def measure_all(rounds: int, models: list[str]) -> list[Result]:
                 key = gateway.run("keys", "create", "benchmark").strip()
                 straight = partial(over_unix, folder / "run/engine/vllm.sock")
                 through = partial(over_tls, untrusting(), gateway.port)
-                ways = {_DIRECT: Way(straight, key), _OURS: Way(through, key)}
+                ways = Way(straight, key), Way(through, key, partial(gateway_cpu, gateway))
                 for load in LOADS:
                     if load.model == name:
-                        results.append(measure(load, gateway, ways, rounds))
+                        results.append(measure(load, *ways, rounds))
                         print(line(results[-1]), file=sys.stderr, flush=True)
                 gateway.terminate()
     return results
