@@ -121,6 +121,19 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+QUIET: dict[str, Any] = {  # of uvicorn's, wherever something answers here: no log and no headers of its own
+    "loop": "uvloop",
+    "ws": "none",
+    "interface": "asgi3",
+    "log_config": None,
+    "access_log": False,
+    "proxy_headers": False,
+    "server_header": False,
+    "date_header": False,
+    "timeout_graceful_shutdown": 1,  # all answers have ended by then, see `Server.shutdown`
+}
+
+
 def make_server(
     app: App, settings: Settings, identities: Identities, secrets: Secrets | None = None
 ) -> Server:
@@ -131,18 +144,10 @@ def make_server(
             app,
             host=settings.host,
             port=settings.port,
-            loop="uvloop",
             http=_protocol(identities),
-            ws="none",
             lifespan="on",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
             timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=1,  # all answers have ended by then, see `Server.shutdown`
+            **QUIET,
             ssl_context_factory=lambda _config, _default: keys.context,
         ),
         identities,

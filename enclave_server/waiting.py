@@ -20,6 +20,7 @@ from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.errors import engine_unavailable
 from enclave_server.identity import nobodys_context
 from enclave_server.prefork import fork
+from enclave_server.server import QUIET
 
 _REASON = "engine_unreachable"
 
@@ -39,18 +40,10 @@ def _answer(listener: socket.socket) -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             _app,
-            loop="uvloop",
             http="httptools",
-            ws="none",
             lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=1,
             limit_concurrency=64,
+            **QUIET,
             ssl_context_factory=lambda _config, _default: nobodys_context(),
         )
     )
