@@ -42,7 +42,9 @@ def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any], engine: F
     """A key's rate and its requests at once are one limit, whichever worker a connection comes to, and its use adds up."""
     values |= {"engine": f"http+unix://{engine.socket}", "model_name": MODEL}
     del values["engine_python"]
-    with served(tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, **values) as gateway:
+    with served(
+        tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, evidence_burst=1000, **values
+    ) as gateway:
         key = keys(gateway, "create", "one", "--requests-per-minute", "8").strip()
         until_known(gateway)
         with Caller(gateway.origin, gateway.policy()) as caller:
