@@ -36,8 +36,6 @@ from client_sdk.streams import StreamCheck
 
 T = TypeVar("T")
 
-_SENDING = ".send_request_headers.started"
-
 
 class TooLongError(Exception):
     """More bytes than the caller allowed."""
@@ -93,7 +91,7 @@ class Blocking:
 
     async def send(self, transport: Http, request: Http, check: Callable[[], None]) -> Http:
         def step(name: str, info: Any) -> None:
-            if name.endswith(_SENDING) and info["request"].method != b"CONNECT":  # that is the proxy's
+            if _leaves(name, info):
                 check()
                 if trace is None:
                     request.extensions.pop("trace")  # the nine steps that follow are nobody's
@@ -153,7 +151,7 @@ class Async:
 
     async def send(self, transport: Http, request: Http, check: Callable[[], None]) -> Http:
         async def step(name: str, info: Any) -> None:
-            if name.endswith(_SENDING) and info["request"].method != b"CONNECT":
+            if _leaves(name, info):
                 check()
                 if trace is None:
                     request.extensions.pop("trace")
@@ -178,6 +176,11 @@ def broken(http: ModuleType) -> tuple[type[Exception], ...]:
     """The ways in which a connection breaks. Time-outs are not among them."""
     # httpx2 lets these two of AnyIO's and OpenSSL's through as they are
     return (http.NetworkError, http.RemoteProtocolError, http.ProxyError, OSError, anyio.EndOfStream)
+
+
+def _leaves(step: str, info: Any) -> bool:
+    """Whether, by httpcore's name of the step, the request is about to leave; what a tunnel is asked for with is not it."""
+    return step.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT"
 
 
 def _limit(body: bytearray, limit: int | None) -> None:

@@ -25,9 +25,8 @@ class Deadline:
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
-        with suppress(
-            RuntimeError
-        ):  # out of threads, or the interpreter is on its way out: without an end then
+        # out of threads, or the interpreter is on its way out: without an end then
+        with suppress(RuntimeError):
             self._timer.start()
         return self
 

@@ -78,10 +78,8 @@ class KeptSession:
         self, session: Session, terms: Terms, clock: Clock, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._session, self._terms, self._clock = session, terms, clock
-        self._monotonic, self._ends = (
-            monotonic,
-            0.0,
-        )  # no verdict outlives its time by a clock that is set back
+        self._monotonic = monotonic
+        self._ends = 0.0  # by it: no verdict outlives its time by a clock that is set back
         self._attempts = 0  # attestations begun
         self._made_by = 0  # the one that the verdict comes from
         self._files = Files()  # that its policy was read from

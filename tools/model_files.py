@@ -68,6 +68,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_tokenizer(directory: Path, tokenizer: Any, context: int, **special: str) -> None:
+    """A tokenizer and its configuration, as transformers reads them."""
+    tokenizer.save(str(directory / "tokenizer.json"))
+    write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": context,
+            "clean_up_tokenization_spaces": False,
+            **special,
+        },
+    )
+
+
 def llama_config(**sizes: Any) -> dict[str, Any]:
     """A llama config.json; what both of our models share is here, what differs is given."""
     return {

@@ -54,18 +54,14 @@ def write_tokenizer(directory: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(docstrings(), trainer)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    model_files.write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": CONTEXT,
-            "clean_up_tokenization_spaces": False,
-            "bos_token": SPECIAL[0],
-            "eos_token": SPECIAL[2],
-            "pad_token": SPECIAL[0],
-            "chat_template": CHAT_TEMPLATE,
-        },
+    model_files.write_tokenizer(
+        directory,
+        tokenizer,
+        CONTEXT,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[0],
+        chat_template=CHAT_TEMPLATE,
     )
 
 

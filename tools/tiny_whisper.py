@@ -46,18 +46,7 @@ def write_tokenizer(directory: Path) -> dict[str, int]:
     own = [END, BEGIN, *(f"<|{language}|>" for language in LANGUAGES), *TASKS]
     tokenizer.add_special_tokens(own)
     tokenizer.add_tokens([AddedToken(time, normalized=False) for time in TIMES])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    model_files.write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": CONTEXT,
-            "clean_up_tokenization_spaces": False,
-            "bos_token": END,
-            "eos_token": END,
-            "pad_token": END,
-        },
-    )
+    model_files.write_tokenizer(directory, tokenizer, CONTEXT, bos_token=END, eos_token=END, pad_token=END)
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     return vocabulary
 
