@@ -3,56 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from enclave_server import server
-from enclave_server.heap import give_free_memory_back, give_large_memory_back
 from enclave_server.identities import Identities
 from enclave_server.identity import make_identity
 from tests.servers import gateway_settings
 
+RESIDENT = """
+import os
+from enclave_server.heap import give_free_memory_back, give_large_memory_back
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+"""
+
+
+def measured(program: str) -> list[int]:
+    """What a program prints: in a process of its own, whose heap nobody has used yet."""
+    done = subprocess.run([sys.executable, "-c", RESIDENT + program], stdout=subprocess.PIPE, check=True)
+    return [int(number) for number in done.stdout.split()]
+
 
 def test_large_memory_is_given_back() -> None:
     """A process that held many large bodies beside small things has hardly any of their memory afterwards."""
-    found, tell = os.pipe()
-    if (pid := os.fork()) == 0:
-        give_large_memory_back()
-        kept = []
-        before = _resident()
-        for _ in range(3):
-            large = []
-            for _ in range(8):
-                large.append(bytearray(10 << 20))
-                kept.append(bytearray(5000))
-            del large
-        os.write(tell, str(_resident() - before).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert int(os.read(found, 20)) < 10 << 20
-    os.close(found)
-    os.close(tell)
+    [left] = measured("""
+give_large_memory_back()
+kept, before = [], resident()
+for _ in range(3):
+    large = []
+    for _ in range(8):
+        large.append(bytearray(10 << 20))
+        kept.append(bytearray(5000))
+    del large
+print(resident() - before)
+""")
+    assert left < 10 << 20
 
 
 def test_free_memory_goes_back() -> None:
     """What was freed between things that stay, which glibc keeps by itself."""
-    found, tell = os.pipe()
-    if (pid := os.fork()) == 0:
-        before, kept, pieces = _resident(), [], []
-        for _ in range(300):
-            pieces.append(bytearray(64 << 10))
-            kept.append(bytearray(2000))
-        del pieces
-        between = _resident()
-        give_free_memory_back()
-        os.write(tell, f"{between - before} {_resident() - before}".encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    held, left = map(int, os.read(found, 40).split())
-    os.close(found)
-    os.close(tell)
+    held, left = measured("""
+before, kept, pieces = resident(), [], []
+for _ in range(300):
+    pieces.append(bytearray(64 << 10))
+    kept.append(bytearray(2000))
+del pieces
+between = resident()
+give_free_memory_back()
+print(between - before, resident() - before)
+""")
     assert held > 15 << 20, "nothing was held: the test shows nothing"
     assert left < 4 << 20
 
@@ -85,8 +90,3 @@ async def test_a_worker_gives_back_when_it_rests(tmp_path: Path, monkeypatch: py
 
 async def _nothing(*_: object) -> None:
     """An application that is never asked."""
-
-
-def _resident() -> int:
-    """Bytes of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,7 @@ def test_workers_share_a_limit(tmp_path: Path, values: dict[str, Any], engine: F
     """A key's rate and its requests at once are one limit, whichever worker a connection comes to, and its use adds up."""
     values |= {"engine": f"http+unix://{engine.socket}", "model_name": MODEL}
     del values["engine_python"]
-    with served(
-        tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, evidence_burst=1000, **values
-    ) as gateway:
+    with served(tmp_path / "gateway", workers=2, access_refresh_seconds=0.2, **values) as gateway:
         key = keys(gateway, "create", "one", "--requests-per-minute", "8").strip()
         until_known(gateway)
         with Caller(gateway.origin, gateway.policy()) as caller:
@@ -81,14 +79,14 @@ def at_once(gateway: Served, engine: FakeEngine, count: int) -> list[int]:
     until_known(gateway)
 
     def ask(number: int) -> int:
-        with Caller(gateway.origin, policy) as caller:
-            everybody.wait(60)
-            time.sleep(number / 100)  # so that no two are counted in the same instant
-            caller.http.headers["authorization"] = f"Bearer {key}"
-            return caller.chat("x").status
+        time.sleep(number / 100)  # so that no two are counted in the same instant
+        return callers[number].chat("x").status
 
-    everybody, engine.behaviour.delay = threading.Barrier(count), 60
-    with ThreadPoolExecutor(count) as pool:
+    engine.behaviour.delay = 60
+    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        callers = [stack.enter_context(Caller(gateway.origin, policy)) for _ in range(count)]
+        for caller in callers:
+            caller.http.headers["authorization"] = f"Bearer {key}"
         asked = [pool.submit(ask, number) for number in range(count)]
         try:
             until(lambda: sum(each.done() for each in asked) >= count - 3)
