@@ -7,6 +7,8 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
+import httpx
+import httpx2
 import hypothesis
 import pytest
 import typer.testing
@@ -24,9 +26,13 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make once what takes long and is the same each time: RSA keys, and the commands out of a Typer app."""
+    """Make once what takes long and is the same each time: RSA keys, and the commands out of a Typer app. Wait for slow machines."""
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
+    for http in (httpx, httpx2):  # which else give an answer, and a connection that nobody uses, 5 s
+        for wait in ("connect", "read", "write", "pool"):
+            patch.setattr(http._config.DEFAULT_TIMEOUT_CONFIG, wait, 60.0)
+        patch.setattr(http._config.DEFAULT_LIMITS, "keepalive_expiry", 60.0)
     kept_keys.use(config.cache.mkdir("simulated-keys"), patch)
     patch.setattr(typer.testing, "_get_command", cache(get_command))
 
