@@ -6,7 +6,8 @@ It sits between the gateway and the engine so that no `kill -9` of either leaves
 - standard input is the gateway's lifeline: its end means the gateway is gone, and the engine is killed;
 - the engine gets a process group of its own and, where the kernel allows, its own process, network and mount
   namespaces: when its first process dies, the kernel kills every other; it has no network but its own loopback;
-- at the end PRIVATE_DIR, the engine's sockets and temporary files with it, is removed;
+- at the end PRIVATE_DIR, the engine's sockets and temporary files with it, is removed; the lock on the directory above,
+  which comes as an open file, is kept until then, and the engine never has it;
 - with a USER, `UID:GID` (`-` for none), it becomes that user before anything else, and keeps no right of the gateway's.
 
 One byte `T` on standard input asks the engine to end (SIGTERM). The first line written is `PID NAMESPACES`.
@@ -131,6 +132,7 @@ def _become_engine(flags: int, command: Sequence[str], held: int) -> None:
             _furnish()
         _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.closerange(3, 1 << 16)  # of the gateway's, the lock among them
         os.execv(command[0], [*command])  # noqa: S606 - exactly this program, no shell
     except OSError as exc:
         _say(f"the engine could not be started: {exc}")

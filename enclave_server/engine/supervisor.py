@@ -3,7 +3,7 @@
 Promises: it is ready only when vLLM answers and is the version that the statement names, and the model's files that it
 loaded are those of the settings; when it dies it is started again after a growing pause; when it dies again and again, or
 the files are others, the gateway is told to stop. Whatever ends, by whatever signal, nothing of it is left
-(`engine/child.py`).
+(`engine/child.py`). Nobody else's engine is in its directory: two gateways with one `runtime_dir` would delete each other's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from enclave_server.engine.kept import HUNG_AFTER, POLL_SECONDS, Status, healthy
 from enclave_server.engine.log import EngineLog
 from enclave_server.engine.upstream import Upstream
 from enclave_server.engine.user import open_to
+from enclave_server.lock import hold
 from enclave_server.log import log
 from enclave_server.model.check import Loading, ModelFiles
 from enclave_server.model.manifest import ModelError
@@ -39,6 +40,7 @@ from enclave_server.settings import Settings
 STEADY_SECONDS = 60.0  # so much service, and earlier crashes no longer count
 MAX_PAUSE = 30.0
 TERM_SECONDS = 20.0  # vLLM takes 2 s to end after SIGTERM; then it is killed
+HOLD_SECONDS = 30.0  # for the engine of a gateway that was killed a moment ago to be gone
 _MAX_SOCKET_PATH = 60  # of 107: vLLM puts sockets with long names of their own into the same directory
 
 
@@ -72,6 +74,7 @@ class Engine:
             raise EngineError(
                 f"runtime_dir: {self._private} is too long for sockets; at most {_MAX_SOCKET_PATH} characters"
             )
+        self._lock = None if base is None else _hold(base)
         self._task: asyncio.Task[None] | None = None
         self._served: float | None = None  # seconds of its last life that it was ready for
         self.gave_up = self._stopping = False
@@ -103,6 +106,9 @@ class Engine:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     async def _supervise(self) -> None:
         try:
@@ -204,6 +210,7 @@ class Engine:
             *command(settings, f"--uds={self.socket}"),
             env=environment(settings, private),
             cwd=private,
+            pass_fds=() if self._lock is None else (self._lock,),  # it empties the directory, maybe after us
             stdin=PIPE,
             stdout=PIPE,
             stderr=STDOUT,
@@ -236,6 +243,16 @@ class Engine:
             if not self._stopping:
                 output.explain_start()
             shutil.rmtree(private, ignore_errors=True)
+
+
+def _hold(runtime_dir: Path) -> int:
+    """The directory is this gateway's, until its last process has ended."""
+    try:
+        return hold(runtime_dir / "lock", HOLD_SECONDS)
+    except BlockingIOError:
+        raise EngineError(
+            f"runtime_dir: another gateway runs its engine in {runtime_dir}; give each a directory of its own"
+        ) from None
 
 
 async def _exited(process: Process, *, within: float) -> None:

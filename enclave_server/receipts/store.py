@@ -13,12 +13,10 @@ crash at any point leaves a checkpoint and everything that it covers; what was w
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import sqlite3
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -39,6 +37,7 @@ from attestation.tlog import (
 )
 from attestation.tlog.merkle import subtree_root
 from attestation.tlog.tiles import CHECKPOINT
+from enclave_server import lock
 
 PREVIOUS, LATEST, _INDEX, _LOCK = "previous", "latest", "index.sqlite", "lock"
 _BUSY_SECONDS = 5.0
@@ -107,18 +106,10 @@ class DiskLog:
 def hold(log_dir: Path) -> int:
     """Keep every other gateway out of the directory, for as long as the descriptor is open in this process or a child of it."""
     log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor = os.open(log_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    until = time.monotonic() + HOLD_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(descriptor)
-                raise LogError(f"log_dir: another gateway writes to {log_dir}") from None
-            time.sleep(0.05)
-        else:
-            return descriptor
+    try:
+        return lock.hold(log_dir / _LOCK, HOLD_SECONDS)
+    except BlockingIOError:
+        raise LogError(f"log_dir: another gateway writes to {log_dir}") from None
 
 
 def begin_log(log_dir: Path, private: Ed25519PrivateKey) -> DiskLog:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -51,6 +52,23 @@ def test_gateway_killed(gateway: Served, tmp_path: Path) -> None:
     gateway.process.kill()
     until(lambda: not running_with(str(tmp_path / "python")))
     until(lambda: not private.exists())
+
+
+def test_started_again_after_a_kill(tmp_path: Path, values: dict[str, Any]) -> None:
+    """Right after kill -9 the next gateway takes the same `runtime_dir`, and waits until nothing of the last one is left there."""
+    with (
+        TemporaryDirectory(prefix="run-") as short,
+        served(tmp_path / "gateway", **values, runtime_dir=short) as gateway,
+    ):
+        first = gateway.engine_pid()
+        gateway.process.kill()
+        gateway.process.wait(60)
+        gateway.start()
+        gateway.until_ready(120)
+        assert len(starts(tmp_path / "python")) == 2
+        assert first not in running_with(str(tmp_path / "python"))
+        assert Path(short, "engine", "vllm.sock").exists()
+        assert gateway.terminate() == 0
 
 
 def test_crash_loop_ends_the_gateway(tmp_path: Path, values: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from enclave_server.engine import child as engine_child
+from enclave_server.lock import hold
 from tests.processes import running_with, until
 
 # An engine that starts two processes of its own, one of them in a session of its own, and waits.
@@ -45,7 +46,7 @@ isolations = pytest.mark.parametrize(
 class Child:
     """engine_child around TREE, with a marker in every process's environment."""
 
-    def __init__(self, folder: Path, isolation: str, how: str = "plain") -> None:
+    def __init__(self, folder: Path, isolation: str, how: str = "plain", keep: tuple[int, ...] = ()) -> None:
         self.private = folder / "private"
         self.private.mkdir()
         self.marker = f"MARK={folder}"
@@ -67,6 +68,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=keep,
         )
         assert self.process.stdout is not None
         self.group, self.names = self.process.stdout.readline().decode().split()
@@ -95,6 +97,24 @@ def test_gateway_killed(folder: Path, isolation: str) -> None:
     child.close()
     until(lambda: not running_with(child.marker))
     assert not child.private.exists()
+
+
+@isolations
+def test_lock_until_the_end(folder: Path, isolation: str) -> None:
+    """Who was given the gateway's lock keeps it until the engine and its directory are gone; the engine never has it."""
+    lock = hold(folder / "lock", 0)
+    child = Child(folder, isolation, keep=(lock,))
+    os.close(lock)
+    with pytest.raises(BlockingIOError):
+        hold(folder / "lock", 0)
+    opened = [str(file.readlink()) for file in Path(f"/proc/{child.group}/fd").iterdir()]
+    assert str(folder / "lock") not in opened
+    assert child.process.stdin is not None
+    child.process.stdin.close()
+    os.close(hold(folder / "lock", 60))
+    assert not child.private.exists()
+    assert not running_with(child.marker)
+    child.close()
 
 
 @isolations

@@ -192,6 +192,19 @@ def test_no_vllm(tmp_path: Path) -> None:
     assert find_engine(fake_python(tmp_path / "python")).version == VERSION
 
 
+async def test_one_gateway_in_a_runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second gateway is refused by the setting's name and touches nothing; when the first has ended, another may begin."""
+    monkeypatch.setattr(engine_module, "HOLD_SECONDS", 0.1)
+    with TemporaryDirectory(prefix="run-") as short:
+        async with supervised(tmp_path, runtime_dir=short) as engine:
+            await until(lambda: engine.unready is None)
+            with pytest.raises(EngineError, match="runtime_dir: another gateway"):
+                Engine(engine._settings, engine._installed, SharedStatus())
+            assert engine.socket.exists()
+        async with supervised(tmp_path, runtime_dir=short) as engine:
+            await until(lambda: engine.unready is None)
+
+
 def test_long_runtime_dir(tmp_path: Path) -> None:
     """A directory whose name is too long for sockets is refused before anything is started."""
     python = fake_python(tmp_path / "python")
