@@ -225,8 +225,8 @@ class EngineAnswer(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:
-            raise UpstreamError("an interim answer")  # ends the parser; nobody asked for one
+        if not 200 <= status < 600:  # an interim answer, which nobody asked for, or none of HTTP's
+            raise UpstreamError("a status that ends nothing")  # ends the parser
         self.status = status
 
     def on_body(self, part: bytes) -> None:
