@@ -152,9 +152,9 @@ class Exchange:
 
     async def start(self, content_type: bytes) -> None:
         """Begin a stream with status 200."""
-        self.streaming = True
         headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), self._nonce_header]
         await self._start(200, headers)
+        self.streaming = True  # and not before: where it had to wait, an error may still take its place
         self._write = chunk_writer(self._send)
 
     def events(self, data: bytes) -> Work | None:

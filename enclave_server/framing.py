@@ -29,15 +29,32 @@ def check_framing(fields: Fields) -> None:
 
 
 class Framing(HttpToolsProtocol):
-    """A connection that is closed when it sends no whole head in the time of an idle one, or a head without an end."""
+    """A connection that is closed when in the time of an idle one it sends no whole head, or takes nothing of its answer; and
+    when it sends a head without an end."""
 
     _unframed = 0  # bytes since a head ended, or a part of a body came
+    _stalled: asyncio.TimerHandle | None = None  # while the client is behind
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """Of an answer that is not whole yet, too much waits for the client."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def data_received(self, data: bytes) -> None:
         """In place of uvicorn's: only a whole head ends the time in which one has to come."""

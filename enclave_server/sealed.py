@@ -179,15 +179,20 @@ class _Sealing:
         if message["type"] == "http.response.start":
             self._head = _head(message)
             return
-        head, self._head = self._head, None
         last = not message.get("more_body", False)
+        if not last:  # wait before sealing: a chunk that is sealed and then given up, for the time's end, would be missing
+            if self._head is not None:
+                await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                self._write = chunk_writer(self._send)
+            elif self._write is not None and not self._write(b""):
+                await self._send({"type": "http.response.body", "body": b"", "more_body": True})
+        head, self._head = self._head, None
         data = self._sealer.seal(message.get("body", b""), head=head, last=last)
-        if head is not None:
-            headers = [*_HEADERS, (b"content-length", b"%d" % len(data))] if last else _HEADERS
-            if last and write_whole(self._send, 200, headers, data):
+        if head is not None and last:
+            headers = [*_HEADERS, (b"content-length", b"%d" % len(data))]
+            if write_whole(self._send, 200, headers, data):
                 return
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-            self._write = chunk_writer(self._send)
         if last or self._write is None or not self._write(data):
             await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
