@@ -18,6 +18,7 @@ from attestation.receipt import COMMENT, Outcome
 from client_sdk import AsyncOpenAI, OpenAI
 from client_sdk.openai import LIBRARY
 from tests.caller import Caller, untrusting
+from tests.client_sdk.apart import one_by_one
 from tests.servers import MODEL, FakeEngine, LiveGateway, live_gateway
 
 ASKED: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -36,10 +37,10 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeEngine, 
 
 
 @pytest.fixture
-def engine(rig: tuple[FakeEngine, LiveGateway]) -> FakeEngine:
+def engine(rig: tuple[FakeEngine, LiveGateway]) -> Iterator[FakeEngine]:
     rig[0].reset()
-    rig[0].behaviour.chunks, rig[0].behaviour.delay = 8, 0.01
-    return rig[0]
+    with one_by_one(rig[0], chunks=8):
+        yield rig[0]
 
 
 @pytest.fixture
@@ -123,16 +124,16 @@ def test_an_aborted_stream_has_its_checkpoints(gateway: LiveGateway, engine: Fak
 
 
 def test_checkpoints_by_time(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A slow stream is signed when so much time has passed, a quick one not before its end."""
-    folder = tmp_path_factory.mktemp("timed")
-    with (
-        FakeEngine(folder / "engine.sock") as engine,
-        live_gateway(folder, engine=engine, checkpoint_seconds=0.1) as gateway,
-        Caller(gateway.origin, gateway.policy_text) as caller,
-    ):
-        assert caller.chat("hello", stream=True).receipt.checkpoints == 0
-        engine.behaviour.delay = 0.06
-        assert 1 <= caller.chat("hello", stream=True).receipt.checkpoints <= 4
+    """A stream is signed when so much time has passed, and not before its end when less has."""
+    for seconds, checkpoints in ((0.1, range(1, 8)), (600, range(1))):
+        folder = tmp_path_factory.mktemp("timed")
+        with (
+            FakeEngine(folder / "engine.sock") as engine,
+            live_gateway(folder, engine=engine, checkpoint_seconds=seconds) as gateway,
+            Caller(gateway.origin, gateway.policy_text) as caller,
+        ):
+            engine.behaviour.delay = 0.06
+            assert caller.chat("hello", stream=True).receipt.checkpoints in checkpoints
 
 
 def test_openais_own_client_skips_them(gateway: LiveGateway) -> None:

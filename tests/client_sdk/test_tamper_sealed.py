@@ -25,6 +25,7 @@ from attestation.errors import AttestationError
 from attestation.sealed_head import RequestHead
 from client_sdk import AsyncOpenAI, OpenAI
 from tests.caller import untrusting
+from tests.client_sdk.apart import one_by_one
 from tests.servers import MODEL, FakeEngine, LiveGateway, live_gateway
 
 ASKED: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello you there"}]}
@@ -116,10 +117,10 @@ def rig(whole_rig: Rig) -> Iterator[Rig]:
     """With nobody meddling yet."""
     middle = whole_rig.middle
     whole_rig.engine.reset()
-    whole_rig.engine.behaviour.delay = 0.005  # so that events do not come together
     middle.requests.clear()
     middle.answers.clear()
-    yield whole_rig
+    with one_by_one(whole_rig.engine):
+        yield whole_rig
     middle.ask = middle.edit = middle.lie = None
 
 
