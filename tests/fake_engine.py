@@ -35,6 +35,7 @@ class Behaviour:
     )
     error_after: int | None = None  # vLLM's error event inside the 200 after so many events, then [DONE]
     hang_after: int | None = None  # send nothing more after so many events
+    hang_on: str = ""  # ... in answers to prompts with this in them
     status: int | None = None  # answer every POST with this status and an error
     words: str | None = None  # ... which is this plain text, as routers before engines write them
     no_done: bool = False  # end the stream without [DONE]
@@ -63,7 +64,7 @@ class _Thread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -193,12 +194,13 @@ class FakeEngine:
             self.model.prompts.add(prompt)
             usage = {"prompt_tokens": len(prompt.encode()), "completion_tokens": len(text.encode())}
         usage["total_tokens"] = sum(usage.values())
+        hangs = how.hang_after is not None and how.hang_on in prompt
         try:
             if asked.get("stream"):
                 return await self._stream(request, asked, text, usage, chat=chat)
             if how.die_after is not None and request.transport is not None:
                 request.transport.abort()
-            await pause(lambda: 3600 if how.hang_after is not None else self.behaviour.delay)
+            await pause(lambda: 3600 if hangs else self.behaviour.delay)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -236,7 +238,7 @@ class FakeEngine:
                 if request.transport is not None:
                     request.transport.abort()
                 await asyncio.sleep(1)
-            if number == how.hang_after:
+            if number == how.hang_after and how.hang_on in _prompt(asked, chat):
                 await asyncio.sleep(3600)
             if number == how.error_after:
                 error = {

@@ -74,7 +74,8 @@ class Served:
 
     def engine_pid(self) -> int:
         """The engine's first process, as seen from here: inside its namespace it is process 1."""
-        starts = [json.loads(line) for line in self.log.splitlines() if '"event": "engine starts"' in line]
+        whole = self.log.rpartition("\n")[0].splitlines()  # the last line may still be written
+        starts = [json.loads(line) for line in whole if '"event": "engine starts"' in line]
         pid: int = starts[-1]["pid"]
         assert pid > 1
         return pid

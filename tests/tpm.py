@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from attestation.simulator.snp import SimulatedSnp
 from attestation.simulator.vtpm import SimulatedVtpm, jwk
+from tests.processes import until
 
 NEEDED = ("swtpm", "swtpm_setup", "tpm2_quote", "tpm2_createak")
 needs_tpm = pytest.mark.skipif(
@@ -35,16 +36,13 @@ class Tpm:
         state = folder / "state"
         state.mkdir()
         self._run("swtpm_setup", "--tpm2", "--tpmstate", str(state), "--pcr-banks", "sha256", "--overwrite")
-        socket = f"{folder}/sock"
+        place = f"{folder}/sock"
         self.process = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--server", f"type=unixio,path={socket}",
-             "--ctrl", f"type=unixio,path={socket}.ctrl", "--flags", "startup-clear"],
+            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--server", f"type=unixio,path={place}",
+             "--ctrl", f"type=unixio,path={place}.ctrl", "--flags", "startup-clear"],
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not Path(socket).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        self.environment = {"TPM2TOOLS_TCTI": f"swtpm:path={socket}"}
+        until(lambda: _listens(place) and _listens(f"{place}.ctrl"))
+        self.environment = {"TPM2TOOLS_TCTI": f"swtpm:path={place}"}
 
     def make_key(self) -> rsa.RSAPublicKey:
         """An attestation key where the paravisor has its own."""
@@ -74,6 +72,11 @@ class Tpm:
             command, env={**os.environ, **(environment or {})}, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
+
+
+def _listens(place: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return not probe.connect_ex(place)
 
 
 class Metadata:

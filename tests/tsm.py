@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import stat
 import struct
 import threading
@@ -172,8 +173,12 @@ class Kernel:
         return b""
 
 
-def _serve(kernel: Kernel, device: int) -> None:
-    while True:
+def _serve(kernel: Kernel, device: int, over: int) -> None:
+    """Until it is over: a process that copied the mounts meanwhile keeps this one for itself, and its end is never seen here."""
+    asked = select.poll()
+    for descriptor in (device, over):
+        asked.register(descriptor, select.POLLIN)
+    while over not in dict(asked.poll()):
         try:
             request = os.read(device, 256 * 1024)
         except OSError:
@@ -206,11 +211,14 @@ def tsm(folder: Path, sign: Callable[[bytes], bytes], provider: str = "tdx_guest
         os.close(device)
         pytest.skip(f"cannot mount: {os.strerror(ctypes.get_errno())}")
     kernel = Kernel(folder, sign, provider)
-    thread = threading.Thread(target=_serve, args=(kernel, device), daemon=True)
+    over, end = os.pipe()
+    thread = threading.Thread(target=_serve, args=(kernel, device, over), daemon=True)
     thread.start()
     try:
         yield kernel
     finally:
         _LIBC.umount2(os.fsencode(folder), _DETACH)
-        os.close(device)
+        os.close(end)
         thread.join(60)
+        os.close(device)  # after its last reader: else that one reads what is opened next under this number
+        os.close(over)

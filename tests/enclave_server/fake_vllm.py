@@ -36,7 +36,10 @@ def set_plan(folder: Path, **plan: Any) -> None:
 def starts(folder: Path) -> list[dict[str, Any]]:
     """What each start saw: its process, arguments and environment."""
     trace = folder / "starts.jsonl"
-    return [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
+    whole = (
+        trace.read_text().rpartition("\n")[0] if trace.exists() else ""
+    )  # the last line may still be written
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _main(folder: Path, arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ from enclave_server.identities import Identities
 from enclave_server.identity import make_identity
 from enclave_server.replays import WINDOW, Replays
 from enclave_server.sealed import Sealed
+from tests.processes import forked
 from tests.servers import gateway_settings
 
 
@@ -97,22 +98,21 @@ def test_their_memory_follows_what_is_remembered() -> None:
 def test_one_of_many_processes_gets_a_request() -> None:
     """The memory is shared with every process forked off: two of them never both accept what is sealed once."""
     replays, keys = Replays(1000), [number.to_bytes(4, "big") for number in range(200)]
-    ends = []
-    for _ in range(4):
-        reader, writer = os.pipe()
-        if os.fork() == 0:
-            won = bytearray()
-            for key in keys:
-                with suppress(VerificationError):
-                    replays.remember(key, 1)
-                    won += key
-            os.write(writer, won)
-            os._exit(0)
-        os.close(writer)
-        ends.append(reader)
-    all_won = b"".join(os.read(reader, 65_536) for reader in ends)
-    for _ in ends:
-        assert os.wait()[1] == 0
+    reader, writer = os.pipe()
+
+    def take() -> None:
+        won = bytearray()
+        for key in keys:
+            with suppress(VerificationError):
+                replays.remember(key, 1)
+                won += key
+        os.write(writer, won)
+
+    children = [forked(take) for _ in range(4)]
+    os.close(writer)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    with os.fdopen(reader, "rb") as file:
+        all_won = file.read()
     assert sorted(all_won[at : at + 4] for at in range(0, len(all_won), 4)) == keys
     assert all(seen(replays, key, 2) for key in keys)
 

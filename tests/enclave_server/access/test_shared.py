@@ -15,25 +15,28 @@ from hypothesis import strategies as st
 from enclave_server.access.admission import Admission
 from enclave_server.access.shared import NamedTally, Tally
 from enclave_server.errors import ApiError
+from tests.processes import forked
 
 
 @contextmanager
-def forked(work: Callable[[], None]) -> Iterator[int]:
+def another(work: Callable[[], object]) -> Iterator[int]:
     """A process that has done `work`, and does nothing more until it is killed."""
     done, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def work_and_stay() -> None:
         work()
         os.write(tell, b".")
         signal.pause()
-    os.read(done, 1)
+
+    pid = forked(work_and_stay)
+    os.close(tell)
     try:
+        assert os.read(done, 1), "its work failed"
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(done)
-        os.close(tell)
 
 
 def test_all_workers_are_counted() -> None:
@@ -44,11 +47,11 @@ def test_all_workers_are_counted() -> None:
         tally.begin(1)
         tally.add(2, 5)
 
-    with forked(work):
+    with another(work):
         assert tally.add(2, 1) == 6
         assert tally.add(1, 1) == 1
     assert tally.add(2, 0) == 6
-    with forked(lambda: tally.begin(1)):
+    with another(lambda: tally.begin(1)):
         assert tally.add(2, 0) == 1
         assert tally.add(1, 0) == 1
 
@@ -62,7 +65,7 @@ def test_names_mean_the_same_everywhere() -> None:
         tally.add("theirs", 1)
         tally.add("both", 2)
 
-    with forked(work):
+    with another(work):
         assert tally.add("both", 1) == 3
         assert tally.add("ours", 1) == 1
         assert tally.add("theirs", 0) == 1
@@ -79,26 +82,26 @@ def test_more_names_than_rows() -> None:
 
 async def test_a_place_in_another_worker() -> None:
     """A request waits while another worker has the only place, and gets it when that worker leaves or is dead."""
-    admission = Admission(in_flight=1, queued=1, seconds=5, workers=2)
+    admission = Admission(in_flight=1, queued=1, seconds=120, workers=2)
 
     def work() -> None:
         admission.begin(1)
         asyncio.run(admission.enter())
 
-    with forked(work):
+    with another(work):
         waiting = asyncio.create_task(admission.enter())
         await asyncio.sleep(0.05)
         assert (waiting.done(), admission.queued) == (False, 1)
         with pytest.raises(ApiError, match="overloaded"):
             await admission.enter()
-    with forked(lambda: admission.begin(1)):
+    with another(lambda: admission.begin(1)):
         await asyncio.wait_for(waiting, 60)
     assert admission.queued == 0
 
 
 async def test_one_looks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often the queue empties and fills, one look at a time is enough: waiting costs the same under any load."""
-    admission, looks = Admission(in_flight=1, queued=1, seconds=5, workers=2), 0
+    admission, looks = Admission(in_flight=1, queued=1, seconds=120, workers=2), 0
     await admission.enter()
     for _ in range(50):
         gone = asyncio.create_task(admission.enter())
@@ -122,7 +125,7 @@ async def test_one_looks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_who_goes_away_takes_no_place() -> None:
     """A waiting request that is cancelled, also in the moment when it was given a place, leaves it to the next."""
-    admission = Admission(in_flight=1, queued=3, seconds=5)
+    admission = Admission(in_flight=1, queued=3, seconds=120)
     await admission.enter()
     first, second, third = (asyncio.create_task(admission.enter()) for _ in range(3))
     await asyncio.sleep(0)
@@ -165,13 +168,13 @@ def test_bounds_hold(steps: list[str], most: int, queued: int) -> None:
     """However requests come, end and go away: never more run or wait than may, and in the end all places are free."""
 
     async def run() -> None:
-        crowd = Crowd(Admission(in_flight=most, queued=queued, seconds=5))
+        crowd = Crowd(Admission(in_flight=most, queued=queued, seconds=120))
         for step in [*steps, *["leave"] * len(steps)]:
             await crowd.step(step)
             assert crowd.running <= most
             assert crowd.admission.queued <= queued
         assert (crowd.running, crowd.asked) == (0, [])
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(60):
             for _ in range(most):
                 await crowd.admission.enter()
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from enclave_server.access.body import for_engine
 from enclave_server.access.counters import SharedCounters
 from enclave_server.access.store import Store, StoreError, Use
+from tests.processes import forked
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
@@ -55,12 +56,12 @@ def test_when_a_count_is_asked_for(body: bytes, asked: bool) -> None:
 def test_counters_are_shared_by_forked_workers() -> None:
     """What one process counts, another reads; a process that dies with the lock in its hand blocks nobody."""
     counters = SharedCounters()
-    child = os.fork()
-    if child == 0:
+
+    def count_and_die() -> None:
         counters.incr("k", 60, 5)
         counters._locked().__enter__()
-        os._exit(0)
-    os.waitpid(child, 0)
+
+    assert os.waitpid(forked(count_and_die), 0)[1] == 0
     assert counters.incr("k", 60) == 6
     assert counters.get("other") == 0
 
