@@ -1,9 +1,12 @@
-"""What all commands of `attested` have in common: how their help ends, and the exit code of wrong usage."""
+"""What all commands of `attested` have in common: how their help ends, and the exit codes of wrong usage and lost words."""
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,17 +19,20 @@ _UsageError: Any = typer.BadParameter.__base__  # typer exports no name for it
 
 
 class Commands(TyperGroup):
-    """The root of the command line: a usage error anywhere below it leaves with `ExitCode.USAGE`."""
+    """The root of the command line: a usage error anywhere below it leaves with `ExitCode.USAGE`.
+
+    Where its words cannot be written, nobody was told an outcome: `ExitCode.UNDECIDED`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _no_types_after_switches(self)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_usage_code(super().make_context, *args, **kwargs)
+        return _with_own_codes(super().make_context, *args, **kwargs)
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
-        return _with_usage_code(super().invoke, *args, **kwargs)
+        return _with_own_codes(super().invoke, *args, **kwargs)
 
 
 class Later(TyperCommand):
@@ -75,9 +81,21 @@ def _no_types_after_switches(command: Any) -> None:
             parameter.metavar = ""
 
 
-def _with_usage_code(call: Any, *args: Any, **kwargs: Any) -> Any:
+def _with_own_codes(call: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
     except _UsageError as exc:
         exc.exit_code = int(ExitCode.USAGE)
         raise
+    except OSError as exc:
+        _left_unsaid(exc)
+
+
+def _left_unsaid(exc: OSError) -> NoReturn:
+    """Leave when the disk behind standard output is full, or nobody reads it any more. The latter needs no words."""
+    with suppress(OSError):
+        if not isinstance(exc, BrokenPipeError):
+            typer.echo(f"cannot write {exc.filename or 'what was found'}: {exc.strerror or exc}", err=True)
+    with suppress(OSError, ValueError):  # what is left of it would be written, and fail, once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(ExitCode.UNDECIDED) from exc

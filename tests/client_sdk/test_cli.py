@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -199,6 +200,22 @@ def test_the_program_itself(gateway: LiveGateway, policy: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("ACCEPTED")
+
+
+def test_words_that_reach_nobody(policy: Path) -> None:
+    """On a full disk, or where nobody reads any more: the code of a question that stays open, and no traceback."""
+    program = [sys.executable, "-c", "from client_sdk.cli import main; main()"]
+    command = [*program, "policy", "explain", str(policy)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (5, "cannot write what was found: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (5, "")
 
 
 def test_wrong_usage(gateway: LiveGateway, engine: FakeEngine, policy: Path) -> None:
