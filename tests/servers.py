@@ -22,7 +22,7 @@ from enclave_server.app import App, create_app
 from enclave_server.choices import TeeKind
 from enclave_server.commands.policy import policy_text
 from enclave_server.engine.upstream import Upstream
-from enclave_server.evidence.attest import make_attester
+from enclave_server.evidence.attest import Attester, make_attester
 from enclave_server.evidence.tee import open_tee
 from enclave_server.identities import Identities, Succession
 from enclave_server.identity import Identity, make_identity
@@ -80,6 +80,7 @@ class LiveGateway:
         self.policy_text = policy_text(settings, self.tee)
         self.identities: Identities
         self.ahead = 0.0  # seconds by which identities end earlier
+        self.attester: Attester
         self.server: Server
 
     @property
@@ -102,12 +103,12 @@ class LiveGateway:
         log = self._log.log if self._log else None
         identity = make_identity(settings, engine_version=VERSION, log_key=log.key if log else None)
         self.identities, _ = Succession.of(settings, identity, clock=lambda: time.time() + self.ahead)
-        attester = make_attester(settings, self.identities, self.tee)
+        self.attester = make_attester(settings, self.identities, self.tee)
         self.engine.unready = None
         app = create_app(
             settings,
             identities=self.identities,
-            attester=attester,
+            attester=self.attester,
             engine=self.engine,
             upstream=Upstream(self.engine.socket, read_seconds=settings.engine_read_seconds),
             receipt_log=log,
@@ -115,8 +116,8 @@ class LiveGateway:
         self.server = make_server(self._wrap(app) if self._wrap else app, settings, self.identities)
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + 60
-        while not (self.server.started and attester.ready):
+        deadline = time.monotonic() + 120
+        while not (self.server.started and self.attester.ready):
             if time.monotonic() > deadline or not self._thread.is_alive():
                 raise RuntimeError("the gateway did not start")
             time.sleep(0.01)

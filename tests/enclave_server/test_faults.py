@@ -79,7 +79,7 @@ def test_every_fault_has_its_test_and_its_row() -> None:
 
 def test_changed_generation(tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidence that somebody else may have asked for is thrown away; when it is always so, there is none, and none is made up."""
-    with on_hardware(tmp_path, engine, monkeypatch, evidence_seconds=5) as (box, gateway):
+    with on_hardware(tmp_path, engine, monkeypatch) as (box, gateway):
         until(lambda: readiness(gateway) is None)
         box.kernel.others = 1
         asked = f"{gateway.origin}{PATH}"

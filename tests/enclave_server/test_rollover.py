@@ -203,7 +203,9 @@ def test_connections_are_closed_at_the_end(gateway: LiveGateway, caller: Caller)
 def kept(statement: bytes) -> set[type]:
     """What this process still has of an identity's private keys."""
     gc.collect()
-    found = [thing for thing in gc.get_objects() if isinstance(thing, Identity | TlsContext)]
+    found = [
+        thing for thing in gc.get_objects() if type(thing) in {Identity, TlsContext}
+    ]  # asks no other object
     named = [(type(thing), getattr(thing, "statement_digest", thing.statement)) for thing in found]
     return {kind for kind, digest in named if digest == statement}
 
@@ -256,10 +258,10 @@ def test_an_answer_that_outlives_its_statement(
     gateway: LiveGateway, caller: Caller, engine: FakeEngine, stream: bool
 ) -> None:
     """It ends in time to be signed: a stream with an error event and `aborted`, a plain answer as an error; no receipt is late."""
-    engine.behaviour.chunks, engine.behaviour.delay = (1000, 0.05) if stream else (1, 20)
+    engine.behaviour.chunks, engine.behaviour.delay = (2000, 0.05) if stream else (1, 100)
     first = gateway.identity
     gateway.succeed()
-    end(gateway, first, 2)
+    end(gateway, first, 5)
     answer = caller.chat("hello", stream=stream)
     assert answer.receipt.statement == first.statement_digest
     if stream:
@@ -267,7 +269,7 @@ def test_an_answer_that_outlives_its_statement(
         assert answer.events[-1]["error"]["code"] == "statement_ended"
     else:
         assert (answer.status, answer.error) == (503, "statement_ended")
-    until(lambda: engine.cancelled == 1)
+    until(lambda: engine.cancelled)
 
 
 @pytest.mark.parametrize("channel", ["sealed+pinned", "sealed", "pinned"])
@@ -326,5 +328,5 @@ def test_metrics(tmp_path: Path, engine: FakeEngine) -> None:
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     numbers = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("enclave_identit"))
     assert float(numbers["enclave_identities"]) == 2
-    assert -2 < float(numbers["enclave_identity_age_seconds"]) < 20
-    assert float(numbers["enclave_identity_left_seconds"]) == pytest.approx(8 * 86400, abs=20)
+    assert -2 < float(numbers["enclave_identity_age_seconds"]) < 200
+    assert float(numbers["enclave_identity_left_seconds"]) == pytest.approx(8 * 86400, abs=200)
