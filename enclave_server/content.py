@@ -97,8 +97,8 @@ def _check_content(name: str, value: Any) -> None:
         if "type" in value or not value.keys().isdisjoint(_WATCHED):
             _check_part(name, value)
         for inner in ("content", "output"):
-            if inner in value:
-                _check_content(name, value[inner])
+            if type(deeper := value.get(inner)) is list or type(deeper) is dict:
+                _check_content(name, deeper)
 
 
 def _check_part(name: str, part: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ receipt can be about other bytes than those sent.
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -95,6 +95,7 @@ class Exchange:
     usage: Usage | None = None
     error_code: str | None = None
     event_count = 0
+    response: RunningDigest  # from the first byte on
     first_byte: float | None = None
     _number: tuple[str, int] | None = None  # of the receipt and of all checkpoints before it
     _write: Callable[[bytes], bool] | None = None  # the short way of a stream's events, where there is one
@@ -117,11 +118,10 @@ class Exchange:
         self.target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
         self.fields = fields_of(scope["headers"])
         try:
-            self.nonce = _sent_nonce(self.fields) or secrets.token_bytes(NONCE_BYTES)
+            self.nonce = _sent_nonce(self.fields) or os.urandom(NONCE_BYTES)
         except ApiError as exc:
-            self.nonce, self.refused = secrets.token_bytes(NONCE_BYTES), exc.with_traceback(None)
+            self.nonce, self.refused = os.urandom(NONCE_BYTES), exc.with_traceback(None)
         self.request = RunningDigest(self.nonce)
-        self.response = RunningDigest(self.nonce)
 
     async def plain(
         self,
@@ -136,7 +136,7 @@ class Exchange:
         """The whole answer, with its receipt in the header."""
         if self.method == "HEAD":
             body = b""
-        self.response.update(body)
+        self.response = RunningDigest(self.nonce, body)
         receipt = self._receipt(status, outcome, usage).encode()
         self.done, self.first_byte = True, time.monotonic()
         headers = [
@@ -155,6 +155,7 @@ class Exchange:
         headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), self._nonce_header]
         await self._start(200, headers)
         self.streaming = True  # and not before: where it had to wait, an error may still take its place
+        self.response = RunningDigest(self.nonce)
         self._write = chunk_writer(self._send)
 
     def events(self, data: bytes) -> Work | None:

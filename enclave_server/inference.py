@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
@@ -40,6 +39,7 @@ from enclave_server.watch import ClientGoneError, Watch
 
 NO_ROUTE = b'{"detail":"Not Found"}'  # vLLM serves those of the model's own tasks only
 MAX_TARGET = 2048  # bytes of path and query: a receipt repeats them
+_ended = partial(errors.statement_ended, 503)  # soon nothing more could be signed
 
 
 class EngineStatus(Protocol):
@@ -85,7 +85,11 @@ class Inference:
         self.in_flight += 1
         started = time.monotonic()
         try:
-            await exchange_or_error(exchange, self._serve(exchange, left, scope, receive))
+            await self._serve(exchange, left, scope, receive)
+        except ClientGoneError:
+            pass
+        except BaseException as exc:  # noqa: BLE001 - an answer without a receipt would be worse
+            await exchange.fail(_told(exc))
         finally:
             self.in_flight -= 1
             path: bytes = scope["raw_path"]
@@ -127,7 +131,8 @@ class Inference:
         path: bytes = scope["raw_path"]
         route = self._admit(exchange, scope, path)
         with Watch() as watch:
-            end, ended = watch.now + min(left, self._settings.request_seconds), self._ended(left)
+            longest = self._settings.request_seconds
+            end, ended = watch.now + min(left, longest), TimeoutError if longest <= left else _ended
             watch.until(end, ended)
             visit = await self._access.admit(exchange.fields)
             try:
@@ -155,12 +160,6 @@ class Inference:
         exchange.tokens = tokens_for(fields, route)
         sent, exchange.hide_usage = visit.body(body, members, path, ids=exchange.tokens is not None)
         return self._upstream.request(route.method, route.engine, sent, content_type)
-
-    def _ended(self, left: float) -> Callable[[], Exception]:
-        """What ends an exchange that takes too long: it was too slow, or soon nothing more could be signed."""
-        return (
-            TimeoutError if self._settings.request_seconds <= left else partial(errors.statement_ended, 503)
-        )
 
     def _admit(self, exchange: Exchange, scope: Scope, path: bytes) -> Route:
         """Everything that can be refused before the body is read."""
@@ -230,27 +229,25 @@ class Inference:
             raise UpstreamError("the stream ended before its last event")
 
 
-async def exchange_or_error(exchange: Exchange, work: Awaitable[None]) -> None:
-    """Await `work`; whatever goes wrong becomes a signed error, unless nobody is there to read it."""
-    try:
-        await work
-    except ApiError as exc:
-        await exchange.fail(exc)
-    except ClientGoneError:
-        return
-    except UnreachableError:
-        await exchange.fail(errors.engine_unavailable("it is starting again"))
-    except (TooSlowError, TimeoutError):
-        log.warning("engine too slow")
-        await exchange.fail(errors.engine_timeout())
-    except UpstreamError as exc:
-        log.warning("engine failed in an exchange", **failure(exc))
-        await exchange.fail(errors.engine_aborted())
-    except asyncio.CancelledError:  # the server stops and has waited long enough
-        await exchange.fail(errors.stopping())
-    except Exception as exc:  # noqa: BLE001 - an answer without a receipt would be worse; only the kind is logged
-        log.error("exchange failed", **failure(exc))
-        await exchange.fail(errors.internal())
+def _told(error: BaseException) -> ApiError:
+    """What a client hears of `error`, and the log of those that are not its own: only the kind. Raises what nobody may hold up."""
+    match error:
+        case ApiError():
+            return error
+        case UnreachableError():
+            return errors.engine_unavailable("it is starting again")
+        case TooSlowError() | TimeoutError():
+            log.warning("engine too slow")
+            return errors.engine_timeout()
+        case UpstreamError():
+            log.warning("engine failed in an exchange", **failure(error))
+            return errors.engine_aborted()
+        case asyncio.CancelledError():  # the server stops and has waited long enough
+            return errors.stopping()
+        case Exception():
+            log.error("exchange failed", **failure(error))
+            return errors.internal()
+    raise error
 
 
 def _named(scope: Scope) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from json.scanner import make_scanner
 from typing import Any, NoReturn
 
 import msgspec
@@ -27,18 +28,18 @@ def read_object(body: bytes) -> dict[str, Any]:
     numbers outside of 64 bits, lone surrogates, trailing bytes, more than `MAX_DEPTH` levels."""
     try:
         text = body.decode().strip(_SPACE)
-        value, end = _decode(text)
+        value, end = _scan(text, 0)
         if end != len(text):
             raise ValueError("something follows")
         if "\\" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, StopIteration):
         raise ApiError(
             400, "invalid_json", "The request's body is not JSON, or could be read in two ways."
         ) from None
     if type(value) is not dict:
         raise ApiError(400, "invalid_type", "The request's body is not a JSON object.")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+    if len(body) - len(body.translate(None, b"{[")) > MAX_DEPTH:  # a third of the time of counting them
         _check_depth(value)
     return value
 
@@ -69,9 +70,10 @@ def _constant(_: str) -> NoReturn:
     raise ValueError("no JSON")
 
 
-_decode = json.JSONDecoder(
+_decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
-).raw_decode
+)
+_scan = make_scanner(_decoder)  # type: ignore[arg-type]  # as the decoder makes its own
 
 
 def _check_depth(value: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ in neither a route's list nor `REFUSED` is unknown, and refused as well. `tests`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 DONE, MESSAGE_STOP = b"data: [DONE]\n\n", b"event: message_stop\n"
@@ -32,10 +32,10 @@ class Route:
     fields: frozenset[str] = frozenset()
     ending: bytes | None = None  # how the last event of its streams begins; None: it never streams
     most: int | None = None  # bytes of a body, where neither the engine nor a key's tokens bound the work
+    method: str = field(init=False)
 
-    @property
-    def method(self) -> str:
-        return "GET" if self.kind is Kind.NOTHING else "POST"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", "GET" if self.kind is Kind.NOTHING else "POST")
 
 
 # Named, so that the refusal can say why. Anything else that is not in a list is refused without a reason.

@@ -51,16 +51,15 @@ def write_whole(send: Send, status: int, headers: Sequence[tuple[bytes, bytes]],
         return False
     if cycle.disconnected:
         return True
-    lines = [STATUS_LINE[status]]
-    for name, value in headers:
-        lines += (name, b": ", value, b"\r\n")
-    lines.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
-    head = b"".join(lines)
-    ends = len(headers) + (2 if cycle.keep_alive else 3)
-    if head.count(b"\r") != ends or head.count(b"\n") != ends or b"\0" in head:
+    fields = [b"%b: %b" % field for field in headers]
+    together = b"".join(fields)
+    if b"\r" in together or b"\n" in together or b"\0" in together:
         return False  # a header would be two
+    if not cycle.keep_alive:
+        fields.append(b"connection: close")
+    head = STATUS_LINE[status] + b"\r\n".join(fields)
     cycle.response_started = cycle.response_complete = True
-    cycle.transport.write(head + body)
+    cycle.transport.write(b"%b\r\n\r\n%b" % (head, body))
     cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()

@@ -52,10 +52,11 @@ class Watch:
     )
 
     def __init__(self) -> None:
-        task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("there is no task to watch over")
-        self._task, self._loop = task, asyncio.get_running_loop()
+        self._task = task
         self._cancelling = task.cancelling()
         self._timer: asyncio.TimerHandle | None = None
         self._when = self._rings_at = 0.0

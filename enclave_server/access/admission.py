@@ -52,7 +52,8 @@ class Admission:
 
     def leave(self) -> None:
         self._tally.add(_RUNNING, -1)
-        self._give()
+        if self._waiters:
+            self._give()
 
     def _taken(self) -> bool:
         if self._tally.add(_RUNNING, 1) <= self._limit:

@@ -21,8 +21,13 @@ from enclave_server.settings import Settings
 
 
 @lru_cache(maxsize=1024)
-def _per_minute(amount: int, what: str) -> RateLimitItemPerMinute:
-    return RateLimitItemPerMinute(amount, namespace=what)
+def _requests(amount: int) -> RateLimitItemPerMinute:
+    return RateLimitItemPerMinute(amount, namespace="requests")
+
+
+@lru_cache(maxsize=1024)
+def _tokens(amount: int) -> RateLimitItemPerMinute:
+    return RateLimitItemPerMinute(amount, namespace="tokens")
 
 
 class Limiter:
@@ -36,18 +41,20 @@ class Limiter:
 
     def enter(self, key: Key) -> None:
         """Count one request until `leave`; 429 when a limit is reached."""
-        tokens, requests = self._tokens(key), self._requests(key)
-        if tokens is not None and not self._windows.test(tokens, key.id):
-            raise self._too_many("token_rate_limit", "tokens a minute", tokens, key)
-        most = key.concurrency or self._settings.key_concurrency
+        settings = self._settings
+        tokens = key.tokens_per_minute or settings.key_tokens_per_minute
+        if tokens is not None and not self._windows.test(_tokens(tokens), key.id):
+            raise self._too_many("token_rate_limit", "tokens a minute", _tokens(tokens), key)
+        most = key.concurrency or settings.key_concurrency
+        requests = key.requests_per_minute or settings.key_requests_per_minute
         running = self._running.add(key.id, 1)
         try:
             if most is not None and running > most:
                 raise ApiError(
                     429, "concurrency_limit", f"This key may have {most} requests at once.", retry_after=1
                 )
-            if requests is not None and not self._windows.hit(requests, key.id):
-                raise self._too_many("request_rate_limit", "requests a minute", requests, key)
+            if requests is not None and not self._windows.hit(_requests(requests), key.id):
+                raise self._too_many("request_rate_limit", "requests a minute", _requests(requests), key)
         except BaseException:
             self.leave(key)
             raise
@@ -57,16 +64,9 @@ class Limiter:
 
     def charge(self, key: Key, tokens: int) -> None:
         """Count the tokens of an answer."""
-        if tokens and (limit := self._tokens(key)) is not None:
-            self._windows.hit(limit, key.id, cost=tokens)
-
-    def _requests(self, key: Key) -> RateLimitItemPerMinute | None:
-        amount = key.requests_per_minute or self._settings.key_requests_per_minute
-        return None if amount is None else _per_minute(amount, "requests")
-
-    def _tokens(self, key: Key) -> RateLimitItemPerMinute | None:
-        amount = key.tokens_per_minute or self._settings.key_tokens_per_minute
-        return None if amount is None else _per_minute(amount, "tokens")
+        limit = key.tokens_per_minute or self._settings.key_tokens_per_minute
+        if tokens and limit is not None:
+            self._windows.hit(_tokens(limit), key.id, cost=tokens)
 
     def _too_many(self, code: str, what: str, limit: RateLimitItemPerMinute, key: Key) -> ApiError:
         wait = self._windows.get_window_stats(limit, key.id).reset_time - time.time()

@@ -45,7 +45,7 @@ class EngineAnswer(asyncio.Protocol):
         self._waiter: asyncio.Future[Rest | None] | None = None
         self._take: Callable[[bytes], Work | None] | None = None  # while `relay` waits
         self._timer: asyncio.TimerHandle | None = None
-        self.idle_since = self._heard = self._loop.time()
+        self._heard = self._loop.time()
         self._expect()
         self.complete = True  # nothing was asked yet
 
@@ -108,19 +108,28 @@ class EngineAnswer(asyncio.Protocol):
     # what `_Request` calls
 
     async def ask(self, head: bytes, body: bytes) -> None:
-        """Send a request; returns when the head of a stream, or all of a plain answer, has arrived."""
+        """Send a request; returns when the head of a stream, or all of a plain answer, has arrived. Without either, it is closed."""
         self._expect()
         self._heard = self._loop.time()
-        if self._transport.is_closing():
-            raise UpstreamError("the connection was lost")
-        self._transport.writelines((head, body) if body else (head,))
-        while not (self.status and self._worth_waking()):
-            await self._wait()
+        try:
+            if self._transport.is_closing():
+                raise UpstreamError("the connection was lost")
+            self._transport.writelines((head, body) if body else (head,))
+            while not (self.complete or (self.status and self._worth_waking())):
+                await self._wait()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def untouched(self) -> bool:
         """It was lost before any byte of an answer, and so soon that the engine cannot have begun one."""
-        return not self._head_size and self._loop.time() - self._heard < _STALE_SECONDS
+        return not self._head_size and self.silent < _STALE_SECONDS
+
+    @property
+    def silent(self) -> float:
+        """For how many seconds it has said nothing."""
+        return self._loop.time() - self._heard
 
     @property
     def reusable(self) -> bool:
@@ -168,15 +177,12 @@ class EngineAnswer(asyncio.Protocol):
             if rest is not None:
                 waiter.set_result(rest)
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _fail(self, error: UpstreamError) -> None:
         if not self.complete and self._error is None:
             self._error = error
         self.close()
-        self._wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # asyncio.Protocol
 
@@ -199,8 +205,8 @@ class EngineAnswer(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             if self._take is not None and self._parts and not self.complete:
                 self._relay(self._take, waiter)
-            if self._worth_waking():
-                self._wake()
+            if self._worth_waking() and not waiter.done():
+                waiter.set_result(None)
         if self._held > _HIGH_WATER:
             self._transport.pause_reading()
         return None

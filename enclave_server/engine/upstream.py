@@ -60,13 +60,12 @@ class Upstream:
         if not self._idle:
             return None
         connection, _ = self._idle.popitem()
-        if asyncio.get_running_loop().time() - connection.idle_since < _KEEP_ALIVE_SECONDS:
+        if connection.silent < _KEEP_ALIVE_SECONDS:
             return connection
-        connection.close()  # and all others are older
+        connection.close()  # and the others are hardly younger
         return None
 
     def keep(self, connection: EngineAnswer) -> None:
-        connection.idle_since = asyncio.get_running_loop().time()
         self._idle[connection] = None
 
     def _forget(self, connection: EngineAnswer) -> None:
@@ -87,21 +86,14 @@ class _Request:
         kept = self._pool.kept()
         self._connection = kept or await self._pool.connect()
         try:
-            await self._ask()
+            await self._connection.ask(self._head, self._body)
         except UpstreamError:
             if kept is None or not kept.untouched:
                 raise
             self._connection = await self._pool.connect()
-            await self._ask()
+            await self._connection.ask(self._head, self._body)
         self._body = b""  # it may be large, and is not asked again
         return self._connection
-
-    async def _ask(self) -> None:
-        try:
-            await self._connection.ask(self._head, self._body)
-        except BaseException:
-            self._connection.close()
-            raise
 
     async def __aexit__(self, *_: object) -> None:
         if self._connection.reusable:
