@@ -6,6 +6,7 @@ uvicorn takes any byte for the beginning of a request that will come, and would 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -26,6 +27,20 @@ def check_framing(fields: Fields) -> None:
             raise ApiError(415, "unsupported_encoding", "Transfer-Encoding of a request must be chunked.")
     if b"upgrade" in fields:  # its body would be the other protocol's
         raise ApiError(400, "upgrade_unsupported", "This gateway speaks HTTP/1.1 and nothing else.")
+
+
+class UntilClosed(RequestResponseCycle):
+    """A request of HTTP/1.0 and its answer: no chunks (RFC 9112, 6.1), it ends with the connection when no length was said."""
+
+    _sized = True
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._sized = any(name == b"content-length" for name, _ in message["headers"])
+            self.chunked_encoding = None if self._sized else False
+        elif not self._sized:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class Framing(HttpToolsProtocol):
@@ -70,7 +85,13 @@ class Framing(HttpToolsProtocol):
                 self._refuse(head_too_large(MAX_HEAD))
 
     def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise ValueError("no version that is spoken here")  # ends the parser
         super().on_headers_complete()
+        if version == "1.0":
+            self.cycle.__class__ = UntilClosed
+            self.cycle.waiting_for_100_continue = False  # RFC 9110, 10.1.1
         self._unset_keepalive_if_required()
         self._unframed, self.headers = 0, []  # where trailers go: whether they come in time is chance
 
