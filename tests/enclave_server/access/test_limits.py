@@ -29,7 +29,7 @@ def test_requests_a_minute(start: Any, calling: Any, operator: Any) -> None:
     answer = caller.get("/v1/models")
     assert (answer.error, answer.outcome) == ("request_rate_limit", Outcome.ERROR)
     assert answer.json["error"]["type"] == "rate_limit_error"
-    assert 50 <= int(answer.headers["retry-after"]) <= 60
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert calling(gateway, two).get("/v1/models").status == 200
 
 
@@ -40,7 +40,7 @@ def test_tokens_a_minute(start: Any, calling: Any, operator: Any, engine: FakeEn
     assert caller.chat("a stream", stream=True).outcome is Outcome.COMPLETE  # 2 and 5 tokens
     answer = caller.chat("again")
     assert (answer.status, answer.error) == (429, "token_rate_limit")
-    assert 50 <= int(answer.headers["retry-after"]) <= 60
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert len(engine.requests) == 1
 
 
@@ -51,7 +51,7 @@ def test_tokens_of_a_stream_left_early(start: Any, calling: Any, operator: Any, 
     caller = calling(start(), key)
     with caller.http.stream("POST", CHAT, json=ask("x" * 100, stream=True)) as response:
         next(response.iter_raw())
-    until(lambda: engine.cancelled == 1)
+    until(lambda: engine.cancelled)
     until(lambda: caller.get("/v1/models").status == 429)
 
 

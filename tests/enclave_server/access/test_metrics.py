@@ -47,6 +47,8 @@ def test_what_is_counted(
     caller.post("/v1/completions", b"{")
     caller.get("/v1/models")
     calling(gateway, "wrong").get("/v1/models")
+    last = 'enclave_refused_total{code="invalid_api_key"}'
+    until(lambda: numbers().get(last) == 1)  # an answer is counted when it has left
     found = numbers()
     chat = 'route="/v1/chat/completions"'
     assert found[f'enclave_requests_total{{outcome="complete",{chat},status="200"}}'] == 2
@@ -54,14 +56,13 @@ def test_what_is_counted(
     assert found['enclave_requests_total{outcome="error",route="other",status="404"}'] == 1
     assert found['enclave_requests_total{outcome="error",route="/v1/models",status="429"}'] == 1
     assert found['enclave_refused_total{code="request_rate_limit"}'] == 1
-    assert found['enclave_refused_total{code="invalid_api_key"}'] == 1
     assert found['enclave_tokens_total{kind="prompt"}'] == 5
     assert found['enclave_tokens_total{kind="completion"}'] == 10
     assert found[f"enclave_request_seconds_count{{{chat}}}"] == 3
     assert found[f"enclave_first_byte_seconds_count{{{chat}}}"] == 3
     assert (found["enclave_ready"], found["enclave_in_flight"], found["enclave_queued"]) == (1, 0, 0)
     assert found["enclave_engine_restarts"] == 0
-    assert 0 <= found["enclave_evidence_age_seconds"] < 60
+    assert 0 <= found["enclave_evidence_age_seconds"] < 600
 
 
 def test_a_client_that_left(
@@ -78,7 +79,9 @@ def test_a_client_that_left(
     until(lambda: numbers().get(gone) == 1)
 
 
-def test_nothing_that_anybody_said(start: Any, calling: Any, operator: Any, metrics_port: int) -> None:
+def test_nothing_that_anybody_said(
+    start: Any, calling: Any, operator: Any, metrics_port: int, numbers: Numbers
+) -> None:
     """No prompt, path, key, key id, name or tenant is in it; labels are few and known."""
     key = operator.create("NameCanary", "--tenant", "TenantCanary")
     gateway = start(metrics_port=metrics_port)
@@ -86,6 +89,7 @@ def test_nothing_that_anybody_said(start: Any, calling: Any, operator: Any, metr
     caller.chat("PromptCanary")
     caller.get("/v1/PathCanary?QueryCanary")
     calling(gateway, "sk-enclave-WrongCanary").get("/v1/models")
+    until(lambda: numbers().get('enclave_refused_total{code="invalid_api_key"}') == 1)
     text = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics", trust_env=False).text
     assert "Canary" not in text
     assert key not in text

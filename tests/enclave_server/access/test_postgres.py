@@ -58,7 +58,7 @@ def postgres() -> Iterator[str]:
         running = subprocess.Popen(command, user=user, cwd=folder, stdout=log, stderr=log)
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     try:
-        until(lambda: answers(url), 60)
+        until(lambda: answers(url))
         yield url
     finally:
         running.send_signal(signal.SIGINT)
@@ -70,7 +70,7 @@ def answers(url: str) -> bool:
     import psycopg
 
     try:
-        psycopg.connect(url, connect_timeout=2).close()
+        psycopg.connect(url, connect_timeout=60).close()
     except psycopg.OperationalError:
         return False
     return True
@@ -97,7 +97,7 @@ def test_a_fleet_shares_keys(postgres: str, tmp_path: Path, engine: FakeEngine, 
         assert [caller.chat("one two").status for caller in callers] == [200, 200]
         operator.keys("revoke", listed["id"])
         for caller in callers:
-            until(lambda caller=caller: caller.get("/v1/models").status == 401, 5)  # type: ignore[misc]
+            until(lambda caller=caller: caller.get("/v1/models").status == 401)  # type: ignore[misc]
     [row] = json.loads(operator.keys("usage", listed["id"], "--json"))
     assert (row["prompt_tokens"], row["completion_tokens"]) == (4, 10)
 
@@ -138,5 +138,5 @@ def test_a_server_that_is_not_there() -> None:
     with pytest.raises(StoreError) as caught:
         store.migrate()
     assert "somebody" not in str(caught.value)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 100
     store.close()

@@ -46,7 +46,7 @@ class Script:
 
 @asynccontextmanager
 async def engine(
-    folder: Path, answering: Callable[[Peer, Script], Awaitable[None]], *, read_seconds: float = 5
+    folder: Path, answering: Callable[[Peer, Script], Awaitable[None]], *, read_seconds: float = 60
 ) -> AsyncIterator[tuple[Upstream, Script]]:
     script = Script()
     tasks: list[asyncio.Task[None] | None] = []
@@ -65,7 +65,7 @@ async def engine(
     async with Upstream(folder / "s", read_seconds=read_seconds) as pool:
         yield pool, script
     server.close()
-    await asyncio.wait_for(asyncio.gather(*filter(None, tasks)), 5)  # every peer saw its connection closed
+    await asyncio.wait_for(asyncio.gather(*filter(None, tasks)), 60)  # every peer saw its connection closed
     await asyncio.sleep(0.01)
     (folder / "s").unlink(missing_ok=True)
 

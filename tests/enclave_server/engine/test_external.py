@@ -66,7 +66,7 @@ def answers(client: httpx.Client) -> bool:
 def shown(port: int) -> bytes:
     """The certificate that a client is shown there."""
     with (
-        socket.create_connection(("127.0.0.1", port), 10) as plain,
+        socket.create_connection(("127.0.0.1", port), 60) as plain,
         untrusting().wrap_socket(plain) as secured,
     ):
         return secured.getpeercert(binary_form=True) or b""
@@ -102,7 +102,7 @@ def test_readiness_follows(engine: FakeEngine, tmp_path: Path) -> None:
             answer = caller.chat("hello")
             assert (answer.status, answer.error) == (503, "engine_unavailable")
         engine.up()
-        gateway.until_ready(60)
+        gateway.until_ready(120)
 
 
 def test_one_of_several_is_away(engine: FakeEngine, tmp_path: Path) -> None:
@@ -137,20 +137,19 @@ def test_alive_while_it_waits(engine: FakeEngine, tmp_path: Path, workers: int) 
                 assert refused.json()["error"]["code"] == "engine_unavailable"
         before = shown(gateway.port)
         engine.up()
-        gateway.until_ready(15)
+        gateway.until_ready(120)
         assert shown(gateway.port) != before
         with Caller(gateway.origin, gateway.policy()) as caller:
             assert caller.chat("hello").outcome is Outcome.COMPLETE
-        assert (
-            len(running_with(str(gateway.config))) == workers + 2
-        )  # and the parent, and the keeper of the engine
+        # and the parent, and the keeper of the engine; who answered before may be about to end
+        until(lambda: len(running_with(str(gateway.config))) == workers + 2)
 
 
 def test_waits_no_longer_than_it_should(engine: FakeEngine, tmp_path: Path) -> None:
     """An engine that never comes ends the gateway, with whoever answered for it."""
     engine.down()
     with waiting(engine, tmp_path, engine_start_seconds=1) as gateway:
-        assert gateway.process.wait(60) == 1
+        assert gateway.process.wait(120) == 1
         assert "nothing healthy answers" in gateway.log
         until(lambda: not running_with(str(gateway.config)))
 
@@ -158,7 +157,7 @@ def test_waits_no_longer_than_it_should(engine: FakeEngine, tmp_path: Path) -> N
 def test_another_name(engine: FakeEngine) -> None:
     """An engine that does not serve the model's name is refused before anything is signed."""
     with pytest.raises(EngineError, match="model_name is 'another'"):
-        find_external(engine.socket, model="another", seconds=1)
+        find_external(engine.socket, model="another", seconds=60)
 
 
 def test_nobody_there(tmp_path: Path) -> None:

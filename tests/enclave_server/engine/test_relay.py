@@ -60,12 +60,13 @@ async def test_relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(8):
             await asyncio.sleep(0.01)
             await peer.write(chunks(b"%d" % number))
+            if number == 6:
+                release.set()
         await peer.write(chunks(b"!") + b"0\r\n\r\n")
         await peer.until_closed()
 
     async def work(part: bytes) -> None:
         if b"3" in part:
-            asyncio.get_running_loop().call_later(0.05, release.set)
             await release.wait()
         seen.append(part)
 
@@ -110,7 +111,7 @@ async def test_relay_fails(tmp_path: Path, begun: bool) -> None:
 @pytest.mark.parametrize("begun", [False, True], ids=["idle", "in its work"])
 async def test_relay_cancelled(tmp_path: Path, begun: bool) -> None:
     """A task that is cancelled hands nothing on any more, and its work ends where it waits."""
-    seen, ended = [], []
+    seen, ended, arrived = [], [], asyncio.Event()
 
     async def stream(peer: Peer, script: Script) -> None:
         await peer.request()
@@ -124,6 +125,7 @@ async def test_relay_cancelled(tmp_path: Path, begun: bool) -> None:
         await peer.until_closed()
 
     async def work(part: bytes) -> None:
+        arrived.set()
         try:
             if begun:
                 await asyncio.get_running_loop().create_future()
@@ -138,7 +140,8 @@ async def test_relay_cancelled(tmp_path: Path, begun: bool) -> None:
 
     async with engine(tmp_path, stream) as (pool, script):
         task = asyncio.create_task(relay(pool))
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(arrived.wait(), 60)
+        await asyncio.sleep(0.05)
         task.cancel()
         before = len(seen)
         with pytest.raises(asyncio.CancelledError):

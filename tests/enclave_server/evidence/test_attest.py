@@ -81,12 +81,12 @@ def test_malformed_nonce(caller: Caller, nonce: str) -> None:
 def test_rate_limit(tmp_path: Path, engine: FakeEngine) -> None:
     """Fresh evidence is rationed, with Retry-After; the renewed document is not."""
     with (
-        live_gateway(tmp_path, engine=engine, evidence_per_second=0.1, evidence_burst=2) as gateway,
+        live_gateway(tmp_path, engine=engine, evidence_per_second=0.01, evidence_burst=2) as gateway,
         Caller(gateway.origin, gateway.policy_text) as caller,
     ):
         answers = [caller.http.get(PATH, params={"nonce": "A" * 43}) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 429, 429]
-        assert 1 <= int(answers[-1].headers["retry-after"]) <= 10
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 100
         assert answers[-1].json()["error"]["type"] == "rate_limit_error"
         assert caller.http.get(PATH).status_code == 200
 

@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,7 +53,7 @@ def test_evidence_and_collateral(tmp_path: Path, tee: str) -> None:
         claims = hardware_of(verify_cpu(evidence, hardware.collateral(), box.roots, datetime.now(UTC)))
         assert claims.report_data == DATA
         assert hardware.state.left == pytest.approx(
-            (claims.collateral_expires - datetime.now(UTC)).total_seconds(), abs=5
+            (claims.collateral_expires - datetime.now(UTC)).total_seconds(), abs=60
         )
         assert not hardware.state.failing
         assert not box.kernel.entries
@@ -269,18 +268,23 @@ def test_renewal(tmp_path: Path) -> None:
         end = datetime.now(UTC) + timedelta(seconds=hardware.state.left)
         for before, wait in ((1000, 500), (100, 60), (-10, 60)):  # seconds before the end
             keeper._now = lambda now=end - timedelta(seconds=before): now  # type: ignore[misc]
-            assert keeper._until_next() == pytest.approx(wait, abs=2)
+            assert keeper._until_next() == pytest.approx(wait, abs=5)
 
 
 def test_nobody_waits_for_a_slow_vendor(tmp_path: Path) -> None:
     """While the vendor takes its time, evidence and the state are given at once."""
     with machine(tmp_path) as box, socket.create_server(("127.0.0.1", 0)) as silent:
         hardware = box.open(pccs_url=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        start = time.monotonic()
         hardware.collateral()
-        assert isinstance(hardware.evidence(DATA), TdxEvidence)
-        assert hardware.state.unready == "collateral_missing"
-        assert time.monotonic() - start < 2
+        asking, _ = silent.accept()
+        with asking:
+            assert asking.recv(65536).startswith(b"GET ")
+            hardware.collateral()
+            assert isinstance(hardware.evidence(DATA), TdxEvidence)
+            assert hardware.state.unready == "collateral_missing"
+            asking.setblocking(False)
+            with pytest.raises(BlockingIOError):  # who asked waits on, and has not given up
+                asking.recv(1)
         hardware._keeper._stop.set()
 
 
@@ -298,7 +302,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
             assert hardware.state.failing
             hardware.close()
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_one_worker_fetches_for_all(tmp_path: Path) -> None:

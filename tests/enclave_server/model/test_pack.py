@@ -107,7 +107,7 @@ def test_one_run_leaves_anothers_work(model: Path, tmp_path: Path) -> None:
 def test_nothing_is_seen(pack: Path) -> None:
     """Neither content nor names."""
     data = pack.read_bytes()
-    for word in (CANARY, b"config.json", b"three", ID.encode(), b"a signature"):
+    for word in (CANARY, b"config.json", b"three.safetensors", ID.encode(), b"a signature"):
         assert word not in data
 
 

@@ -17,7 +17,7 @@ from tests.caller import Caller
 from tests.enclave_server.fake_vllm import fake_python
 from tests.enclave_server.model.packs import CANARY, ID, KEY, flipped
 from tests.enclave_server.owner import CHAT, Provision, public_pem, waiting
-from tests.processes import running_with, until
+from tests.processes import alive, running_with, until
 from tests.served import Served, everything_written, model_settings
 
 
@@ -74,7 +74,7 @@ def test_served_from_memory(packed: Packed, tmp_path: Path) -> None:
     assert waiting(gateway)
     assert not list(packed.memory.iterdir())
     assert packed.give().exit_code == 0
-    gateway.until_ready(60)
+    gateway.until_ready(120)
     assert (packed.memory / "model.safetensors").read_bytes() == CANARY * 1000
     with Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.post("/v1/chat/completions", CHAT).status == 200
@@ -90,7 +90,7 @@ def test_every_process_is_killed(packed: Packed) -> None:
     gateway = packed.gateway
     until(lambda: waiting(gateway))
     assert packed.give().exit_code == 0
-    gateway.until_ready(60)
+    gateway.until_ready(120)
     everybody = running_with(str(gateway.log_file.parent))
     assert gateway.process.pid in everybody
     for pid in everybody:
@@ -100,6 +100,7 @@ def test_every_process_is_killed(packed: Packed) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     gateway.process.wait(60)
+    until(lambda: not any(map(alive, everybody)))
     assert (packed.memory / "model.safetensors").exists()
     gateway.start()
     until(lambda: waiting(gateway))
@@ -114,9 +115,10 @@ def test_altered_on_the_disk(tmp_path: Path, memory: Path) -> None:
     try:
         until(lambda: waiting(running.gateway))
         running.give(KEY, "--wait", "1")
-        assert running.gateway.process.wait(60) == 1
+        assert running.gateway.process.wait(120) == 1
     finally:
         running.gateway.process.kill()
+        running.gateway.process.wait(60)
     assert "[model.pack]" in running.gateway.log
     assert "chunk 0 of model.safetensors" in running.gateway.log
     assert not list(memory.iterdir())

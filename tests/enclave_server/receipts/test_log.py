@@ -28,7 +28,7 @@ from enclave_server.settings import Settings
 from tests.caller import Caller, untrusting
 from tests.enclave_server.fake_settings import fake_settings
 from tests.enclave_server.receipts.test_store import begin
-from tests.processes import until
+from tests.processes import alive, running_with, until
 from tests.served import Served, served
 from tests.servers import FakeEngine, LiveGateway, gateway_settings, live_gateway
 
@@ -215,7 +215,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def two_workers(tmp_path: Path, values: dict[str, Any]) -> Iterator[Served]:
-    with served(tmp_path / "gateway", seconds=90, **values) as running:
+    with served(tmp_path / "gateway", **values) as running:
         yield running
 
 
@@ -228,7 +228,7 @@ def test_every_receipt_of_two_workers_is_logged(two_workers: Served, tmp_path: P
         with Caller(two_workers.origin, policy) as caller:
             tokens += [caller.chat("hello", stream=number % 2 == 0).token, caller.get("/v1/nothing").token]
     check_logged(until_proven(two_workers.origin, tokens[0]), tokens[0], key)
-    assert two_workers.terminate(60) == 0
+    assert two_workers.terminate() == 0
     folder = tmp_path / "log" / key.key.hex()
     data = read_file(folder, "checkpoint")
     assert data is not None
@@ -257,11 +257,13 @@ def test_a_kill_of_the_whole_gateway(two_workers: Served, tmp_path: Path) -> Non
     with Caller(two_workers.origin, two_workers.policy()) as caller:
         token, old = caller.chat("hello").token, log_key(caller.verdict.statement)
     until_proven(two_workers.origin, token)
+    everybody = running_with(str(two_workers.config))
     os.kill(two_workers.process.pid, signal.SIGKILL)
     two_workers.process.wait(60)
+    until(lambda: not any(map(alive, everybody)))  # else the port may still be theirs
     ended = last_checkpoint(tmp_path / "log")
     two_workers.start()
-    two_workers.until_ready(90)
+    two_workers.until_ready(120)
     answer = httpx.get(f"{two_workers.origin}/log/previous", verify=untrusting(), trust_env=False)
     assert answer.content == ended
     check_logged(proof_of(two_workers.origin, token, f"{old.key.hex()}/").content, token, old)
