@@ -28,7 +28,6 @@ from client_sdk.lock import lock
 from enclave_server.identity import make_identity
 from tests.servers import gateway_settings
 
-NOW = datetime.now(UTC)
 NONCE = bytes(range(32))
 KEY = Ed25519PrivateKey.generate()
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -47,7 +46,7 @@ def evidence(statement: bytes, *, seal: bytes, rtmr3: bytes | None = None) -> Ev
         statement=statement,
         cpu=TdxEvidence(TDX.quote(report_data(NONCE, statement), td=td)),
         serving_seal=seal,
-        collateral=Collateral(intel=TDX.collateral(NOW)),
+        collateral=Collateral(intel=TDX.collateral(datetime.now(UTC))),
     )
     return parse_evidence(dump_evidence(made))
 
@@ -69,7 +68,7 @@ def test_a_sealed_statement(statement: bytes) -> None:
             evidence(statement, seal=make_seal(KEY, statement)),
             policy(required=required),
             nonce=NONCE,
-            now=NOW,
+            now=datetime.now(UTC),
         )
         assert verdict.evidence.serving_seal
 
@@ -84,9 +83,9 @@ def test_the_register(statement: bytes) -> None:
 def test_without_a_seal(statement: bytes) -> None:
     """Refused where it is demanded, among the other violations."""
     plain = evidence(statement, seal=b"")
-    verify(plain, policy(required=False), nonce=NONCE, now=NOW)
+    verify(plain, policy(required=False), nonce=NONCE, now=datetime.now(UTC))
     with pytest.raises(PolicyError) as caught:
-        verify(plain, policy(), nonce=NONCE, now=NOW)
+        verify(plain, policy(), nonce=NONCE, now=datetime.now(UTC))
     assert [violation.check for violation in caught.value.violations] == [Check.SERVING_SEAL]
 
 
@@ -115,7 +114,7 @@ def test_a_seal_that_does_not_hold(
             evidence(statement, seal=seal(statement), rtmr3=rtmr3),
             policy(required=required),
             nonce=NONCE,
-            now=NOW,
+            now=datetime.now(UTC),
         )
     assert caught.value.check is Check.SERVING_SEAL
 
@@ -124,7 +123,7 @@ def test_a_seal_that_does_not_hold(
 def test_a_seal_of_another_size(statement: bytes, size: int) -> None:
     """It has 96 bytes."""
     with pytest.raises(MalformedError, match=Check.SERVING_SEAL):
-        verify(evidence(statement, seal=bytes(size)), policy(), nonce=NONCE, now=NOW)
+        verify(evidence(statement, seal=bytes(size)), policy(), nonce=NONCE, now=datetime.now(UTC))
 
 
 def test_snp_has_no_such_register(statement: bytes) -> None:
@@ -133,15 +132,17 @@ def test_snp_has_no_such_register(statement: bytes) -> None:
         statement=statement,
         cpu=SnpEvidence(SNP.report(report_data(NONCE, statement))),
         serving_seal=make_seal(KEY, statement),
-        collateral=Collateral(amd=SNP.collateral(NOW)),
+        collateral=Collateral(amd=SNP.collateral(datetime.now(UTC))),
     )
     with pytest.raises(AttestationError, match=Check.SERVING_SEAL):
-        verify(document, policy(required=False), nonce=NONCE, now=NOW)
+        verify(document, policy(required=False), nonce=NONCE, now=datetime.now(UTC))
 
 
 def test_a_locked_policy_outlives_the_boot(statement: bytes) -> None:
     """A policy made from a sealed enclave demands the seal, and does not pin the register that changes with each boot."""
-    verdict = verify(evidence(statement, seal=make_seal(KEY, statement)), policy(), nonce=NONCE, now=NOW)
+    verdict = verify(
+        evidence(statement, seal=make_seal(KEY, statement)), policy(), nonce=NONCE, now=datetime.now(UTC)
+    )
     locked = lock(verdict, policy(), name="x", expires=None)
     assert locked.statement.require_serving_seal
     assert locked.tdx is not None
@@ -151,4 +152,4 @@ def test_a_locked_policy_outlives_the_boot(statement: bytes) -> None:
         seal=make_seal(LATER, statement),
         rtmr3=sealed_register(LATER.public_key().public_bytes_raw()),
     )
-    verify(again, replace(locked, release=Policy().release), nonce=NONCE, now=NOW)
+    verify(again, replace(locked, release=Policy().release), nonce=NONCE, now=datetime.now(UTC))

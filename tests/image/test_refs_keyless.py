@@ -156,7 +156,8 @@ class Desk:
         """What `refs sign-keyless` says."""
         (self.folder / "refs.json").write_bytes(dump_references(references))
         (self.folder / "instance.json").write_bytes(self.instance.config())
-        claims = {"iss": ISSUER, "sub": IDENTITY, "aud": "sigstore", "iat": NOW - 10, "exp": NOW + 600}
+        now = int(time())
+        claims = {"iss": ISSUER, "sub": IDENTITY, "aud": "sigstore", "iat": now - 10, "exp": now + 600}
         made = jwt.encode(claims, "a secret of the issuer's, for tests", algorithm="HS256")
         (self.folder / "token").write_text(made if token is None else token)
         names = {"-o": "bundle.json", "--token": "token", "--instance": "instance.json"}
@@ -207,7 +208,7 @@ def test_cosign_agrees(desk: Desk, identity: str, edit: Callable[[Any], Any], st
     command += ["--certificate-identity", identity, "--certificate-oidc-issuer", ISSUER]
     home = {"HOME": str(desk.folder), "PATH": os.environ["PATH"]}
     done = subprocess.run(
-        command, check=False, cwd=desk.folder, env=home, capture_output=True, text=True, timeout=60
+        command, check=False, cwd=desk.folder, env=home, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == status, done.stderr
 

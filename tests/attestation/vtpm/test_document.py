@@ -20,7 +20,6 @@ from attestation.vtpm import PcrPolicy, VtpmPolicy
 from enclave_server.identity import make_identity
 from tests.servers import gateway_settings
 
-NOW = datetime.now(UTC)
 NONCE = bytes(range(32))
 VM = SimulatedVtpm()
 ANY = SnpPolicy(any_measurement=True)
@@ -40,13 +39,13 @@ def statement(tmp_path: Path) -> bytes:
 def document(statement: bytes, *, nonce: bytes = NONCE, defect: VtpmDefect | None = None) -> Evidence:
     """As a client gets it."""
     cpu = VM.evidence(tpm_nonce(report_data(nonce, statement)), defect)
-    made = Evidence(statement=statement, cpu=cpu, collateral=VM.collateral(NOW))
+    made = Evidence(statement=statement, cpu=cpu, collateral=VM.collateral(datetime.now(UTC)))
     return parse_evidence(dump_evidence(made))
 
 
 def test_accepted(statement: bytes) -> None:
     """The hardware's claims and the vTPM's, in one verdict that ends with AMD's collateral."""
-    verdict = verify(document(statement), POLICY, nonce=NONCE, now=NOW)
+    verdict = verify(document(statement), POLICY, nonce=NONCE, now=datetime.now(UTC))
     assert verdict.vtpm is not None
     assert verdict.cpu == verdict.vtpm.hardware
     assert verdict.vtpm.pcrs[11] == PCRS[11]
@@ -64,13 +63,13 @@ def test_the_round_trip_keeps_everything(statement: bytes) -> None:
 def test_bound_to_nonce_and_statement(statement: bytes) -> None:
     """A quote for another nonce or another statement is refused, as on any hardware."""
     with pytest.raises(AttestationError, match=Check.BINDING_REPORT_DATA):
-        verify(document(statement, nonce=bytes(32)), POLICY, nonce=NONCE, now=NOW)
+        verify(document(statement, nonce=bytes(32)), POLICY, nonce=NONCE, now=datetime.now(UTC))
     other = replace(document(statement), cpu=document(statement + b" ").cpu)
     with pytest.raises(AttestationError, match=Check.BINDING_REPORT_DATA):
-        verify(other, POLICY, nonce=NONCE, now=NOW)
+        verify(other, POLICY, nonce=NONCE, now=datetime.now(UTC))
     plain = replace(document(statement), cpu=VM.evidence(report_data(NONCE, statement)[:32]))
     with pytest.raises(AttestationError, match=Check.BINDING_REPORT_DATA):
-        verify(plain, POLICY, nonce=NONCE, now=NOW)
+        verify(plain, POLICY, nonce=NONCE, now=datetime.now(UTC))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_bound_to_nonce_and_statement(statement: bytes) -> None:
 def test_defects(statement: bytes, defect: VtpmDefect, check: Check) -> None:
     """What is wrong with the chain from the CPU to the quote is named."""
     with pytest.raises(AttestationError) as caught:
-        verify(document(statement, defect=defect), POLICY, nonce=NONCE, now=NOW)
+        verify(document(statement, defect=defect), POLICY, nonce=NONCE, now=datetime.now(UTC))
     assert caught.value.check is check
 
 
@@ -92,22 +91,27 @@ def test_judged_by_its_own_table(statement: bytes) -> None:
     """A policy for SEV-SNP says nothing of a machine whose measurement is Microsoft's; PCRs have to be named."""
     evidence = document(statement)
     with pytest.raises(PolicyError) as caught:
-        verify(evidence, replace(POLICY, azure=None, snp=ANY), nonce=NONCE, now=NOW)
+        verify(evidence, replace(POLICY, azure=None, snp=ANY), nonce=NONCE, now=datetime.now(UTC))
     assert [(v.check, v.expected, v.found) for v in caught.value.violations] == [
         (Check.POLICY_PLATFORM, "snp", "azure")
     ]
     with pytest.raises(PolicyError, match=r"vtpm\.pcr"):
-        verify(evidence, replace(POLICY, azure=VtpmPolicy(snp=ANY)), nonce=NONCE, now=NOW)
+        verify(evidence, replace(POLICY, azure=VtpmPolicy(snp=ANY)), nonce=NONCE, now=datetime.now(UTC))
     with pytest.raises(PolicyError, match=r"snp\.measurement"):
         verify(
-            evidence, replace(POLICY, azure=VtpmPolicy(snp=SnpPolicy(), any_pcrs=True)), nonce=NONCE, now=NOW
+            evidence,
+            replace(POLICY, azure=VtpmPolicy(snp=SnpPolicy(), any_pcrs=True)),
+            nonce=NONCE,
+            now=datetime.now(UTC),
         )
 
 
 def test_a_seal_means_nothing_here(statement: bytes) -> None:
     """RTMR3 is not the guest's."""
     with pytest.raises(AttestationError, match=Check.SERVING_SEAL):
-        verify(replace(document(statement), serving_seal=bytes(96)), POLICY, nonce=NONCE, now=NOW)
+        verify(
+            replace(document(statement), serving_seal=bytes(96)), POLICY, nonce=NONCE, now=datetime.now(UTC)
+        )
 
 
 def test_not_a_document_of_azures(statement: bytes) -> None:
