@@ -94,7 +94,7 @@ def test_the_commands_verify_and_chat(enclave: Served) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert verify.returncode == 0, verify.stdout + verify.stderr
     assert "ACCEPTED" in verify.stdout
@@ -121,7 +121,7 @@ def test_the_default_roots_refuse_the_simulated_machine(enclave: Served, tmp_pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert refused.returncode == 3
     assert "tdx.root" in refused.stderr

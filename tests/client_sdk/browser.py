@@ -29,7 +29,7 @@ class Browser:
         attach = {"targetId": target["targetId"], "flatten": True}
         self._session = self._ask("Target.attachToTarget", attach)["sessionId"]
 
-    def dom(self, page: Path, settled: str, seconds: float = 20) -> str:
+    def dom(self, page: Path, settled: str, seconds: float = 120) -> str:
         """The DOM of `page`, once the JavaScript expression `settled` is true or the time is up."""
         self._ask("Page.navigate", {"url": page.as_uri()}, self._session)
         end = time.monotonic() + seconds

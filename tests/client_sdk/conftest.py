@@ -137,7 +137,7 @@ class Relay:
             except OSError:
                 return
             self.connections += 1
-            plain.settimeout(5)
+            plain.settimeout(60)
             try:
                 with self._context.wrap_socket(plain, server_side=True) as peer:
                     self._talk(peer)
@@ -188,7 +188,7 @@ class Impostor:
 
     def _listen(self, plain: socket.socket) -> None:
         self.connections += 1
-        plain.settimeout(5)
+        plain.settimeout(60)
         with suppress(OSError), self._context.wrap_socket(plain, server_side=True) as peer:
             if said := peer.recv(65536):
                 self.heard.append(said)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import httpx
@@ -124,12 +123,10 @@ def test_other_providers_answers_have_an_end(
 @pytest.mark.parametrize("kind", ["headers", "body"])
 def test_a_readiness_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """The doctor reads of it what it shows, and waits no longer than for anything else."""
-    monkeypatch.setattr("client_sdk.doctor.SECONDS", 0.5)
+    monkeypatch.setattr("client_sdk.doctor.Deadline", lambda _: Deadline(0.5))
     monkeypatch.setattr("client_sdk.kept.EVIDENCE_SECONDS", 0.5)
-    began = monotonic()
     with dripping(tmp_path, kind) as origin:
         steps = list(Doctor(origin, None, Channel.SEALED, datetime.now(UTC), vendors=False).examine())
-    assert monotonic() - began < 20
     assert next(s for s in steps if s.step == "evidence").health is Health.FAILED
 
 

@@ -172,7 +172,7 @@ def test_visits(gateway: LiveGateway, tmp_path: Path) -> None:
     with httpx.Client(transport=attested_transport(gateway.policy_text)) as client:
         answer = client.get(f"{gateway.url}/models")
         attestation = answer.extensions["attestation"]
-        attestation.save(tmp_path / "bundle.json", log_seconds=10)
+        attestation.save(tmp_path / "bundle.json", log_seconds=60)
     code, second = check(gateway, tmp_path)
     assert (code, second["log"]["seen_size"], second["log"]["size"]) == (0, 1, 2)
     gateway.restart()
@@ -207,7 +207,7 @@ def test_visits_at_once(gateway: LiveGateway, tmp_path: Path) -> None:
             visiting = pool.submit(check, gateway, tmp_path)
             time.sleep(0.5)
             state.write_text(json.dumps({"https://another": "seen"}))
-        assert visiting.result(30)[0] == 0
+        assert visiting.result(60)[0] == 0
     assert json.loads(state.read_text()).keys() == {"https://another", gateway.origin}
     (tmp_path / "file").write_text("")
     code, said = check(gateway, tmp_path, "--state", str(tmp_path / "file" / "state.json"))

@@ -194,10 +194,10 @@ def test_curl_notices(tampered: Tampered) -> None:
         pytest.skip("no curl here")
     command = [curl, "-sN", tampered.proxy.origin + CHAT, "-d", json.dumps(STREAMED)]
     command += ["-H", "Content-Type: application/json"]
-    whole = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    whole = subprocess.run(command, capture_output=True, timeout=240, check=False)
     assert (whole.returncode, whole.stdout.endswith(b"data: [DONE]\n\n")) == (0, True)
     tampered.meddler.edit = replaced(b'"content":"You', b'"content":"NOT')
-    cut = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    cut = subprocess.run(command, capture_output=True, timeout=240, check=False)
     assert cut.returncode == 18  # "transfer closed with outstanding read data remaining"
     assert b"event: error" in cut.stdout
 

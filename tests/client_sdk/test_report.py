@@ -42,7 +42,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield running
 
 
-def shown(browser: Browser, tmp_path: Path, html: str, seconds: float = 20) -> str:
+def shown(browser: Browser, tmp_path: Path, html: str, seconds: float = 120) -> str:
     """The page's DOM after its script has said what it found, or has had its time."""
     file = tmp_path / "opened.html"
     file.write_text(html)

@@ -100,7 +100,7 @@ def run(python: Path, *programs: tuple[str, str]) -> list[dict[str, Any]]:
         input=json.dumps(programs),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert not done.returncode, done.stderr

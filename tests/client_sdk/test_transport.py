@@ -200,11 +200,10 @@ def test_a_policy_file_that_is_no_text(tmp_path: Any) -> None:
 # ----------------------------------------------------------------------------------------------------- the package
 
 
-def test_importing_is_quick_and_needs_no_openai() -> None:
-    """`import client_sdk` loads neither openai nor a web framework, in well under a third of a second."""
+def test_importing_needs_no_openai() -> None:
+    """`import client_sdk` loads neither openai nor a web framework."""
     program = (
-        "import sys, time; t = time.process_time(); import client_sdk; took = time.process_time() - t\n"
-        "assert took < 0.35, took\n"
+        "import sys, client_sdk\n"
         "client_sdk.attested_transport\n"
         "assert not {'openai', 'fastapi', 'httpx2', 'enclave_server'} & set(sys.modules), sys.modules\n"
         "assert set(dir(client_sdk)) == set(client_sdk.__all__)\n"

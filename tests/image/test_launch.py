@@ -93,7 +93,7 @@ def test_qemu_takes_its_line(out: Path, target: LaunchTarget) -> None:
     line = [word if not word.startswith("user,") else "user,id=net0" for word in line]
     line += ["-S", "-qmp", "stdio"]
     script = '{"execute":"qmp_capabilities"}{"execute":"query-block"}{"execute":"quit"}\n'
-    done = subprocess.run(line, input=script, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(line, input=script, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert '"inserted"' in done.stdout
     assert done.stdout.count('"ro": true') == 3

@@ -346,7 +346,7 @@ def test_cosign_verifies_what_we_sign(desk: Desk, number: int) -> None:
         command = [str(COSIGN), "verify-blob-attestation", *options, "--signature", "signed.json", "entry"]
         home = {"HOME": str(desk.folder), "PATH": os.environ["PATH"]}
         return subprocess.run(
-            command, check=False, cwd=desk.folder, env=home, capture_output=True, text=True, timeout=60
+            command, check=False, cwd=desk.folder, env=home, capture_output=True, text=True, timeout=240
         )
 
     done = cosign()

@@ -69,7 +69,7 @@ def test_what_minisign_signs_counts(statement: Path, legacy: tuple[str, ...]) ->
 
     def minisign(*arguments: str) -> None:
         command = [str(MINISIGN_TOOL), *arguments]
-        subprocess.run(command, cwd=statement.parent, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, cwd=statement.parent, check=True, capture_output=True, timeout=240)
 
     minisign("-G", "-W", "-p", "eve.pub", "-s", "eve.key")
     minisign("-S", *legacy, "-s", "eve.key", "-m", statement.name)

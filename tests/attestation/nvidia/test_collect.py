@@ -68,7 +68,7 @@ def run(library: Path, tmp_path: Path, machine: SimulatedNvidia) -> Run:
         paths = {"PYTHONPATH": ":".join([str(ROOT), *sys.path]), "LD_LIBRARY_PATH": str(library)}
         variables = {**paths, "FAKE_FOLDER": str(tmp_path), "FAKE_GPUS": "2", **env}
         command = [sys.executable, "-c", SCRIPT, nonce.hex()]
-        return subprocess.run(command, env=variables, capture_output=True, timeout=60, check=False)
+        return subprocess.run(command, env=variables, capture_output=True, timeout=240, check=False)
 
     return call
 
