@@ -23,14 +23,17 @@ from attestation.errors import MalformedError
 
 T = TypeVar("T")
 _Read = Callable[[Any], Any]
+_UNKNOWN = (
+    "See how it is spelt; or it is for a later version than this one, which cannot know what it demands"
+)
 
 
 class _MisfitError(Exception):
     """A value that does not fit; on its way up it learns where in the table it stands."""
 
-    def __init__(self, detail: str, *, table: bool = False) -> None:
+    def __init__(self, detail: str, *, table: bool = False, advice: str = "") -> None:
         super().__init__(detail)
-        self.detail, self.table, self.path = detail, table, ""
+        self.detail, self.table, self.path, self.advice = detail, table, "", advice
 
     def told(self, where: str) -> str:
         place = where + self.path
@@ -42,7 +45,7 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
     try:
         value: T = _table_reader(cls)(table)  # type: ignore[arg-type]  # a class is hashable
     except _MisfitError as misfit:
-        raise MalformedError(check, misfit.told(where)) from None
+        raise MalformedError(check, misfit.told(where), advice=misfit.advice) from None
     return value
 
 
@@ -56,8 +59,9 @@ def _table_reader(cls: type) -> _Read:
         if type(table) is not dict and not isinstance(table, Mapping):  # the latter asks an ABC, slowly
             raise _MisfitError(f"must be a table, found {type(table).__name__}", table=True)
         if not table.keys() <= known.keys():
-            unknown = sorted(table.keys() - known.keys())
-            raise _MisfitError(f"has unknown keys {unknown}; known are {sorted(known)}", table=True)
+            unknown, names = (sorted(map(repr, keys)) for keys in (table.keys() - known.keys(), known))
+            told = f"has unknown keys {', '.join(unknown)}; known are {', '.join(names)}"
+            raise _MisfitError(told, table=True, advice=_UNKNOWN)
         if missing := [name for name in required if name not in table]:
             raise _MisfitError(f"lacks the required key {missing[0]!r}", table=True)
         values = {}

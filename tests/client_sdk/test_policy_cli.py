@@ -169,6 +169,14 @@ def test_what_is_no_policy_is_refused(command: str, text: str, tmp_path: Path) -
     assert result.output.startswith("[policy.format]")
 
 
+def test_a_policy_of_a_later_version(tmp_path: Path) -> None:
+    """What it demands is not known here: malformed, by the name of the key, and what that may mean is said."""
+    for text, key in (("[quantum]\nrequired = true\n", "'quantum'"), ("[tdx]\nmin_tcb = 3\n", "'min_tcb'")):
+        done = run("check", text, tmp_path)
+        assert (done.exit_code, "later version" in done.stderr) == (2, True)
+        assert f"has unknown keys {key}; known are '" in done.stderr
+
+
 def test_a_missing_policy_leaves_the_question_open(tmp_path: Path) -> None:
     """5, and no traceback."""
     assert CliRunner().invoke(app, ["policy", "explain", str(tmp_path / "none")]).exit_code == 5
