@@ -105,19 +105,32 @@ def show(
 ) -> None:
     """Print one outcome: headline, chain, reasons, what to do, and what this outcome does not say."""
     if error is None:
-        console.print(Text(f"ACCEPTED  {clean(what)}", style="bold green"), soft_wrap=True)
+        say(console, Text(f"ACCEPTED  {clean(what)}", style="bold green"))
     elif isinstance(error, UnavailableError):
-        console.print(Text(f"COULD NOT DECIDE  {clean(what)}", style="bold yellow"), soft_wrap=True)
+        say(console, Text(f"COULD NOT DECIDE  {clean(what)}", style="bold yellow"))
     else:
-        console.print(Text(f"REFUSED  {clean(what)}", style="bold red"), soft_wrap=True)
+        say(console, Text(f"REFUSED  {clean(what)}", style="bold red"))
     table = Table.grid(padding=(0, 2))
     for line in lines:
-        table.add_row(Text("  " + clean(line.title)), Text(line.state, style=_STYLES[line.state]))
+        state = Text(line.state, style=_STYLES[line.state], no_wrap=True)
+        table.add_row("", Text(clean(line.title)), state)
     console.print(table)
     for reason in reasons(error):
-        console.print(Text(clean(reason)), soft_wrap=True)
+        say(console, Text(clean(reason)), hang=4)
     for note in notes:
-        console.print(Text(f"note: {clean(note)}", style="dim"), soft_wrap=True)
+        say(console, Text(f"note: {clean(note)}", style="dim"), hang=6)
+
+
+def say(console: Console, text: Text, *, hang: int = 0) -> None:
+    """One line: whole where a program may read it; on a terminal broken between words, all but its first `hang` columns."""
+    if not console.is_terminal:
+        console.print(text, soft_wrap=True)
+        return
+    head, rest = text.divide([hang]) if 0 < hang < len(text) else (Text(), text)
+    for line in rest.wrap(console, max(console.width - hang, 20)):
+        line.rstrip()
+        console.print(head + line, soft_wrap=True)
+        head = Text(" " * hang)
 
 
 def working(what: str) -> AbstractContextManager[object]:

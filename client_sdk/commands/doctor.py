@@ -15,10 +15,12 @@ from attestation.errors import UnavailableError
 from client_sdk.commands.options import AsJson, ChannelOption
 from client_sdk.doctor import CHANNEL_STEP, Doctor, Finding, Health
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.present import clean, working
+from client_sdk.present import clean, say, working
 from client_sdk.transport import DEFAULT_CHANNEL
 
 _STYLES = {Health.OK: "green", Health.FAILED: "bold red", Health.NOT_REACHED: "dim"}
+_HEALTH, _STEP = 13, 26  # columns
+_WIDE = 80  # from here on what was found has a column of its own
 
 
 def doctor(
@@ -77,12 +79,12 @@ def _would_leave(findings: list[Finding]) -> bool:
 
 
 def _show(console: Console, finding: Finding) -> None:
-    line = Text(f"{finding.health:<13}", style=_STYLES[finding.health])
-    line.append(f"{finding.step:<26}", style="default")
+    line = Text(f"{finding.health:<{_HEALTH}}", style=_STYLES[finding.health])
+    line.append(f"{finding.step:<{_STEP}}", style="default")
     line.append(clean(finding.found), style="default")
-    console.print(line, soft_wrap=True)
+    say(console, line, hang=_HEALTH + _STEP if console.width >= _WIDE else _HEALTH)
     if finding.advice:
-        console.print(Text(f"{'':<13}→ {clean(finding.advice)}"), soft_wrap=True)
+        say(console, Text(f"{'':<{_HEALTH}}→ {clean(finding.advice)}"), hang=_HEALTH + 2)
 
 
 def _plain(finding: Finding) -> dict[str, str | None]:

@@ -170,3 +170,19 @@ def test_nothing_from_strangers_is_a_line_of_its_own() -> None:
         lines = out.getvalue().splitlines()
         assert not [line for line in lines if line.startswith(("ACCEPTED", f"  {POLICY}  passed"))]
         assert lines[0].startswith("REFUSED  x\\x0a")
+
+
+def test_a_narrow_terminal_breaks_between_words() -> None:
+    """Columns stay columns; where a program may read them, lines are whole."""
+    error = VerificationError(
+        Check.TDX_FMSPC, "expected one platform and found quite another one", advice="Ask"
+    )
+    for terminal in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, width=40, force_terminal=terminal, no_color=True, highlight=False)
+        show(console, "what", walk(LINKS, error), error, ["a note of so many words that they do not fit"])
+        lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in out.getvalue().splitlines()]
+        assert (max(map(len, lines)) <= 40) is terminal
+        assert ("      do not fit" in lines) is terminal
+        assert ("note: a note of so many words that they do not fit" in lines) is not terminal
+        assert [line for line in lines if line.startswith("  ")]
