@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import time
+from dataclasses import replace
 from threading import Thread
 
 import pytest
 
-from benchmarks.paired import found
-from benchmarks.vllm import LOSS, Load, Result, Way, line
+from benchmarks.balanced import Round
+from benchmarks.streams import Load, Way
+from benchmarks.vllm import LOADS, Result, kept, line, machine_cpu, table
 
 LOAD = Load("tiny", 3, 16)
 
@@ -38,8 +42,9 @@ END = [chunk(b'data: {"usage":{"completion_tokens":16}}\n\n'), chunk(b"data: [DO
 
 def test_a_block_is_of_whole_answers() -> None:
     """However their bytes are cut."""
-    way = Way(lambda: answering([HEAD, *(bytes([byte]) for byte in b"".join(END))]), "key")
+    way = Way(lambda: answering([HEAD, *(bytes([byte]) for byte in b"".join(END))]), "key", time.process_time)
     assert 0 < way.block(LOAD) < 10
+    assert len(way.spent) == 1
 
 
 @pytest.mark.parametrize(
@@ -52,16 +57,48 @@ def test_a_block_is_of_whole_answers() -> None:
 def test_anything_else_is_no_measurement(pieces: list[bytes], error: type[Exception]) -> None:
     """Fewer tokens, and an error, end it."""
     with pytest.raises(error):
-        Way(lambda: answering(pieces), "key").block(LOAD)
+        Way(lambda: answering(pieces), "key", float).block(LOAD)
+
+
+def result(lost: float, load: Load = LOAD) -> Result:
+    """Of ten rounds in which the gateway was that much slower, as sure as can be."""
+    seconds = 0.48  # of 48 tokens
+    rounds = [Round("ab"[at % 2], (seconds, seconds), (seconds / (1 - lost),) * 2) for at in range(10)]
+    return Result(load=load, rounds=rounds, cpu=0.0001, at_rest=0.001, others=0.25)
 
 
 def test_what_a_line_says() -> None:
-    """The ratio with its interval and what is known of the goal; a hundredth of a core for each token is lost at most so."""
-    losses = [0.001 * number for number in range(9)]
-    result = Result(
-        load=LOAD, direct=100, gateway=99, loss=found(losses), control=found(losses), cpu=0.0001, seconds=[]
-    )
-    assert result.by_cpu == pytest.approx(0.0099, abs=1e-4)
-    assert max(losses) < LOSS
-    assert "| **0.996** (0.992 … 1.000) | met |" in line(result)
-    assert "| 100 µs | 0.990 | 9 |" in line(result)
+    """The rates, the ratio with its interval and what is known of the goal; a hundredth of a core for each token is lost at most so."""
+    assert result(0.0).by_cpu == pytest.approx(0.0099, abs=1e-4)
+    said = line(result(0.01))
+    assert "| 100 | 99 | 0.990 | **0.990** (0.990 … 0.990) | met | 1.000 (1.000 … 1.000) |" in said
+    assert "| 100 µs | 0.990 | 0.1% | 25% | 10 |" in said
+    assert "| **not met** |" in line(result(0.03))
+    assert table([result(0.03)]).endswith(line(result(0.03)) + "\n")
+
+
+def test_a_load_without_a_goal_fails_none() -> None:
+    """The tiny model has none; the real one has, alone and eight at once."""
+    assert result(0.5, replace(LOAD, goal=None)).verdict == "none"
+    goals = {(load.model, load.connections): load.goal for load in LOADS}
+    assert goals == {
+        ("SmolLM2-135M", 1): 0.02,
+        ("SmolLM2-135M", 8): 0.02,
+        ("tiny", 1): None,
+        ("tiny", 8): None,
+    }
+
+
+def test_everything_measured_is_kept() -> None:
+    """Every block stands in the JSON, beside what was made of them."""
+    told = json.loads(json.dumps(kept(result(0.01))))
+    assert len(told["rounds"]) == 10
+    assert told["rounds"][1]["first"] == "b"
+    assert told["loss"]["median"] == pytest.approx(0.01)
+    assert told["verdict"] == "met"
+
+
+def test_the_machine_s_time_only_grows() -> None:
+    """What all processes used so far is never less than it was."""
+    before = machine_cpu()
+    assert 0 <= before <= machine_cpu()

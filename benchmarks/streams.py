@@ -1,0 +1,109 @@
+"""A fixed number of streams of a fixed number of tokens, all at once, and how long they take together."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+LOSS = 0.02  # the goal: no more than this is lost
+PATIENCE = 120  # seconds for the next bytes
+SETTLED = 0.02  # seconds before a block: handshakes are over, and what the last block left to do
+_END = b"\r\n0\r\n\r\n"  # of a chunked body whose content has no CR
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many streams at once of so many tokens, for `weight` of the seconds that were asked for."""
+
+    model: str
+    connections: int
+    tokens: int
+    weight: float = 1.0
+    goal: float | None = LOSS
+
+
+class Way:
+    """One way to the engine: how it is reached, and the request as it is sent.
+
+    `spent` is the CPU time in each block so far, of what `cpu` counts."""
+
+    def __init__(self, dial: Callable[[], socket.socket], key: str, cpu: Callable[[], float]) -> None:
+        self._dial, self._key, self._cpu = dial, key, cpu
+        self.spent: list[float] = []
+
+    def block(self, load: Load) -> float:
+        """Seconds from the first byte sent to the last one of the last answer. Connections are new, and made before."""
+        request = self._request(load)
+        with ExitStack() as stack:
+            answers = {stack.enter_context(self._dial()): bytearray() for _ in range(load.connections)}
+            selector = stack.enter_context(selectors.DefaultSelector())
+            time.sleep(SETTLED)
+            cpu, begun = self._cpu(), time.perf_counter()
+            for connection in answers:
+                connection.sendall(request)
+                connection.setblocking(False)
+                selector.register(connection, selectors.EVENT_READ)
+            _read_all(selector, answers)
+            took = time.perf_counter() - begun
+            self.spent.append(self._cpu() - cpu)
+        counted = b'"completion_tokens":%d' % load.tokens
+        for answer in answers.values():
+            if not answer.startswith(b"HTTP/1.1 200") or counted not in answer:
+                raise ValueError(f"not an answer of {load.tokens} tokens: {bytes(answer[:300])!r}")
+        return took
+
+    def _request(self, load: Load) -> bytes:
+        asked = {
+            "model": load.model,
+            "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse."}],
+            "max_tokens": load.tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        body = json.dumps(asked).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {self._key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+def _read_all(selector: selectors.BaseSelector, answers: dict[socket.socket, bytearray]) -> None:
+    while selector.get_map():
+        ready = selector.select(PATIENCE)
+        if not ready:
+            raise TimeoutError(f"no bytes for {PATIENCE} s")
+        for one, _ in ready:
+            connection = cast(socket.socket, one.fileobj)
+            if _read(connection, answers[connection]):
+                selector.unregister(connection)
+
+
+def _read(connection: socket.socket, answer: bytearray) -> bool:
+    """Take what has come; whether that was the end."""
+    try:
+        while data := connection.recv(65536):
+            answer += data
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return answer.endswith(_END)
+    raise ConnectionError(f"closed after {len(answer)} bytes: {bytes(answer[:300])!r}")
+
+
+def over_unix(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(path))
+    return connection
+
+
+def over_tls(context: ssl.SSLContext, port: int) -> socket.socket:
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), 10))
