@@ -29,7 +29,7 @@ def waits() -> Waits:
 @pytest.fixture
 def fetcher(vendor: Vendor, waits: Waits, tmp_path: Path) -> Iterator[Fetcher]:
     """A fetcher with a cache, asking the local vendor."""
-    patience = Patience(sleep=waits, read_s=2, total_s=2)
+    patience = Patience(sleep=waits, connect_s=60, read_s=60, total_s=60)
     with Fetcher(sources=vendor.sources, cache=tmp_path / "cache", patience=patience) as made:
         yield made
 
