@@ -23,10 +23,14 @@ from tests.served import COMMAND, Served, everything_written, served
 
 CANARY = "Canary7f3a9eXyzzyError"  # looks like the name of an exception, which a log could take for harmless
 
+LONG = CANARY * 99
+
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    return {**fake_settings(tmp_path, delay=0.02, chunks=10), "drain_seconds": 1}
+    """The engine says only the beginning of an answer to `LONG`."""
+    behaviour = {"delay": 0.02, "chunks": 10, "hang_after": 3, "hang_on": LONG}
+    return {**fake_settings(tmp_path, **behaviour), "drain_seconds": 1}
 
 
 @pytest.fixture
@@ -144,7 +148,7 @@ def test_canary(gateway: Served, tmp_path: Path) -> None:
         )  # the stand-in fails on this one, with a traceback
         bytes_that_are_not_http(gateway)
         pieces = caller.stream(
-            "/v1/chat/completions", {"model": "m", "messages": [{"content": CANARY * 99}], "stream": True}
+            "/v1/chat/completions", {"model": "m", "messages": [{"content": LONG}], "stream": True}
         )
         next(pieces)
         os.kill(gateway.engine_pid(), signal.SIGKILL)  # the stream's engine dies with the prompt in its hands

@@ -74,7 +74,7 @@ class Operator:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
-        until(lambda: not running_with(f"HOME={self._folder}"), 30)
+        until(lambda: not running_with(f"HOME={self._folder}"))
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def test_an_engine_that_runs_already(kind: str, place: Path, tmp_path: Path) -> 
         story = {"model": "tiny", "prompt": "once", "n": 8, "max_tokens": 480, "stream": True}
         answer = caller.watch("/v1/completions", {**story, "ignore_eos": True}, operator.kill)
         assert (answer.status, answer.outcome) == (200, Outcome.ABORTED)
-        until(lambda: not gateway.ready(), 15)
+        until(lambda: not gateway.ready())
         refused = caller.chat("hello?", max_tokens=4)
         assert (refused.status, refused.error, refused.outcome) == (503, "engine_unavailable", Outcome.ERROR)
         assert refused.headers["retry-after"]
@@ -159,7 +159,7 @@ def test_a_child_in_two_parts(kind: str, tmp_path: Path) -> None:
         with_the_sdk(gateway, tmp_path)
         engine = gateway.engine_pid()
         assert gateway.terminate() == 0
-        until(lambda: not Path(f"/proc/{engine}").exists(), 10)
+        until(lambda: not Path(f"/proc/{engine}").exists())
 
 
 def router() -> Path:
