@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from enclave_server.asgi import Fields
@@ -48,6 +49,7 @@ class Framing(HttpToolsProtocol):
     when it sends a head without an end."""
 
     _unframed = 0  # bytes since a head ended, or a part of a body came
+    _running: RequestResponseCycle | None = None  # of all that came, the one that is answered
     _stalled: asyncio.TimerHandle | None = None  # while the client is behind
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -59,6 +61,13 @@ class Framing(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.resume_writing()
+        if self._running is not None:  # uvicorn tells it to the request that came last
+            self._running.disconnected = not self._running.response_complete
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         """Of an answer that is not whole yet, too much waits for the client."""

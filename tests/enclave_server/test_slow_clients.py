@@ -108,3 +108,17 @@ def test_an_answer_behind_others(tmp_path: Path, engine: FakeEngine) -> None:
             assert answer_of(client).read().endswith(b"}")
         late = answer_of(client)
         assert (late.status, json.loads(late.read())["error"]["code"]) == (504, "engine_timeout")
+
+
+def test_who_goes_with_more_to_ask(
+    tmp_path: Path, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that sends its next requests and goes away ends the one before, as any other: nothing is an error in the log."""
+    engine.behaviour.delay = 30
+    with live_gateway(tmp_path, engine=engine) as gateway:
+        with connected(gateway) as client:
+            client.sendall(post("/v1/completions", json.dumps({"model": MODEL, "prompt": "a"}).encode()) * 3)
+            until(lambda: engine.requests)
+        until(lambda: engine.cancelled == 1 and not gateway.server.server_state.tasks)
+        assert len(engine.requests) == 1
+        assert not caplog.records
