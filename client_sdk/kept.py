@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,8 +64,10 @@ def survive_forks(thing: _Forks) -> None:
 
 
 def _in_child() -> None:
-    for thing in list(_shared):
-        thing.forked()
+    with warnings.catch_warnings():  # nobody forgot to close what goes here: it is the parent's
+        warnings.simplefilter("ignore", ResourceWarning)
+        for thing in list(_shared):
+            thing.forked()
 
 
 if hasattr(os, "register_at_fork"):

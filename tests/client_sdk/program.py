@@ -245,8 +245,7 @@ async def async_aborted(url: str, policy: str) -> Any:
         return [event.id async for event in await client.chat.completions.create(stream=True, **ASKED)]
 
 
-def outcome(case: str, url: str, policy: str) -> Any:
-    work: Callable[[str, str], Any] = globals()[case]
+def outcome(work: Callable[[str, str], Any], url: str, policy: str) -> Any:
     try:
         result = work(url, policy)
         return {"result": asyncio.run(result) if asyncio.iscoroutine(result) else result}
@@ -256,8 +255,13 @@ def outcome(case: str, url: str, policy: str) -> Any:
         return {"openai": type(error).__name__, "message": str(error)}
 
 
-if __name__ == "__main__":
+def serve(known: dict[str, Any]) -> None:
+    """Answer lines until there are no more."""
     for line in sys.stdin:
         asked, trusted, *cases = json.loads(line)
-        outcomes = {case: outcome(case, asked, trusted) for case in cases}
+        outcomes = {case: outcome(known[case], asked, trusted) for case in cases}
         print(json.dumps({"version": openai.__version__, **outcomes}), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    serve(globals())

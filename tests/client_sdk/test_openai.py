@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,54 +14,17 @@ from attestation.checks import Check
 from attestation.errors import UnavailableError, VerificationError
 from client_sdk import AsyncAttestedClient, AsyncOpenAI, AttestedClient, OpenAI
 from tests.client_sdk.conftest import Recorded
+from tests.client_sdk.running import VERSIONS, Run, running
 from tests.servers import FakeEngine, LiveGateway
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-OLDER = ROOT / ".venv-openai2" / "bin" / "python"
 POLICY = "[tdx]\n"
-Run = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=["3.x", "2.x"])
+@pytest.fixture(scope="module", params=VERSIONS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Runs cases of `program.py` under a version of openai, with every warning an error.
-
-    All in one process, since starting one takes longer than what it asks.
-    """
-    python = Path(sys.executable) if request.param == "3.x" else OLDER
-    if not python.exists():
-        pytest.skip("the environment with openai 2.x is not here; `make setup` makes it")
-    folder = tmp_path_factory.mktemp("program")
-    policy_file, errors = folder / "policy.toml", folder / "stderr"
-    program = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('tests.client_sdk.program', run_name='__main__')"
-    with (
-        errors.open("w") as stderr,
-        subprocess.Popen(
-            [python, "-W", "error", "-c", program, str(ROOT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        ) as process,
-    ):
-        assert process.stdin
-        assert process.stdout
-        asking, answers = process.stdin, process.stdout
-
-        def call(url: str, policy: str, *cases: str) -> dict[str, Any]:
-            policy_file.write_text(policy)
-            asking.write(json.dumps([url, str(policy_file), *cases]) + "\n")
-            asking.flush()
-            line = answers.readline()
-            assert not errors.read_text(), errors.read_text()
-            result: dict[str, Any] = json.loads(line)
-            assert result.pop("version").startswith(request.param[0])
-            return result
-
+    """Runs cases of `program.py` under a version of openai."""
+    with running(request.param, "program", tmp_path_factory.mktemp("program")) as call:
         yield call
-        asking.close()
-        assert process.wait(60) == 0
-        assert not errors.read_text(), errors.read_text()
 
 
 SAID = "You said: hello you there"
