@@ -6,6 +6,7 @@ uvicorn takes any byte for the beginning of a request that will come, and would 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import httptools
@@ -45,18 +46,35 @@ class UntilClosed(RequestResponseCycle):
 
 
 class Framing(HttpToolsProtocol):
-    """A connection that is closed when in the time of an idle one it sends no whole head, or takes nothing of its answer; and
-    when it sends a head without an end."""
+    """A connection that is closed when in the time of an idle one it sends no whole head, or takes nothing of its answer; when it
+    sends a head without an end; and when there are too many, and no other has waited longer for a head."""
 
+    most: int  # connections at once
+    _count = itertools.count()
+    number = 0  # of the connection: of those that came in one millisecond the first has waited longest
     _unframed = 0  # bytes since a head ended, or a part of a body came
     _running: RequestResponseCycle | None = None  # of all that came, the one that is answered
     _stalled: asyncio.TimerHandle | None = None  # while the client is behind
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
+        self.number = next(Framing._count)
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+        if len(self.connections) > self.most:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        waiting = [
+            (timer.when(), each.number, each)
+            for each in self.connections
+            if isinstance(each, Framing)
+            and (timer := each.timeout_keep_alive_task) is not None
+            and not each.transport.is_closing()
+        ]
+        if waiting:  # this one at least, but for one that is gone already
+            min(waiting)[-1].transport.abort()  # politely it would stay for a while
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

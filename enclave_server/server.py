@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 import time
@@ -25,6 +26,7 @@ from enclave_server.watch import CONNECTION, Connection
 
 _LAST_WORDS_SECONDS = 2.0
 IDLE_SECONDS = 75  # well after clients give an idle connection up: else a request may meet its closing
+_OTHER_FILES = 64  # libraries, listeners, databases
 _LOOK_SECONDS = 1.0  # between two looks for statements that have ended
 _HEAD, _HEAD_END = b"HTTP/1.1 ", b"\r\n\r\n"
 _REQUIRED = (uvloop, httptools)  # imported here, so that an install without them fails at start
@@ -144,7 +146,7 @@ def make_server(
             app,
             host=settings.host,
             port=settings.port,
-            http=_protocol(identities),
+            http=_protocol(identities, most_connections(settings)),
             lifespan="on",
             timeout_keep_alive=IDLE_SECONDS,
             **QUIET,
@@ -190,10 +192,20 @@ class Joining:
         self._head = b""
 
 
-def _protocol(identities: Identities) -> type[Framing]:
+def most_connections(settings: Settings) -> int:
+    """Of one worker. Its other files need room: each request may have a connection to the engine."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return settings.max_connections
+    return max(1, min(settings.max_connections, files - settings.max_in_flight - _OTHER_FILES))
+
+
+def _protocol(identities: Identities, connections: int) -> type[Framing]:
     class Protocol(Framing):
         """Tells the application which connection a request came over and which statement's TLS key that has, and ends those
         whose statement is about to."""
+
+        most = connections
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)

@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     max_answer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     max_headers: int = Field(default=100, ge=8)
+    max_connections: int = Field(
+        default=4096, ge=1
+    )  # of a worker; beyond, that which has been without a request longest is closed
     sealed_remembered: int = Field(
         default=1_000_000, ge=1000
     )  # sealed requests of the last minutes, so that none is answered twice; 32 bytes each, refused when full

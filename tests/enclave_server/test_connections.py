@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,7 @@ from enclave_server.framing import MAX_HEAD
 from tests.caller import Caller, untrusting
 from tests.enclave_server.test_sealed import STREAMED, Sealer, unsealed
 from tests.processes import until
-from tests.servers import MODEL, FakeEngine, LiveGateway, live_gateway
+from tests.servers import MODEL, FakeEngine, LiveGateway, gateway_settings, live_gateway
 
 CHAT = b'{"model":"%b","messages":[{"role":"user","content":"hi"}]}' % MODEL.encode()
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
@@ -207,3 +208,46 @@ def whole(data: bytes, url: str) -> httpx.Response:
     headers = [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
     request = httpx.Request("POST", url)
     return httpx.Response(int(status.split(" ")[1]), headers=headers, content=body, request=request)
+
+
+def begun(gateway: LiveGateway) -> ssl.SSLSocket:
+    """A connection whose request is under way: the gateway waits for its body."""
+    client = connect(gateway)
+    client.sendall(POST + LENGTH + b"Connection: close\r\nExpect: 100-continue\r\n\r\n")
+    assert client.recv(65536).startswith(b"HTTP/1.1 100")
+    return client
+
+
+def test_more_connections_than_places(engine: FakeEngine, tmp_path: Path) -> None:
+    """Who has been without a request longest makes room; a request under way is finished, and a newcomer is answered."""
+    with ExitStack() as held:
+        gateway = held.enter_context(live_gateway(tmp_path, engine=engine, max_connections=8))
+        busy = held.enter_context(begun(gateway))
+        idle = [held.enter_context(connect(gateway)) for _ in range(20)]
+        assert [client.recv(1) for client in idle[:13]] == [b""] * 13
+        assert len(gateway.server.server_state.connections) <= 8
+        newest = idle[-1]
+        newest.sendall(NOTHING + b"\r\n")
+        assert newest.recv(65536).startswith(b"HTTP/1.1 404")
+        busy.sendall(CHAT)
+        assert answers(busy).startswith(b"HTTP/1.1 200")
+
+
+def test_nobody_waits_but_the_newcomer(engine: FakeEngine, tmp_path: Path) -> None:
+    """Where every connection has a request under way, it is the new one that is closed."""
+    with live_gateway(tmp_path, engine=engine, max_connections=1) as gateway, begun(gateway) as busy:
+        with connect(gateway) as late:
+            assert late.recv(1) == b""
+        busy.sendall(CHAT)
+        assert answers(busy).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("files", "most"), [(resource.RLIM_INFINITY, 4096), (65536, 4096), (1024, 704), (64, 1)]
+)
+def test_connections_leave_files_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, most: int
+) -> None:
+    """A process that may open few files takes fewer connections, so that requests can still be passed on."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert server.most_connections(gateway_settings(tmp_path)) == most
