@@ -47,7 +47,7 @@ def commands(settings: Settings) -> Iterator[str]:
         if name.startswith(_OWN) or name in settings.engine_environment:
             yield f"export {name}={shlex.quote(value)}"
     if settings.engine_nodes > 1:
-        yield from _cluster(settings.engine_nodes)
+        yield from _cluster(settings.engine_nodes, private)
     address = parse_address(settings.engine)
     if isinstance(address, Path):
         yield shlex.join(
@@ -62,14 +62,19 @@ def commands(settings: Settings) -> Iterator[str]:
     yield from _replicas(settings, host, port)
 
 
-def _cluster(nodes: int) -> Iterator[str]:
-    """vLLM on Ray. Nothing between its machines is encrypted or authenticated by them."""
+def _cluster(nodes: int, home: Path) -> Iterator[str]:
+    """vLLM on Ray. Nothing between its machines is encrypted by them, and of vLLM's own connections nothing is authenticated."""
     yield "# HEAD is this machine's address in a network that only the cluster's machines are in, and that encrypts (WireGuard);"
     yield "# each machine has to be attested by itself: this gateway's evidence speaks of its own machine alone."
     yield 'export VLLM_HOST_IP="$HEAD"'
+    yield "export RAY_AUTH_MODE=token"
+    yield "ray get-auth-token --generate > /dev/null  # a Ray that has no tokens ends here, for it would obey everybody"
     yield 'ray start --head --node-ip-address="$HEAD" --port=6379 --disable-usage-stats'
-    yield f"# on each of the {nodes - 1} other machines, with OWN as its address:"
-    yield '# VLLM_HOST_IP="$OWN" ray start --address="$HEAD:6379" --node-ip-address="$OWN" --disable-usage-stats'
+    yield f"# on each of the {nodes - 1} other machines, with OWN as its address and {home}/.ray/auth_token as ~/.ray/auth_token:"
+    yield (
+        '# RAY_AUTH_MODE=token VLLM_HOST_IP="$OWN" '
+        'ray start --address="$HEAD:6379" --node-ip-address="$OWN" --disable-usage-stats'
+    )
 
 
 def _replicas(settings: Settings, host: str, port: int) -> Iterator[str]:

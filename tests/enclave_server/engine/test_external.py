@@ -249,11 +249,20 @@ def test_commands_of_a_socket() -> None:
 
 
 def test_commands_of_a_cluster() -> None:
-    """Ray's head and workers, and vLLM on them."""
+    """Ray's head and workers, which know each other by a token, and vLLM on them."""
     lines = list(
         commands(settings(engine="http+unix:///run/vllm.sock", engine_nodes=2, engine_pipeline_parallel=2))
     )
     assert any(line.startswith("ray start --head") for line in lines)
+    assert lines.index("export RAY_AUTH_MODE=token") < next(
+        n for n, line in enumerate(lines) if "ray start" in line
+    )
+    assert any(
+        line.startswith("ray get-auth-token --generate") for line in lines
+    )  # ends a Ray without tokens
+    assert all(
+        "RAY_AUTH_MODE=token" in line for line in lines if line.startswith("#") and "ray start" in line
+    )
     assert "--pipeline-parallel-size=2 --distributed-executor-backend=ray" in lines[-1]
     assert "--uds=/run/vllm.sock" in lines[-1]
 
