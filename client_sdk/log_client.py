@@ -39,11 +39,13 @@ from attestation.tlog.merkle import (
 )
 from attestation.tlog.note import parse_note
 from attestation.tlog.proof import MAX_PROOF_BYTES
+from client_sdk.deadline import Deadline
 from client_sdk.tls import unpinned_context
 
 PREFIX = "/log"
 MAX_BOOTS = 1000  # between two visits
 SECONDS = 15.0
+FETCH_SECONDS = 60.0  # for all of one resource, however slowly it comes
 _POLL_SECONDS = 0.25
 #: Reads a resource of the log of a key.
 FetchOf = Callable[[VerifierKey, str], bytes | None]
@@ -65,6 +67,7 @@ class LogClient:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix.rstrip("/")
         self._http = httpx.Client(verify=unpinned_context(), timeout=SECONDS, trust_env=False)
+        self._deadline = Deadline(FETCH_SECONDS)
 
     @classmethod
     def of_gateway(cls, url: str) -> Self:
@@ -78,24 +81,37 @@ class LogClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._deadline.__exit__(None, None, None)
         self._http.close()
 
     def fetch(self, path: str) -> bytes | None:
         """A resource; None where there is none."""
+        deadline, url = self._deadline, f"{self._prefix}/{path}"
+        deadline.start()
         try:
-            with self._http.stream("GET", f"{self._prefix}/{path}") as answer:
-                if answer.status_code == 404:
-                    return None
-                if answer.status_code != 200:
-                    raise UnavailableError(Check.LOG_FETCH, f"{path}: status {answer.status_code}")
-                data = b""
-                for part in answer.iter_bytes():
-                    data += part
-                    if len(data) > MAX_PROOF_BYTES:
-                        raise UnavailableError(Check.LOG_FETCH, f"{path}: more than {MAX_PROOF_BYTES} bytes")
-                return data
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise UnavailableError(Check.LOG_FETCH, f"{self._prefix}: {type(exc).__name__}: {exc}") from exc
+            data = self._read(url, path)
+            if deadline.passed:  # what ends with its connection looks whole
+                raise TimeoutError
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as exc:
+            late = f"not all of {path} came within {FETCH_SECONDS:.0f} s"
+            detail = late if deadline.passed else f"{type(exc).__name__}: {exc}"
+            raise UnavailableError(Check.LOG_FETCH, f"{self._prefix}: {detail}") from exc
+        finally:
+            deadline.stop()
+        return data
+
+    def _read(self, url: str, path: str) -> bytes | None:
+        with self._http.stream("GET", url, extensions={"trace": self._deadline.trace}) as answer:
+            if answer.status_code == 404:
+                return None
+            if answer.status_code != 200:
+                raise UnavailableError(Check.LOG_FETCH, f"{path}: status {answer.status_code}")
+            data = b""
+            for part in answer.iter_bytes():
+                data += part
+                if len(data) > MAX_PROOF_BYTES:
+                    raise UnavailableError(Check.LOG_FETCH, f"{path}: more than {MAX_PROOF_BYTES} bytes")
+            return data
 
     def fetch_of(self, key: VerifierKey, path: str) -> bytes | None:
         """A resource of the log of this key; a gateway keeps those of earlier boots too."""

@@ -81,7 +81,7 @@ def ask(url: str, provider: Provider = Provider.AUTO) -> Published:
         raise UnavailableError(Check.FOREIGN_FETCH, f"{url}: {exc}") from exc
     with (
         Deadline(ASK_SECONDS) as deadline,
-        httpx.Client(verify=unpinned_context(), timeout=_TIMEOUT_S) as http,
+        httpx.Client(verify=unpinned_context(), timeout=_TIMEOUT_S, trust_env=False) as http,
     ):
         client = _Client(http, {"trace": deadline.trace})
         try:

@@ -23,6 +23,7 @@ from client_sdk.deadline import Deadline
 from client_sdk.doctor import Doctor, Health
 from client_sdk.foreign.fetch import Provider, ask
 from client_sdk.kept import fetch_evidence
+from client_sdk.log_client import LogClient
 from client_sdk.sealing import Channel
 from tests.client_sdk.foreign_servers import SERVER
 
@@ -118,6 +119,17 @@ def test_other_providers_answers_have_an_end(
         error = ended(lambda: ask(origin, provider))
     assert error.check is Check.FOREIGN_FETCH
     assert "not all of it came within" in error.detail
+
+
+@KINDS
+def test_a_logs_answers_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """`attested log`, whatever of a log it reads; and the next question has all of its time again."""
+    monkeypatch.setattr("client_sdk.log_client.FETCH_SECONDS", 0.5)
+    with dripping(tmp_path, kind) as origin, LogClient.of_gateway(origin) as client:
+        for _ in range(2):
+            error = ended(lambda: client.fetch("checkpoint"))
+            assert error.check is Check.LOG_FETCH
+            assert "not all of checkpoint came within" in error.detail
 
 
 @pytest.mark.parametrize("kind", ["headers", "body"])

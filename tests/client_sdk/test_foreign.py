@@ -97,6 +97,16 @@ def test_formats_are_asked_for_in_one_order_and_each_with_a_fresh_nonce(tmp_path
     assert len(first.seen.nonce or b"") == 20
 
 
+def test_it_is_asked_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As our own enclaves: the environment's proxies are for what vendors publish, and not for who is verified."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(tmp_path, {TINFOIL: lambda _: tinfoil_v2()}) as provider:
+        assert ask(provider.url).provider is Provider.TINFOIL
+
+
 def test_a_path_in_the_address_stands_in_place_of_the_formats_own(tmp_path: Path) -> None:
     """And its query is kept, as for a gateway that wants to know which model."""
     with serving(tmp_path, {"/here": lambda n: json.dumps(dstack(n)).encode()}) as server:
