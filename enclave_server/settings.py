@@ -180,7 +180,10 @@ class Settings(BaseSettings):
         try:
             return cls(**values)
         except ValidationError as exc:
-            raise ValueError("\n".join(_told(problem) for problem in exc.errors())) from None
+            told = [_told(problem) for problem in exc.errors()]
+            if file is None and any(problem["type"] == "missing" for problem in exc.errors()):
+                told.append("--config names the file that sets them; docs/operate.md has every setting")
+            raise ValueError("\n".join(told)) from None
 
     @classmethod
     def origins(cls, file: Path | bytes | None = None) -> dict[str, str]:

@@ -7,7 +7,9 @@ import typer
 from enclave_server.commands.options import Config, EngineAddress, load
 from enclave_server.engine.topology import commands
 
-cli = typer.Typer(no_args_is_help=True, help="The engine.")
+cli = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The engine."
+)
 
 
 @cli.callback()

@@ -20,7 +20,12 @@ from enclave_server.commands.options import Config
 from enclave_server.provisioning import check_pepper
 from enclave_server.settings import Settings
 
-cli = typer.Typer(no_args_is_help=True, help="API keys: who may use the gateway, and how much.")
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="API keys: who may use the gateway, and how much.",
+)
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `list` shows it; never the key itself.")]
 _MOST = 10**12  # of any limit: databases hold 64 bits

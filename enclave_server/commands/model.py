@@ -25,7 +25,9 @@ from enclave_server.model.signature import (
     sign_manifest,
 )
 
-cli = typer.Typer(no_args_is_help=True, help="The model's files.")
+cli = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The model's files."
+)
 
 
 @cli.command()

@@ -86,6 +86,19 @@ def test_no_file(tmp_path: Path) -> None:
         Settings.load(tmp_path / "nothing.toml")
 
 
+def test_nothing_given(file: Path) -> None:
+    """Who gives no file is told which option names one; who gives one is told what it lacks, and no more."""
+    with pytest.raises(ValueError, match="model_dir: must be set") as nothing:
+        Settings.load()
+    assert str(nothing.value).endswith(
+        "--config names the file that sets them; docs/operate.md has every setting"
+    )
+    file.write_text("port = 1234")
+    with pytest.raises(ValueError, match="tee: must be set") as little:
+        Settings.load(file)
+    assert "--config" not in str(little.value)
+
+
 def test_frozen(file: Path) -> None:
     """Settings do not change while the gateway runs."""
     with pytest.raises(ValidationError):
