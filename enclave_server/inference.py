@@ -168,7 +168,7 @@ class Inference:
             raise errors.statement_ended(421)
         route = ROUTES.get(path)
         if route is None:
-            raise ApiError(404, "not_found", "There is no such route here.")
+            raise ApiError(404, "not_found", "There is no such route here: the API is below /v1.")
         if exchange.method != route.method:
             raise ApiError(
                 405, "method_not_allowed", f"This route takes only {route.method}.", allow=route.method

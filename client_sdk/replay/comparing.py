@@ -96,7 +96,7 @@ def read_recorded(receipt: Receipt, exchange: SavedExchange, statement: Statemen
         raise UnavailableError(
             Check.REPLAY_DIGEST,
             "the receipt has no digest over token ids",
-            advice="It has one where the request was sent with `Attested-Replay: 1`",
+            advice="It has one where the request was sent with `Attested-Replay: 1`, as by `attested chat --seed N`",
         )
     choices = read_choices(exchange.response)
     if (found := digest_of(choices, exchange.nonce)) != receipt.tokens:
