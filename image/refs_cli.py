@@ -40,6 +40,10 @@ cli = typer.Typer(
 Refs = Annotated[
     Path, typer.Argument(metavar="REFS", help="The reference values, replaced by the next edition.")
 ]
+Values = Annotated[Path, typer.Argument(metavar="REFS", help="The reference values.")]
+Previous = Annotated[
+    Path | None, typer.Option("--previous", metavar="FILE", help="The envelope that clients have now.")
+]
 Days = Annotated[
     int | None,
     typer.Option("--days", min=1, help="How long the next edition lasts; as long as this one, unless given."),
@@ -122,14 +126,12 @@ def revoke_releases(
 
 @cli.command(name="sign")
 def sign_references(
-    refs: Annotated[Path, typer.Argument(metavar="REFS", help="The reference values.")],
+    refs: Values,
     key: Annotated[list[Path], typer.Option("--key", metavar="PEM", help="A private key, Ed25519 or P-256.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The envelope, kept or made.")
     ],
-    previous: Annotated[
-        Path | None, typer.Option("--previous", metavar="FILE", help="The envelope that clients have now.")
-    ] = None,
+    previous: Previous = None,
 ) -> None:
     """Sign reference values, beside the other reviewers: a DSSE envelope, which clients name in their policy.
 
@@ -150,11 +152,9 @@ def sign_references(
 
 @cli.command(name="statement")
 def write_statement(
-    refs: Annotated[Path, typer.Argument(metavar="REFS", help="The reference values.")],
+    refs: Values,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The statement.")],
-    previous: Annotated[
-        Path | None, typer.Option("--previous", metavar="FILE", help="The envelope that clients have now.")
-    ] = None,
+    previous: Previous = None,
 ) -> None:
     """Write the bytes that `sign` signs, for tools whose signatures are files of their own, such as minisign.
 
@@ -167,11 +167,9 @@ def write_statement(
 
 @cli.command(name="sign-keyless")
 def sign_as_identity(
-    refs: Annotated[Path, typer.Argument(metavar="REFS", help="The reference values.")],
+    refs: Values,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The Sigstore bundle.")],
-    previous: Annotated[
-        Path | None, typer.Option("--previous", metavar="FILE", help="The envelope that clients have now.")
-    ] = None,
+    previous: Previous = None,
     token: Annotated[
         Path | None,
         typer.Option(

@@ -69,7 +69,7 @@ def versioned(kind: bytes) -> bytes:
         (versioned(b"\xa4next"), "versioned attestation is not judged"),
         (
             json.dumps({"attestation": versioned(b"\xa3tdx").hex()}).encode(),
-            "of an Intel TDX machine is not judged",
+            "of an Intel TDX machine is not judged here; .* `attested evidence tdx`",
         ),
         (b'{"attestation": "no hex"}', "versioned attestation is not judged"),
         (b'{"quote": "", "event_log": "[]", "report_data": "", "vm_config": "{}"}', "guest agent"),
