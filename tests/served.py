@@ -40,6 +40,7 @@ class Served:
             "simulator_dir": str(folder / "simulator"),
             "access": "open",
             "access_database": f"sqlite:///{folder}/access.db",
+            "evidence_burst": 1000,  # every caller verifies anew, and of two workers one may get them all
             **values,
         }
         self.config.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in values.items()))
@@ -79,6 +80,16 @@ class Served:
         pid: int = starts[-1]["pid"]
         assert pid > 1
         return pid
+
+    def engine_count(self, name: str) -> float:
+        """One of real vLLM's own numbers, asked past the gateway: all that have this name, together."""
+        arguments = Path(f"/proc/{self.engine_pid()}/cmdline").read_text().split("\0")
+        [socket_] = [each.removeprefix("--uds=") for each in arguments if each.startswith("--uds=")]
+        with httpx.Client(transport=httpx.HTTPTransport(uds=socket_), timeout=60) as client:
+            lines = client.get("http://engine/metrics").text.splitlines()
+        found = [line.rpartition(" ")[2] for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+        assert found, f"the engine has no {name}"
+        return sum(map(float, found))
 
     def ready(self) -> bool:
         assert self.process.poll() is None, f"the gateway ended: {self.log[-3000:]}"
@@ -157,7 +168,6 @@ def vllm_settings() -> dict[str, Any]:
         "engine_max_model_len": 512,
         "engine_kv_cache_memory": "64M",
         "engine_eager": True,
-        "evidence_burst": 1000,  # every test verifies anew
     }
 
 

@@ -51,7 +51,7 @@ def on_hardware(
 
 def readiness(gateway: LiveGateway) -> str | None:
     """The reason that /readyz gives."""
-    answer = httpx.get(f"{gateway.origin}/readyz", verify=untrusting())
+    answer = httpx.get(f"{gateway.origin}/readyz", verify=untrusting(), trust_env=False)
     reason: str | None = answer.json()["reason"]
     assert answer.status_code == (503 if reason else 200)
     return reason
@@ -93,7 +93,9 @@ def test_a_tee_that_breaks(tmp_path: Path, engine: FakeEngine, monkeypatch: pyte
     with on_hardware(tmp_path, engine, monkeypatch, evidence_renew_seconds=0.2) as (box, gateway):
         until(lambda: readiness(gateway) is None)
         box.kernel.errors = [errno.EIO] * 10_000
-        answer = httpx.get(f"{gateway.origin}{PATH}", params={"nonce": "A" * 43}, verify=untrusting())
+        answer = httpx.get(
+            f"{gateway.origin}{PATH}", params={"nonce": "A" * 43}, verify=untrusting(), trust_env=False
+        )
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "evidence_failed")
         assert "EIO" not in answer.text
         with monkeypatch.context() as patch:  # a minute later
@@ -110,7 +112,9 @@ def test_a_quote_for_another_nonce(
     with on_hardware(tmp_path, engine, monkeypatch) as (box, gateway):
         until(lambda: readiness(gateway) is None)
         box.kernel.sign = lambda _: intel().quote(bytes(64))
-        answer = httpx.get(f"{gateway.origin}{PATH}", params={"nonce": "A" * 43}, verify=untrusting())
+        answer = httpx.get(
+            f"{gateway.origin}{PATH}", params={"nonce": "A" * 43}, verify=untrusting(), trust_env=False
+        )
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "evidence_failed")
 
 

@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,8 @@ def _moved_on(gateway: Served, before: list[int]) -> bool:
 def test_workers_that_always_die(gateway: Served) -> None:
     """Workers that die again and again end the gateway, with a reason."""
     killed = 0
-    while gateway.process.poll() is None:  # on a slow machine the first may not count any more when the last one dies
+    # on a slow machine the first may not count any more when the last one dies
+    while gateway.process.poll() is None:
         now = workers(gateway)
         for worker in now[:1]:
             os.kill(worker, signal.SIGKILL)
@@ -143,26 +146,20 @@ def test_parent_killed(gateway: Served, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_drain(gateway: Served, tmp_path: Path, number: int) -> None:
     """Told to stop, once or more, every worker finishes its streams and takes no new connection; then the engine ends."""
-    answers: list[Any] = []
-    policy = gateway.policy()
+    policy, begun = gateway.policy(), threading.Barrier(7)
+    asked = {"model": "fake-model", "messages": [{"role": "user", "content": "hello"}], "stream": True}
 
-    def chat() -> None:
-        with Caller(gateway.origin, policy) as caller:
-            model = caller.verdict.statement.model.names[0]
-            asked = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": True}
-            answers.append(caller.watch("/v1/chat/completions", asked, lambda: begun.wait(60)))
+    def chat(caller: Caller) -> Outcome:
+        return caller.watch("/v1/chat/completions", asked, lambda: begun.wait(120)).outcome
 
-    begun = threading.Barrier(7)
-    callers = [threading.Thread(target=chat) for _ in range(6)]
-    for thread in callers:
-        thread.start()
-    begun.wait(60)
-    gateway.process.send_signal(number)
-    time.sleep(0.05)
-    gateway.process.send_signal(number)
-    for thread in callers:
-        thread.join(60)
-    assert [answer.outcome for answer in answers] == [Outcome.COMPLETE] * 6
+    with ExitStack() as stack, ThreadPoolExecutor(6) as pool:
+        callers = [stack.enter_context(Caller(gateway.origin, policy)) for _ in range(6)]
+        streams = [pool.submit(chat, caller) for caller in callers]
+        begun.wait(120)
+        gateway.process.send_signal(number)
+        time.sleep(0.05)
+        gateway.process.send_signal(number)
+        assert [stream.result() for stream in streams] == [Outcome.COMPLETE] * 6
     assert gateway.process.wait(90) == 0
     assert not running_with(str(tmp_path / "python"))
     with pytest.raises(ConnectionRefusedError):
@@ -178,7 +175,7 @@ def test_memory_is_private(steady: Served) -> None:
 
 
 def test_metrics_of_each(steady: Served) -> None:
-    """Each worker has a listener for Prometheus of its own, at the port of the settings and the one after it."""
+    """Each worker has a listener for Prometheus of its own, at the port of the settings and the one after it; docs/access.md has each name."""
     port = Settings.load(steady.config).metrics_port
     assert port is not None
 
@@ -191,6 +188,11 @@ def test_metrics_of_each(steady: Served) -> None:
 
     for number in range(2):
         until(partial(ready, number))
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE enclave_")}
+    told = (Path(__file__).resolve().parents[2] / "docs/access.md").read_text()
+    assert names
+    assert not [name for name in names if f"`{name}`" not in told]
 
 
 def test_shared_status() -> None:

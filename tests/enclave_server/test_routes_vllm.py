@@ -110,16 +110,16 @@ def test_structured_output(caller: Caller) -> None:
 
 def test_choices_with_logprobs(caller: Caller) -> None:
     """Several choices, each with the probabilities of its tokens."""
-    answer = caller.chat("hi", n=3, logprobs=True, top_logprobs=2, max_tokens=4)
+    answer = caller.chat("hi", n=3, logprobs=True, top_logprobs=2, max_tokens=4, seed=1)
     assert [len(choice["logprobs"]["content"][0]["top_logprobs"]) for choice in answer.json["choices"]] == [
         2
     ] * 3
-    assert answer.receipt.sampling == {**DEFAULTS, "n": 3, "max_tokens": 4}
+    assert answer.receipt.sampling == {**DEFAULTS, "n": 3, "max_tokens": 4, "seed": 1}
 
 
 def test_responses(caller: Caller) -> None:
     """The responses route, plain and streamed, stores nothing; its tokens are counted in the receipt."""
-    asked = {"model": "tiny", "input": "hi", "max_output_tokens": 8, "store": False}
+    asked = {"model": "tiny", "input": "hi", "max_output_tokens": 8, "store": False, "temperature": 0}
     answer = caller.post("/v1/responses", asked)
     assert answer.outcome is Outcome.COMPLETE
     assert answer.receipt.usage is not None

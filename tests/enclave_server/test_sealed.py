@@ -310,7 +310,7 @@ def test_a_body_that_does_not_end(tmp_path: Path, engine: FakeEngine) -> None:
 def test_bodies_on_their_way_are_bounded(tmp_path: Path, engine: FakeEngine) -> None:
     """Strangers who hold back the ends of large bodies cannot fill the memory; small requests are taken all the while."""
     with (
-        live_gateway(tmp_path, engine=engine, max_request_bytes=256 * 1024) as gateway,
+        live_gateway(tmp_path, engine=engine, max_request_bytes=256 * 1024, body_seconds=600) as gateway,
         Sealer(gateway) as client,
         ExitStack() as strangers,
     ):
