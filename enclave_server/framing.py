@@ -55,22 +55,22 @@ class Framing(HttpToolsProtocol):
     _unframed = 0  # bytes since a head ended, or a part of a body came
     _running: RequestResponseCycle | None = None  # of all that came, the one that is answered
     _stalled: asyncio.TimerHandle | None = None  # while the client is behind
+    rests_since: float | None = None  # it, or its last answer, was there; None while it has a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self.number = next(Framing._count)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self.rests_since = self.loop.time()
+        self._look_in(self.timeout_keep_alive)
         if len(self.connections) > self.most:
             self._make_room()
 
     def _make_room(self) -> None:
         waiting = [
-            (timer.when(), each.number, each)
+            (since, each.number, each)
             for each in self.connections
             if isinstance(each, Framing)
-            and (timer := each.timeout_keep_alive_task) is not None
+            and (since := each.rests_since) is not None
             and not each.transport.is_closing()
         ]
         if waiting:  # this one at least, but for one that is gone already
@@ -78,6 +78,7 @@ class Framing(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which uvicorn leaves after a reset, and all of this
         self.resume_writing()
         if self._running is not None:  # uvicorn tells it to the request that came last
             self._running.disconnected = not self._running.response_complete
@@ -86,6 +87,30 @@ class Framing(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """In place of uvicorn's, which sets a timer after each answer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.rests_since = self.loop.time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """One timer serves all requests of a connection: it looks since when there is none, and sets itself again."""
+        now = self.loop.time()
+        since = now if self.rests_since is None else self.rests_since
+        left = since + self.timeout_keep_alive - now
+        if left > 0:
+            self._look_in(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _look_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def pause_writing(self) -> None:
         """Of an answer that is not whole yet, too much waits for the client."""
@@ -119,7 +144,7 @@ class Framing(HttpToolsProtocol):
         if version == "1.0":
             self.cycle.__class__ = UntilClosed
             self.cycle.waiting_for_100_continue = False  # RFC 9110, 10.1.1
-        self._unset_keepalive_if_required()
+        self.rests_since = None
         self._unframed, self.headers = 0, []  # where trailers go: whether they come in time is chance
 
     def on_body(self, body: bytes) -> None:

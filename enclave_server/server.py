@@ -218,8 +218,6 @@ def _protocol(identities: Identities, connections: int) -> type[Framing]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            if self.timeout_keep_alive_task is not None:  # uvicorn leaves it after a reset, and all of this
-                self.timeout_keep_alive_task.cancel()
             self.client_connection.end()
 
         def on_headers_complete(self) -> None:
