@@ -52,6 +52,6 @@ class Reader:
     def end(self, *, padding: bool = False) -> None:
         """Nothing may follow; with `padding`, zero bytes may (device files pad quotes with them)."""
         rest = self._data[self._pos :]
-        if rest and not (padding and not rest.strip(b"\x00")):
+        if rest and not (padding and rest == bytes(len(rest))):
             raise self.error(f"{len(rest)} unexpected bytes after offset {self._pos}")
         self._pos = len(self._data)

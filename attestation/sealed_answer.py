@@ -6,7 +6,7 @@ to its place, and the last one is marked: none can be moved, repeated or cut uns
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterator
 
 from cryptography.exceptions import InvalidTag
@@ -90,7 +90,7 @@ class AnswerSealer:
     """Encrypts one answer. The first piece carries the head; the one that is said to be the last ends it."""
 
     def __init__(self, secret: bytes, enc: bytes, *, random: bytes | None = None) -> None:
-        self._random = random or secrets.token_bytes(RANDOM_BYTES)
+        self._random = random or os.urandom(RANDOM_BYTES)
         self._chunks = _Chunks(secret, enc, self._random)
 
     def seal(self, data: bytes, *, head: ResponseHead | None = None, last: bool = False) -> bytes:

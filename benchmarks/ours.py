@@ -70,8 +70,8 @@ def main(port: int, engine_socket: Path, folder: Path, workers: int, other: str 
     identities, succession = Succession.of(settings, make_identity(settings, engine_version="0"))
     status = SharedStatus()
     status.unready = None
-    remembered = settings.sealed_remembered
-    replays = WithoutMemory(remembered) if other == "without-memory" else Replays(remembered)
+    remember = WithoutMemory if other == "without-memory" else Replays
+    replays = remember(settings.sealed_remembered, shared=workers > 1)
 
     def work(listener: socket.socket) -> int:
         app = create_app(

@@ -24,7 +24,7 @@ from enclave_server.identities import STATE, Identities
 from enclave_server.incoming import read_body
 from enclave_server.replays import Replays
 from enclave_server.settings import Settings
-from enclave_server.shortcuts import arrived_body, chunk_writer, write_whole
+from enclave_server.shortcuts import BodyThatIsHere, arrived_body, chunk_writer, write_whole
 from enclave_server.watch import ClientGoneError, Watch
 
 LARGE_AT_ONCE = 16  # bodies of the largest size that may be on their way in, in one worker
@@ -164,7 +164,7 @@ class Sealed:
         except ApiError as error:
             await self._inner.refuse(inside, send, error)
             return
-        await self._inner(inside, _with_body(message.body, receive), send)
+        await self._inner(inside, BodyThatIsHere(message.body, receive), send)
 
 
 class _Sealing:
@@ -201,16 +201,6 @@ def _head(message: dict[str, Any]) -> ResponseHead:
     pairs = [(name.decode("ascii"), value.decode("latin-1")) for name, value in message["headers"]]
     headers = tuple([pair for pair in pairs if pair[0] not in OF_THE_CONNECTION])
     return ResponseHead(status=message["status"], headers=headers)
-
-
-def _with_body(body: bytes, receive: Receive) -> Receive:
-    """ASGI's `receive`: the body that was inside, then whatever becomes of the connection."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def received() -> Any:
-        return messages.pop() if messages else await receive()
-
-    return received
 
 
 def _api_error(error: AttestationError) -> ApiError:

@@ -1,20 +1,44 @@
 """The short ways between the application and uvicorn, past its `receive` and `send`, with the bytes that these would take and write.
 
-There is none for any others than uvicorn's own, so that nothing goes around a seal, or around middleware (ADR 45)."""
+There is none for any others than uvicorn's own, and a seal's body that was opened: nothing goes around a seal, or around
+middleware (ADR 45)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from enclave_server.asgi import Receive, Send
 
 
+class BodyThatIsHere:
+    """ASGI's `receive`: a body that was inside another one, then whatever becomes of the connection."""
+
+    __slots__ = ("_body", "_receive")
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    def taken(self) -> bytes | None:
+        body, self._body = self._body, None
+        return body
+
+    async def __call__(self) -> Mapping[str, Any]:
+        body = self.taken()
+        if body is None:
+            return await self._receive()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
 def arrived_body(receive: Receive) -> bytes | None:
     """A request's body, if all of it is here before anybody asked for it; None where `receive` has to be asked.
 
     To be called once, and before the first `receive`."""
+    if type(receive) is BodyThatIsHere:
+        return receive.taken()
     if getattr(receive, "__func__", None) is not RequestResponseCycle.receive:
         return None
     cycle: RequestResponseCycle = receive.__self__  # type: ignore[attr-defined]

@@ -60,7 +60,7 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
         secrets=secrets,
     )
     tee.begin_serving()
-    replays = Replays(settings.sealed_remembered)  # one for all workers
+    replays = Replays(settings.sealed_remembered, shared=settings.workers > 1)  # one for all workers
     if external is None:
         kept: Engine | ExternalEngine = Engine(settings, installed, status, model)
     else:

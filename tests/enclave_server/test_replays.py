@@ -37,7 +37,7 @@ def seen(replays: Replays, enc: bytes, now: float) -> bool:
 def test_replays_are_remembered_for_as_long_as_they_could_be_accepted() -> None:
     """A whole window, whenever they came; and not for ever."""
     for start in (0.0, 1.0, WINDOW - 0.1, WINDOW, WINDOW * 1.5):
-        replays = Replays(1000)
+        replays = Replays(1000, shared=start != 0)
         assert not seen(replays, b"zero", 0)
         assert not seen(replays, b"one", start)
         replays.remember(b"one", start)

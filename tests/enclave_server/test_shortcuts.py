@@ -10,7 +10,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from enclave_server.shortcuts import arrived_body, chunk_writer, write_whole
+from enclave_server.shortcuts import BodyThatIsHere, arrived_body, chunk_writer, write_whole
 
 
 class Transport:
@@ -100,6 +100,21 @@ def test_a_body_to_ask_for(what: dict[str, bool]) -> None:
         return await cycle.receive()
 
     assert arrived_body(around) is None
+
+
+async def test_a_body_that_was_inside() -> None:
+    """It is taken at once or received, once; what comes after it is the connection's."""
+    gone = {"type": "http.disconnect"}
+
+    async def connection() -> dict[str, str]:
+        return gone
+
+    taken, received = BodyThatIsHere(b"{}", connection), BodyThatIsHere(b"{}", connection)
+    assert arrived_body(taken) == b"{}"
+    assert await received() == {"type": "http.request", "body": b"{}", "more_body": False}
+    for receive in (taken, received):
+        assert arrived_body(receive) is None
+        assert await receive() == gone
 
 
 def test_the_same_bytes() -> None:
