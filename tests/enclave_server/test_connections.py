@@ -7,6 +7,7 @@ import json
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -143,6 +144,19 @@ def test_a_head_that_does_not_come(
         return False
 
     until(answered)
+
+
+def test_a_connection_that_rests(gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed when the time of an idle one is over since its last answer, not since it was made."""
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1.5)
+    gateway.restart()
+    gateway.engine.behaviour.delay = 0.4
+    with connect(gateway) as client:
+        began = time.monotonic()
+        client.sendall(POST + LENGTH + b"\r\n" + CHAT)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        assert answers(client) == b""
+    assert time.monotonic() - began > 1.85
 
 
 def test_trailers_are_no_headers(gateway: LiveGateway) -> None:
