@@ -134,7 +134,8 @@ def _words(tally: Tally) -> Iterator[str]:
     if tally.held:
         yield f"  logged: {tally.logged or 'none'}, not logged: {tally.held - tally.logged or 'none'}"
     for one in tally.refused[:SHOWN]:
-        yield f"{one.file}, exchange {one.exchange}: [{one.check}] {one.detail}"
+        told = f"[{one.check}] {one.detail}"  # of a file that could not be read its name, too
+        yield told if one.detail.startswith(one.file) else f"{one.file}, exchange {one.exchange}: {told}"
         if one.advice:
             yield f"  {one.advice}"
     if len(tally.refused) > SHOWN:

@@ -28,7 +28,7 @@ def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     url: Url,
     policy: PolicyFile,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="Read from standard input unless given.")
+        str | None, typer.Argument(metavar="PROMPT", help="Read from standard input unless given.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The first that the server lists, unless given.")

@@ -25,7 +25,7 @@ _WIDE = 80  # from here on what was found has a column of its own
 
 def doctor(
     url: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="Where the gateway should answer: https://host:port")
+        str | None, typer.Argument(metavar="URL", help="Where the gateway should answer: https://host:port")
     ] = None,
     policy: Annotated[
         Path | None,

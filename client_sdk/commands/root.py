@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -69,8 +70,10 @@ def _complete(name: str, command: Any) -> None:
     """Help that fills its lines, with examples at its end, and arguments in capitals."""
     _no_types_after_switches(command)
     for parameter in command.params:
-        if parameter.metavar is None and parameter.param_type_name == "argument":
-            parameter.metavar = parameter.name.upper()
+        if parameter.param_type_name == "argument":
+            name = parameter.metavar = parameter.metavar or parameter.name.upper()
+            # typer puts what is required into braces, which no manual does
+            parameter._usage_display_name = partial(str, name if parameter.required else f"[{name}]")  # noqa: SLF001
     command.help = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
     command.epilog = epilog(name)
 
