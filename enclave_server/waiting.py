@@ -18,6 +18,7 @@ import uvicorn
 
 from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.errors import engine_unavailable
+from enclave_server.framing import Framing
 from enclave_server.identity import nobodys_context
 from enclave_server.prefork import fork
 from enclave_server.server import QUIET
@@ -36,13 +37,18 @@ def alive(listener: socket.socket) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
+class Few(Framing):
+    """So few connections that strangers who say nothing cost nothing, and make room for whoever asks how it is."""
+
+    most = 64
+
+
 def _answer(listener: socket.socket) -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             _app,
-            http="httptools",
+            http=Few,
             lifespan="off",
-            limit_concurrency=64,
             **QUIET,
             ssl_context_factory=lambda _config, _default: nobodys_context(),
         )

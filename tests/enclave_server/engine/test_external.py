@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from enclave_server.engine.installed import EngineError
 from enclave_server.engine.kept import POLL_SECONDS
 from enclave_server.engine.topology import commands, topology
 from enclave_server.settings import Settings
+from enclave_server.waiting import Few
 from tests.caller import Caller, untrusting
 from tests.processes import running_with, until
 from tests.served import Served, model_settings, served
@@ -125,6 +126,11 @@ def test_alive_while_it_waits(engine: FakeEngine, tmp_path: Path, workers: int) 
     with waiting(engine, tmp_path, workers=workers) as gateway:
         with httpx.Client(base_url=gateway.origin, verify=untrusting(), trust_env=False) as client:
             until(lambda: answers(client))
+            with ExitStack() as silent:  # strangers who only connect do not make it look dead
+                for _ in range(Few.most + 1):
+                    stranger = silent.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 60))
+                    silent.enter_context(untrusting().wrap_socket(stranger))
+                assert client.get("/healthz").status_code == 200
             assert client.get("/healthz").json() == {"alive": True}
             ready = client.get("/readyz")
             assert (ready.status_code, ready.json()) == (
