@@ -60,7 +60,7 @@ def forked(work: Callable[[], object]) -> int:
         os._exit(status)
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = 240) -> None:
     """Wait for a condition; fail when it does not come true, however slow and busy the machine is."""
     deadline, pause = time.monotonic() + seconds, 0.02
     while not condition():

@@ -106,13 +106,13 @@ class Served:
     def until_ready(self, seconds: float) -> None:
         until(self.ready, seconds)
 
-    def terminate(self, seconds: float = 90) -> int:
+    def terminate(self, seconds: float = 240) -> int:
         self.process.terminate()
         return self.process.wait(seconds)
 
 
 @contextmanager
-def served(folder: Path, *, seconds: float = 120, **values: Any) -> Iterator[Served]:
+def served(folder: Path, *, seconds: float = 240, **values: Any) -> Iterator[Served]:
     """A gateway that is ready; it is killed at the end if it still runs."""
     gateway = Served(folder, values)
     gateway.start()

@@ -68,7 +68,7 @@ def test_started_again_after_a_kill(tmp_path: Path, values: dict[str, Any]) -> N
         gateway.process.kill()
         gateway.process.wait(60)
         gateway.start()
-        gateway.until_ready(120)
+        gateway.until_ready(240)
         assert len(starts(tmp_path / "python")) == 2
         assert first not in running_with(str(tmp_path / "python"))
         assert Path(short, "engine", "vllm.sock").exists()
@@ -80,7 +80,7 @@ def test_crash_loop_ends_the_gateway(tmp_path: Path, values: dict[str, Any]) -> 
     set_plan(tmp_path / "python", exit=1)
     gateway = Served(tmp_path / "gateway", values)
     gateway.start()
-    assert gateway.process.wait(90) == 1
+    assert gateway.process.wait(240) == 1
     assert '"event": "engine gave up"' in gateway.log
 
 
@@ -100,7 +100,7 @@ def test_refused_configuration(
     """What an operator can mend is one clear message and status 1, before anything is served."""
     gateway = Served(tmp_path / "gateway", {**values, name: value})
     gateway.start()
-    assert gateway.process.wait(90) == 1
+    assert gateway.process.wait(240) == 1
     assert words in gateway.log
     assert "Traceback" not in gateway.log
     assert not starts(tmp_path / "python")
@@ -110,7 +110,7 @@ def test_another_model(tmp_path: Path, values: dict[str, Any]) -> None:
     """Files with another digest end the gateway with status 1 and the reason; the engine that was loading them never served."""
     gateway = Served(tmp_path / "gateway", {**values, "model_digest": "00" * 32})
     gateway.start()
-    assert gateway.process.wait(90) == 1
+    assert gateway.process.wait(240) == 1
     assert "[model.digest]" in gateway.log
     assert "the settings demand" in gateway.log
     assert '"event": "engine ready"' not in gateway.log
@@ -122,7 +122,7 @@ def test_port_in_use(tmp_path: Path, values: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         gateway = Served(tmp_path / "gateway", {**values, "port": taken.getsockname()[1]})
         gateway.start()
-        assert gateway.process.wait(90) == 1
+        assert gateway.process.wait(240) == 1
     assert "Address already in use" in gateway.log
     assert not starts(tmp_path / "python")
 
@@ -154,7 +154,7 @@ def test_canary(gateway: Served, tmp_path: Path) -> None:
         os.kill(gateway.engine_pid(), signal.SIGKILL)  # the stream's engine dies with the prompt in its hands
         assert b"engine_aborted" in b"".join(pieces)
         until(lambda: len(starts(tmp_path / "python")) == 2)
-    gateway.until_ready(60)
+    gateway.until_ready(240)
     private = Path(seen["environment"]["HOME"])
     gateway.process.send_signal(signal.SIGTERM)
     gateway.process.wait(90)

@@ -126,7 +126,7 @@ def test_killed_engine(tmp_path: Path) -> None:
         until(lambda: len(starts(tmp_path / "python")) == 2)
         set_plan(tmp_path / "python")
         os.kill(starts(tmp_path / "python")[1]["pid"], signal.SIGKILL)
-        gateway.until_ready(60)
+        gateway.until_ready(240)
         assert caller.chat("hello").outcome is Outcome.COMPLETE
 
 

@@ -97,7 +97,7 @@ def test_worker_killed(gateway: Served) -> None:
         engine, statement = gateway.engine_pid(), caller.verdict.statement
         os.kill(before[0], signal.SIGKILL)
         until(lambda: len(workers(gateway)) == 2 and workers(gateway) != before)
-    gateway.until_ready(60)
+    gateway.until_ready(240)
     until(lambda: len(series(gateway, 8)) == 2)
     with Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.verdict.statement == statement
@@ -129,7 +129,7 @@ def test_keeper_killed(gateway: Served, tmp_path: Path) -> None:
     """Without the process that looks after the engine the gateway ends, and so does the engine."""
     keeper = next(pid for pid, kind in children(gateway).items() if kind == "keeper")
     os.kill(keeper, signal.SIGKILL)
-    assert gateway.process.wait(90) == 1
+    assert gateway.process.wait(240) == 1
     until(lambda: not running_with(str(tmp_path / "python")))
 
 

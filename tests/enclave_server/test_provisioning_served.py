@@ -91,7 +91,7 @@ def test_all_workers_have_them_and_nothing_else_does(
         check=True,
         timeout=60,
     ).stdout.strip()
-    running.until_ready(60)
+    running.until_ready(240)
     until(lambda: {ask(running, policy, key) for _ in range(6)} == {200})
     killed = workers(running)[0]
     os.kill(killed, signal.SIGKILL)

@@ -95,7 +95,7 @@ def test_a_client_that_knows_names(running: Served, authority: Path, issuer: byt
     policy = running.policy()
     given = Provision(tmp_path / "owner", policy, {"tls_issuer": issuer})(running.origin)
     assert given.exit_code == 0, given.output
-    running.until_ready(60)
+    running.until_ready(240)
     with Caller(running.origin, policy) as caller:
         assert caller.post("/v1/chat/completions", CHAT).status == 200
         pin = caller.verdict.statement.keys.tls_spki_sha256

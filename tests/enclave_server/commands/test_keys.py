@@ -132,7 +132,7 @@ def test_a_database_that_cannot_be_used(tmp_path: Path, values: dict[str, Any]) 
         tmp_path / "gateway", {**values, "access_database": f"sqlite:///{tmp_path}/no/such/access.db"}
     )
     gateway.start()
-    assert gateway.process.wait(120) == 1
+    assert gateway.process.wait(240) == 1
     assert "access_database cannot be used (FileNotFoundError)" in gateway.log
     assert "Traceback" not in gateway.log
     assert not starts(tmp_path / "python")

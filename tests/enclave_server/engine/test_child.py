@@ -124,7 +124,7 @@ def test_engine_killed(folder: Path, isolation: str) -> None:
     """When the engine's first process is killed, its others go with it, and the status says how it ended."""
     child = Child(folder, isolation)
     os.kill(int(child.group), signal.SIGKILL)
-    assert child.process.wait(60) == 128 + signal.SIGKILL
+    assert child.process.wait(240) == 128 + signal.SIGKILL
     until(lambda: not running_with(child.marker))
     assert not child.private.exists()
     child.close()
@@ -138,7 +138,7 @@ def test_asked_to_end(folder: Path, isolation: str) -> None:
     child.process.stdin.write(b"T")
     child.process.stdin.flush()
     if isolation == "none":
-        assert child.process.wait(60) == 128 + signal.SIGTERM
+        assert child.process.wait(240) == 128 + signal.SIGTERM
     child.close()
     until(lambda: not running_with(child.marker))
 
@@ -177,5 +177,5 @@ def test_command_that_does_not_exist(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         words = process.stdout.read().decode()
-        assert process.wait(60) == 127
+        assert process.wait(240) == 127
     assert "could not be started" in words

@@ -49,7 +49,7 @@ async def supervised(
             await engine.stop()
 
 
-async def until(condition: Callable[[], object], seconds: float = 120) -> None:
+async def until(condition: Callable[[], object], seconds: float = 240) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for is another process
             await asyncio.sleep(0.02)

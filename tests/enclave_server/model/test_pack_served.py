@@ -74,7 +74,7 @@ def test_served_from_memory(packed: Packed, tmp_path: Path) -> None:
     assert waiting(gateway)
     assert not list(packed.memory.iterdir())
     assert packed.give().exit_code == 0
-    gateway.until_ready(120)
+    gateway.until_ready(240)
     assert (packed.memory / "model.safetensors").read_bytes() == CANARY * 1000
     with Caller(gateway.origin, gateway.policy()) as caller:
         assert caller.post("/v1/chat/completions", CHAT).status == 200
@@ -90,7 +90,7 @@ def test_every_process_is_killed(packed: Packed) -> None:
     gateway = packed.gateway
     until(lambda: waiting(gateway))
     assert packed.give().exit_code == 0
-    gateway.until_ready(120)
+    gateway.until_ready(240)
     everybody = running_with(str(gateway.log_file.parent))
     assert gateway.process.pid in everybody
     for pid in everybody:
@@ -115,7 +115,7 @@ def test_altered_on_the_disk(tmp_path: Path, memory: Path) -> None:
     try:
         until(lambda: waiting(running.gateway))
         running.give(KEY, "--wait", "1")
-        assert running.gateway.process.wait(120) == 1
+        assert running.gateway.process.wait(240) == 1
     finally:
         running.gateway.process.kill()
         running.gateway.process.wait(60)

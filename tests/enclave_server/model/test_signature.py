@@ -236,7 +236,7 @@ def test_gateway_holds_the_signature(model: Path, tmp_path: Path, signed: bool) 
         return
     gateway = Served(tmp_path / "gateway", values)
     gateway.start()
-    assert gateway.process.wait(120) == 1
+    assert gateway.process.wait(240) == 1
     assert "[model.signature]" in gateway.log
     assert "Traceback" not in gateway.log
 

@@ -263,7 +263,7 @@ def test_a_kill_of_the_whole_gateway(two_workers: Served, tmp_path: Path) -> Non
     until(lambda: not any(map(alive, everybody)))  # else the port may still be theirs
     ended = last_checkpoint(tmp_path / "log")
     two_workers.start()
-    two_workers.until_ready(120)
+    two_workers.until_ready(240)
     answer = httpx.get(f"{two_workers.origin}/log/previous", verify=untrusting(), trust_env=False)
     assert answer.content == ended
     check_logged(proof_of(two_workers.origin, token, f"{old.key.hex()}/").content, token, old)
@@ -275,7 +275,7 @@ def test_a_refused_directory_stops_the_start(tmp_path: Path, values: dict[str, A
     (tmp_path / "log" / "latest").write_text("nothing\n")
     gateway = Served(tmp_path / "gateway", values)
     gateway.start()
-    assert gateway.process.wait(90) == 1
+    assert gateway.process.wait(240) == 1
     assert "names no log" in gateway.log
     assert "Traceback" not in gateway.log
 
