@@ -130,18 +130,15 @@ class Inference:
             raise errors.log_unavailable()
         path: bytes = scope["raw_path"]
         route = self._admit(exchange, scope, path)
-        with Watch() as watch:
-            longest = self._settings.request_seconds
-            end, ended = watch.now + min(left, longest), TimeoutError if longest <= left else _ended
-            watch.until(end, ended)
+        longest = self._settings.request_seconds
+        with Watch(min(left, longest), TimeoutError if longest <= left else _ended) as watch:
             visit = await self._access.admit(exchange.fields)
             try:
                 limit, seen = self._settings.max_request_bytes, exchange.request.update
                 body = whole_body(receive, limit=limit, seen=seen)
                 if body is None:
-                    watch.until(min(end, watch.now + self._settings.body_seconds), errors.body_timeout)
-                    body = await read_body(receive, limit=limit, seen=seen)
-                    watch.until(end, ended)
+                    with watch.sooner(self._settings.body_seconds, errors.body_timeout):
+                        body = await read_body(receive, limit=limit, seen=seen)
                 request = self._for_engine(exchange, path, body, visit)
                 del body  # it may be large, and the answer may take long
                 watch.client(scope.get("state", {}))

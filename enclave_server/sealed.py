@@ -109,8 +109,7 @@ class Sealed:
                 raise overloaded()
 
         try:
-            with Watch() as watch:
-                watch.until(watch.now + self._settings.body_seconds, body_timeout)
+            with Watch(self._settings.body_seconds, body_timeout):
                 return await read_body(receive, limit=most, seal=self._limit - most, seen=seen)
         finally:
             self._reading -= size

@@ -7,7 +7,8 @@ each request that waits for the client to go, and a context for each limit, took
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -51,16 +52,18 @@ class Watch:
         "_when",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float, error: Callable[[], Exception]) -> None:
+        """For a block that begins now: it ends after `seconds` with an `error`."""
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("there is no task to watch over")
         self._task = task
         self._cancelling = task.cancelling()
-        self._timer: asyncio.TimerHandle | None = None
-        self._when = self._rings_at = 0.0
-        self._error: Callable[[], Exception]  # of the time that is set
+        now = self._loop.time()
+        self._when, self._error = now + seconds, error
+        self._rings_at = now + min(seconds, _LOOK_SECONDS)
+        self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._rings_at, self._ring)
         # Not the exception itself: that would hold the frames which hold this, and all that is in them.
         self._outcome: Callable[[], Exception] | None = None
         self._connection: Connection | None = None
@@ -80,19 +83,18 @@ class Watch:
             if kind is asyncio.CancelledError and not cancelled_by_others:
                 raise self._outcome() from None
 
-    @property
-    def now(self) -> float:
-        """By the loop's clock."""
-        return self._loop.time()
-
-    def until(self, when: float, error: Callable[[], Exception]) -> None:
-        """End the block at `when`, by the loop's clock, with an `error`. Takes the place of what was set before."""
-        self._when, self._error = when, error
-        if self._timer is not None:
-            if self._rings_at <= when:  # it looks again when it rings
-                return
+    @contextmanager
+    def sooner(self, seconds: float, error: Callable[[], Exception]) -> Iterator[None]:
+        """For a part of the block: end all of it after `seconds`, or at its own time, with an `error`."""
+        own = self._when, self._error
+        self._when, self._error = min(self._when, self._loop.time() + seconds), error
+        if self._timer is not None and self._when < self._rings_at:
             self._timer.cancel()
-        self._set()
+            self._set()
+        try:
+            yield
+        finally:
+            self._when, self._error = own  # when it rings, it looks again
 
     def client(self, state: Mapping[str, Any]) -> None:
         """From now on, end the block with ClientGoneError when the client goes."""

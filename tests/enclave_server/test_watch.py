@@ -18,43 +18,54 @@ class LateError(Exception):
     """Made up."""
 
 
-async def long(begin: Callable[[Watch], None]) -> None:
+def nothing(_: Watch) -> None:
+    """Of a client or another time is known."""
+
+
+async def long(
+    begin: Callable[[Watch], None] = nothing,
+    *,
+    seconds: float = 3600,
+    error: Callable[[], Exception] = LateError,
+) -> None:
     """What takes too long, watched over as `begin` says."""
-    with Watch() as watch:
+    with Watch(seconds, error) as watch:
         begin(watch)
         await asyncio.sleep(5)
 
 
 async def test_time_is_over() -> None:
-    """The block ends at its time with the error that was set, which may also take the place of an earlier one."""
-
-    def begin(watch: Watch) -> None:
-        watch.until(watch.now + 3600, partial(LateError, "first"))
-        watch.until(watch.now + 0.01, partial(LateError, "second"))
-
-    with pytest.raises(LateError, match="second"):
-        await long(begin)
+    """The block ends at its time with its error."""
+    with pytest.raises(LateError):
+        await long(seconds=0.01)
     await asyncio.sleep(0)  # nothing of it is left to cancel this
 
 
-async def test_a_later_time_holds() -> None:
-    """A time that was moved on does not end the block before it has come."""
+@pytest.mark.parametrize(("seconds", "own"), [(0.01, 3600), (3600, 0.01)])
+async def test_a_part_has_less_time(seconds: float, own: float) -> None:
+    """A part of the block ends it at its own time, and never later than the block's, with its own error."""
+    whole, part = partial(LateError, "whole"), partial(LateError, "part")
+    with pytest.raises(LateError, match="part"), Watch(own, whole) as watch, watch.sooner(seconds, part):
+        await asyncio.sleep(5)
+
+
+async def test_after_a_part_all_the_time_is_left() -> None:
+    """A part that ended in time does not end the block when its time would have come."""
+    began = asyncio.get_running_loop().time()
 
     def begin(watch: Watch) -> None:
-        watch.until(watch.now + 0.01, partial(LateError, "early"))
-        watch.until(watch.now + 0.1, LateError)
+        with watch.sooner(0.01, partial(LateError, "part")):
+            pass
 
-    began = asyncio.get_running_loop().time()
-    with pytest.raises(LateError):
-        await long(begin)
+    with pytest.raises(LateError, match="whole"):
+        await long(begin, seconds=0.1, error=partial(LateError, "whole"))
     assert asyncio.get_running_loop().time() - began >= 0.1
 
 
 async def test_in_time() -> None:
     """A block that ends by itself is left alone, and so is what comes after it."""
     connection = Connection(lambda: None)
-    with Watch() as watch:
-        watch.until(watch.now + 0.01, LateError)
+    with Watch(0.01, LateError) as watch:
         watch.client({CONNECTION: connection})
     connection.end()
     await asyncio.sleep(0.03)
@@ -83,7 +94,7 @@ async def test_cancelled_by_others() -> None:
     connection = Connection(lambda: None)
 
     async def work() -> None:
-        with Watch() as watch:
+        with Watch(3600, LateError) as watch:
             watch.client({CONNECTION: connection})
             await asyncio.sleep(5)
 
@@ -108,7 +119,7 @@ async def test_what_the_block_held_is_let_go() -> None:
     async def work() -> None:
         body = Body()
         held.append(weakref.ref(body))
-        await long(lambda watch: watch.until(watch.now, LateError))
+        await long(seconds=0)
 
     gc.disable()
     try:
@@ -124,10 +135,9 @@ async def test_the_first_reason_counts() -> None:
     connection = Connection(lambda: None)
 
     def begin(watch: Watch) -> None:
-        watch.until(watch.now, LateError)
         watch.client({CONNECTION: connection})
         connection.end()
         watch._ring()
 
     with pytest.raises(ClientGoneError):
-        await long(begin)
+        await long(begin, seconds=0)
