@@ -103,7 +103,7 @@ def test_readiness_follows(engine: FakeEngine, tmp_path: Path) -> None:
             answer = caller.chat("hello")
             assert (answer.status, answer.error) == (503, "engine_unavailable")
         engine.up()
-        gateway.until_ready(120)
+        gateway.until_ready(240)
 
 
 def test_one_of_several_is_away(engine: FakeEngine, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_alive_while_it_waits(engine: FakeEngine, tmp_path: Path, workers: int) 
                 assert refused.json()["error"]["code"] == "engine_unavailable"
         before = shown(gateway.port)
         engine.up()
-        gateway.until_ready(120)
+        gateway.until_ready(240)
         assert shown(gateway.port) != before
         with Caller(gateway.origin, gateway.policy()) as caller:
             assert caller.chat("hello").outcome is Outcome.COMPLETE
@@ -155,7 +155,7 @@ def test_waits_no_longer_than_it_should(engine: FakeEngine, tmp_path: Path) -> N
     """An engine that never comes ends the gateway, with whoever answered for it."""
     engine.down()
     with waiting(engine, tmp_path, engine_start_seconds=1) as gateway:
-        assert gateway.process.wait(120) == 1
+        assert gateway.process.wait(240) == 1
         assert "nothing healthy answers" in gateway.log
         until(lambda: not running_with(str(gateway.config)))
 
