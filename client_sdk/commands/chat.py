@@ -17,8 +17,8 @@ from attestation.parts import DISCLOSURE_HEADER
 from attestation.tokens import REPLAY_HEADER
 from client_sdk.commands.ending import leave, unsettled
 from client_sdk.commands.options import AsJson, ChannelOption, PolicyFile, Url
-from client_sdk.present import clean, clean_text
-from client_sdk.transport import DEFAULT_CHANNEL
+from client_sdk.present import clean, clean_text, working
+from client_sdk.transport import DEFAULT_CHANNEL, Trust
 
 _NONE = {"verified": False}
 LOG_SECONDS = 10.0  # that saving waits for the receipt's place in the log
@@ -66,7 +66,10 @@ def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
     try:
         base = httpx.URL(url)
         base = base.copy_with(path="/v1") if base.path in {"", "/"} else base
-        with sdk.OpenAI(policy=policy, base_url=str(base), api_key=api_key, channel=channel) as client:
+        trust = Trust(policy)
+        with working(f"verifying {url}"):
+            trust.verify(str(base))
+        with sdk.OpenAI(policy=trust, base_url=str(base), api_key=api_key, channel=channel) as client:
             name = model or client.models.list().data[0].id
             proven = _stream(client, name, text, save, seed, show=not as_json)
     except AttestationError as exc:

@@ -25,7 +25,7 @@ from client_sdk.exits import exit_code
 from client_sdk.files import one_at_a_time, replace_file
 from client_sdk.kept import fetch_evidence
 from client_sdk.log_client import LogClient, Visit, prove_bundle, visit
-from client_sdk.present import clean, failure, reasons
+from client_sdk.present import clean, failure, reasons, working
 from client_sdk.session import Session
 from client_sdk.terms import load_policy
 from client_sdk.transport import check_url
@@ -72,8 +72,13 @@ def check(
         if key is not None:
             expected, client = parse_verifier_key(key), LogClient(url)
         else:
-            expected, client = _key_of(url, policy), LogClient.of_gateway(url)
-        with one_at_a_time(file), client:  # or the older of two visits might be the one that is remembered
+            with working(f"verifying {url}"):
+                expected, client = _key_of(url, policy), LogClient.of_gateway(url)
+        with (
+            one_at_a_time(file),
+            client,
+            working(f"reading the log of {url}"),
+        ):  # or the older of two visits might be the one that is remembered
             known = _read_state(file)
             fetch = client.fetch_of if key is None else lambda _, path: client.fetch(path)
             found = visit(fetch, expected, known[url].encode() if url in known else None, witnesses)
@@ -101,7 +106,7 @@ def prove(
     try:
         bundle = read_bundle(file)
         statement = parse_statement(parse_evidence(bundle.evidence).statement)
-        with LogClient.of_gateway(url) as client:
+        with LogClient.of_gateway(url) as client, working(f"reading the log of {url}"):
             proven = prove_bundle(client, bundle, statement, wait)
         _replace(file, dump_bundle(proven))
     except AttestationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from attestation.errors import (
 from attestation.roots import VENDOR, Root
 from client_sdk import chains
 from client_sdk.exits import ExitCode, exit_code
-from client_sdk.present import POLICY, Link, State, clean, clean_text, plain, result, show, walk
+from client_sdk.present import POLICY, Link, State, clean, clean_text, plain, result, show, walk, working
 
 LINKS = (Link("first", ("tdx.format",)), Link("second", ("snp.",)), Link("third", ("tdx.fmspc",)))
 DENIED = PolicyError([Violation(Check.TDX_DEBUG, "DEBUG clear", "set"), Violation(Check.TDX_XFAM, "0", "1")])
@@ -186,3 +187,24 @@ def test_a_narrow_terminal_breaks_between_words() -> None:
         assert ("      do not fit" in lines) is terminal
         assert ("note: a note of so many words that they do not fit" in lines) is not terminal
         assert [line for line in lines if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_slow_work_is_told_of_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """On standard error, with nothing from strangers that a terminal would obey; and colours only there."""
+    err, out = io.StringIO(), io.StringIO()
+    err.isatty = out.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", err)
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with working("asking \x1b[31menclave"):
+        pass
+    assert ("asking \\x1b[31menclave" in err.getvalue()) is terminal
+    show(Console(file=out), "what", walk(LINKS, None), None)
+    assert ("\x1b[" in out.getvalue()) is terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    out.seek(0)
+    out.truncate()
+    show(Console(file=out), "what", walk(LINKS, None), None)
+    assert not re.search(r"\x1b\[[\d;]*3[0-9]m", out.getvalue())
