@@ -27,6 +27,7 @@ ALLOWED_FLAGS = frozenset(
         "--limit-mm-per-prompt",
         "--max-logprobs",
         "--max-num-batched-tokens",
+        "--mm-processor-cache-gb",
         "--no-enable-chunked-prefill",
         "--no-enable-prefix-caching",
         "--quantization",

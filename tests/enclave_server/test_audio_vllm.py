@@ -51,6 +51,7 @@ def sound(seconds: float = 1.0, rate: int = 16_000) -> bytes:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     values = {**vllm_settings(), **model_settings(tiny_whisper(), MODEL), "engine_max_model_len": 448}
+    values["engine_flags"] = ["--mm-processor-cache-gb=0", "--no-enable-prefix-caching"]
     with served(tmp_path_factory.mktemp("audio"), seconds=3 * VLLM_SECONDS, **values) as running:
         yield running
 
@@ -59,6 +60,15 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def caller(gateway: Served) -> Iterator[Caller]:
     with Caller(gateway.origin, gateway.policy()) as verified:
         yield verified
+
+
+def test_no_sound_is_remembered(gateway: Served, caller: Caller) -> None:
+    """With the two flags that docs/access.md names, vLLM keeps nothing by which a second sender of a sound would be answered sooner."""
+    for _ in range(2):
+        body, kind = form(sound(2), temperature="0", max_completion_tokens="4")
+        assert caller.post(PATHS[0], body, kind).outcome is Outcome.COMPLETE
+    assert gateway.engine_count("vllm:mm_cache_hits_total") == 0
+    assert gateway.engine_count("vllm:prefix_cache_hits_total") == 0
 
 
 @pytest.mark.parametrize("path", PATHS)
