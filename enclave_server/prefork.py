@@ -165,6 +165,7 @@ class Family:
             return
         self._stop_at = time.monotonic() + self._drain_seconds + LAST_SECONDS
         self._status = status
+        log.info("gateway stops", seconds=self._drain_seconds)
         for listener in self._listeners:
             listener.close()
         for pid in self._workers:

@@ -46,7 +46,7 @@ def test_policy_and_sigterm(gateway: Served, tmp_path: Path) -> None:
         assert caller.verdict.statement.config.hex() in gateway.run("config")
         assert gateway.terminate() == 0
     assert not running_with(str(tmp_path / "python"))
-    assert '"event": "gateway stopped"' in gateway.log
+    assert 0 < gateway.log.index('"event": "gateway stops"') < gateway.log.index('"event": "gateway stopped"')
 
 
 def test_gateway_killed(gateway: Served, tmp_path: Path) -> None:
