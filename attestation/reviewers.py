@@ -127,9 +127,14 @@ class ReferencesPolicy:
             )
         return found
 
+    def signers(self, envelope: bytes, files: Mapping[str, bytes] = _NO_FILES) -> tuple[str, ...]:
+        """The names of the reviewers whose signatures hold, when they are enough."""
+        payload, signatures = parse_envelope(envelope)
+        return self._verify_signatures(payload, signatures, {self.file: envelope, **files})
+
     def _verify_signatures(
         self, payload: bytes, signatures: Sequence[bytes], files: Mapping[str, bytes]
-    ) -> None:
+    ) -> tuple[str, ...]:
         wanted = self._wanted()
         signed: list[str] = []
         why: list[str] = []
@@ -151,6 +156,7 @@ class ReferencesPolicy:
                 f"found those of {', '.join(signed) or 'nobody'} ({'; '.join(why)})",
                 advice="The reference values were altered, or are not reviewed yet; do not use them",
             )
+        return tuple(signed)
 
     def _wanted(self) -> int:
         """How many signatures, once it is sure that the reviewers are so many."""

@@ -6,6 +6,7 @@ revocation acts at once, also in a process that lives long.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -15,6 +16,7 @@ from attestation.errors import MalformedError, UnavailableError
 from attestation.keyless import MAX_BUNDLE_BYTES
 from attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
 from attestation.references import References, merge
+from attestation.reviewers import ReferencesPolicy
 from attestation.verdict import Verdict
 from client_sdk.memory import Memory
 
@@ -67,9 +69,22 @@ def with_references(policy: Policy, folder: Path, notice: Notice = _unnoticed) -
 
 def references_of(policy: Policy, folder: Path, notice: Notice = _unnoticed) -> References | None:
     """The references that a policy in this folder names, verified."""
-    if policy.references is None:
-        return None
     wanted = policy.references
+    return None if wanted is None else wanted.verify(*_published(wanted, folder, notice))
+
+
+def reviewed(file: Path) -> str:
+    """Which references a policy file names, and whose signatures of them hold, in words; nothing where it names none."""
+    wanted = parse_policy(read_policy_text(file)).references
+    if wanted is None:
+        return ""
+    published = _published(wanted, file.parent, _unnoticed)
+    found, signers = wanted.verify(*published), wanted.signers(*published)
+    return f"{found.name!r}, epoch {found.epoch}, signed by {', '.join(signers)}"
+
+
+def _published(wanted: ReferencesPolicy, folder: Path, notice: Notice) -> tuple[bytes, dict[str, bytes]]:
+    """What is beside the policy: the references, and of the other files those that are there."""
     for name in (wanted.file, *wanted.files):
         notice(folder / name)
     data = _read(folder / wanted.file)
@@ -80,8 +95,7 @@ def references_of(policy: Policy, folder: Path, notice: Notice = _unnoticed) -> 
             advice="Put the signed references beside the policy, or drop [references] from it",
         )
     read = {name: _read(folder / name) for name in wanted.files}
-    files = {name: content for name, content in read.items() if content is not None}
-    return wanted.verify(data, files)
+    return data, {name: content for name, content in read.items() if content is not None}
 
 
 def _read(file: Path) -> bytes | None:
@@ -101,20 +115,20 @@ class Files:
     """The files that a policy was read from, as they were right before."""
 
     def __init__(self) -> None:
-        self._stamps: dict[Path, tuple[int, int, int] | None] = {}
+        self._stamps: dict[str, tuple[int, int, int] | None] = {}  # by its path, which every request asks for
 
     def notice(self, file: Path) -> None:
-        self._stamps[file] = _stamp(file)
+        self._stamps[str(file)] = _stamp(str(file))
 
     def changed(self) -> bool:
         """Whether one of them is another by now, or there, or gone."""
         return any(_stamp(file) != stamp for file, stamp in self._stamps.items())
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def _stamp(file: str) -> tuple[int, int, int] | None:
     """What differs where a file was written or put in its place; None where there is none."""
     try:
-        found = file.stat()
+        found = os.stat(file)  # noqa: PTH116 - a Path's own takes twice as long
     except (OSError, ValueError):
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from client_sdk.outcome import ask, foreign, lines_of, proven
 from client_sdk.policy_diff import differences
 from client_sdk.policy_toml import dump_policy
 from client_sdk.present import clean, show, working
-from client_sdk.terms import load_policy
+from client_sdk.terms import load_policy, reviewed
 from client_sdk.transport import DEFAULT_CHANNEL
 
 _HEAD = """\
@@ -66,6 +67,7 @@ def lock_enclave(  # noqa: PLR0913, PLR0917  # a command's options are its param
     try:
         old = load_policy(output) if output.exists() else None
         accepted = _accepted(policy, no_gpu=no_gpu)
+        signed = reviewed(policy) if policy is not None else ""
         with working(f"verifying {url}"):
             verdict = ask(url, accepted, channel)
     except AttestationError as error:
@@ -82,13 +84,14 @@ def lock_enclave(  # noqa: PLR0913, PLR0917  # a command's options are its param
         expires=now + timedelta(days=days),
         machine=machine,
     )
-    facts = [*proven(verdict), *foreign(accepted)]
+    values = [f"reference values: {signed}"] if signed else []
+    facts = [*proven(verdict), *values, *foreign(accepted)]
     if not as_json:
         for line in [*facts, *_shown(old, made)]:
             typer.echo(clean(line))
     _confirm(output, yes=yes)
     try:
-        replace_file(output, (_HEAD.format(made=now, url=clean(url)) + "\n" + dump_policy(made)).encode())
+        replace_file(output, _text(made, now, url, values).encode())
     except OSError as exc:
         not_written(output, exc, as_json=as_json)
     if as_json:
@@ -124,6 +127,12 @@ def diff(
 def _accepted(policy: Path | None, *, no_gpu: bool) -> Policy:
     accepted = load_policy(policy) if policy is not None else FIRST_SIGHT
     return replace(accepted, gpu=replace(accepted.gpu, required=False)) if no_gpu else accepted
+
+
+def _text(made: Policy, now: datetime, url: str, values: Sequence[str]) -> str:
+    """The lock, and above it what made it; also who signed the values that it is a part of."""
+    said = "".join(f"# By {clean(line)}.\n" for line in values)
+    return f"{_HEAD.format(made=now, url=clean(url))}{said}\n{dump_policy(made)}"
 
 
 def _date(made: Policy) -> str | None:

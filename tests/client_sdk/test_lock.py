@@ -8,8 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.policy import Policy, parse_policy
+from attestation.references import References, dump_envelope, dump_statement, sign
+from attestation.release import Release
+from attestation.reviewers import ReferencesPolicy, Reviewer
 from client_sdk import load_policy
 from client_sdk.evidence_policy import RAW, EvidencePolicy
 from client_sdk.exits import ExitCode
@@ -60,6 +65,29 @@ def test_a_lock_is_a_policy(gateway: LiveGateway, policy: Path, state: Path) -> 
     assert 2 < (made.release.expires - datetime.now(UTC)).total_seconds() / 86400 <= 3
     assert attested("verify", gateway.origin, "--policy", str(out)).returncode == 0
     assert json.loads(state.read_text())["names"]["acme"]["tcb_evaluation"] > 0
+
+
+def test_it_says_who_signed(gateway: LiveGateway, policy: Path) -> None:
+    """Under a policy of signed references: their name and epoch, and whose signatures hold; shown, and kept in the file."""
+    full, now = load_policy(policy), int(datetime.now(UTC).timestamp())
+    assert full.tdx is not None
+    release = Release(id="1.4", tdx=full.tdx.measurements)
+    published = References(name="acme", epoch=7, issued=now, expires=now + 3600, releases=(release,))
+    payload, keys = dump_statement(published), [Ed25519PrivateKey.generate() for _ in range(3)]
+    (policy.parent / "signed.json").write_bytes(dump_envelope(payload, [sign(payload, k) for k in keys[:2]]))
+    pems = [
+        k.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode() for k in keys
+    ]
+    reviewers = tuple(Reviewer(name=n, key=k) for n, k in zip(("ann", "bob", "eve"), pems, strict=True))
+    wanted = ReferencesPolicy(file="signed.json", name="acme", reviewers=reviewers, threshold=2)
+    policy.write_text(dump_policy(replace(full, tdx=replace(full.tdx, measurements=()), references=wanted)))
+    done, out = locked(gateway, policy, "--yes")
+    told = "reference values: 'acme', epoch 7, signed by ann, bob"
+    assert (done.returncode, told in done.stdout.splitlines()) == (0, True), done.stderr
+    assert f"# By {told}." in out.read_text().splitlines()
+    assert attested("verify", gateway.origin, "--policy", str(out)).returncode == 0
+    (policy.parent / "signed.json").write_bytes(dump_envelope(payload, [sign(payload, keys[0])]))
+    assert locked(gateway, policy, "--yes")[0].returncode == ExitCode.NOT_AUTHENTIC
 
 
 def test_it_is_shown_before_it_is_written(gateway: LiveGateway, policy: Path) -> None:
