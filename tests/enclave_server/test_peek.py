@@ -143,6 +143,12 @@ def test_two_readings(body: bytes) -> None:
     assert caught.value.status == 400
 
 
+def test_too_deep() -> None:
+    """A body with more levels than it may have is told so."""
+    with pytest.raises(ApiError, match="too_deep"):
+        read_object(nested(MAX_DEPTH + 1))
+
+
 @pytest.mark.parametrize(
     "body",
     [

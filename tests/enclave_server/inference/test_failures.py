@@ -12,14 +12,19 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from attestation._b64 import b64url_decode
 from attestation.checks import Check
 from attestation.receipt import Outcome, RunningDigest, verify_receipt
+from enclave_server import inference
+from enclave_server.events import Events
 from tests.caller import Caller, take_receipt, untrusting
 from tests.enclave_server.inference.asking import CHAT, ask
 from tests.processes import until
 from tests.servers import Behaviour, FakeEngine, LiveGateway, live_gateway
+
+SECRET = "Canary5c2aXyzzy"
 
 
 def test_engine_error_is_signed(caller: Caller, engine: FakeEngine) -> None:
@@ -29,6 +34,31 @@ def test_engine_error_is_signed(caller: Caller, engine: FakeEngine) -> None:
     assert (answer.status, answer.outcome) == (400, Outcome.ERROR)
     assert answer.json["error"]["message"] == "as told"
     assert answer.receipt.usage is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_of_the_gateway_itself(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """What nobody foresaw is a signed error all the same; its kind and its place are logged, its words go nowhere."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(f"while at work on {SECRET}")
+
+    if stream:
+        monkeypatch.setattr(Events, "feed", fail)
+    else:
+        monkeypatch.setattr(inference, "usage_of", fail)
+    with capture_logs() as logs:
+        answer = caller.chat(SECRET, stream=stream)
+    expected = (200, Outcome.ABORTED) if stream else (500, Outcome.ERROR)
+    assert (answer.status, answer.outcome) == expected
+    error = answer.events[-1] if stream else answer.json
+    assert error["error"]["code"] == "internal_error"
+    assert SECRET not in repr(error)
+    [failed] = [entry for entry in logs if entry["event"] == "exchange failed"]
+    assert (failed["error"], failed["source"].partition(":")[0]) == ("RuntimeError", "test_failures.py")
+    assert SECRET not in repr(logs)
 
 
 def test_engine_dies_in_mid_stream(caller: Caller, engine: FakeEngine) -> None:
