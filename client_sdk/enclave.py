@@ -182,7 +182,8 @@ class Enclave:
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        answer.status_code, answer.headers, answer.stream = head.status, http.Headers(head.headers), stream
+        headers = [(name.encode(), text.encode("latin-1")) for name, text in head.headers]
+        answer.status_code, answer.headers, answer.stream = head.status, http.Headers(headers), stream
         return answer
 
     async def _error_body(self, stream: Http) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import httpx2
 import pytest
+from aiohttp import web
 
 from attestation.checks import Check
 from attestation.errors import (
@@ -48,6 +50,22 @@ def test_plain(gateway: LiveGateway, http: Any) -> None:
             assert (receipt.counter, receipt.outcome) == (counter, Outcome.COMPLETE)
             assert proven(response).verdict.simulated
             assert response.request.headers["Accept-Encoding"] == "identity"
+
+
+@LIBRARIES
+def test_a_header_that_is_not_ascii(gateway: LiveGateway, http: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP lets a value have any byte above: it comes out of a seal as it would come without one."""
+    fields = {"Content-Type": "application/json; x=\u00fc"}
+    monkeypatch.setattr(
+        web, "json_response", lambda data: web.Response(body=json.dumps(data).encode(), headers=fields)
+    )
+    found = []
+    for channel in ("sealed+pinned", "pinned"):
+        with client_for(gateway.policy_text, http, channel=channel) as client:
+            found.append(client.post(gateway.origin + CHAT, json=ASKED))
+    assert dict(found[0].headers.raw)[b"content-type"] == dict(found[1].headers.raw)[b"content-type"]
+    assert found[0].headers["content-type"] == found[1].headers["content-type"] == fields["Content-Type"]
+    assert proven(found[0]).receipt is not None
 
 
 @LIBRARIES
