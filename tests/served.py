@@ -53,7 +53,7 @@ class Served:
     def run(self, *arguments: str) -> str:
         """Another command of `enclave-server` with the same configuration."""
         command = [*COMMAND, *arguments, "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
 
     def policy(self) -> str:
         """What `enclave-server policy` prints but for its date, without starting another interpreter."""
@@ -85,7 +85,7 @@ class Served:
         """One of real vLLM's own numbers, asked past the gateway: all that have this name, together."""
         arguments = Path(f"/proc/{self.engine_pid()}/cmdline").read_text().split("\0")
         [socket_] = [each.removeprefix("--uds=") for each in arguments if each.startswith("--uds=")]
-        with httpx.Client(transport=httpx.HTTPTransport(uds=socket_), timeout=60) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=socket_), timeout=240) as client:
             lines = client.get("http://engine/metrics").text.splitlines()
         found = [line.rpartition(" ")[2] for line in lines if line.startswith((f"{name}{{", f"{name} "))]
         assert found, f"the engine has no {name}"
@@ -147,7 +147,7 @@ def chat_model() -> Path:
     folder = _REPOSITORY / ".cache/models/SmolLM2-135M-Instruct-Q4_1-dequantized"
     if not folder.is_dir():
         command = [str(engine_python()), "-m", "tools.quickstart_model"]
-        subprocess.run(command, cwd=_REPOSITORY, check=True, timeout=120)
+        subprocess.run(command, cwd=_REPOSITORY, check=True, timeout=240)
     return folder
 
 
@@ -155,7 +155,7 @@ def tiny_model() -> Path:
     """The tiny random model, made in seconds when it is not there."""
     folder = _REPOSITORY / ".cache/models/tiny-random-llama"
     if not folder.is_dir():
-        subprocess.run([engine_python(), "-m", "tools.tiny_model"], cwd=_REPOSITORY, check=True, timeout=120)
+        subprocess.run([engine_python(), "-m", "tools.tiny_model"], cwd=_REPOSITORY, check=True, timeout=240)
     return folder
 
 

@@ -104,7 +104,7 @@ def test_the_commands_verify_and_chat(enclave: Served) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
     assert chat.returncode == 0, chat.stdout + chat.stderr
     assert chat.stdout.strip()
@@ -141,7 +141,7 @@ def test_the_older_openai_client_gets_it_too(enclave: Served) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.strip()) > 3

@@ -179,7 +179,7 @@ def bytes_that_are_not_http(gateway: Served) -> None:
 def test_help() -> None:
     """The commands that operators need are listed."""
     words = subprocess.run(
-        [*COMMAND, "--help"], capture_output=True, text=True, check=True, timeout=60
+        [*COMMAND, "--help"], capture_output=True, text=True, check=True, timeout=240
     ).stdout
     for command in ("serve", "policy", "config", "model"):
         assert command in words

@@ -67,7 +67,7 @@ class Operator:
         with TemporaryDirectory() as folder:
             config = Served(Path(folder), self.values).config
             command = [*COMMAND, "engine", "command", "--config", str(config)]
-            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
 
     def kill(self) -> None:
         """All of it at once, with what it left running."""

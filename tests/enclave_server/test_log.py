@@ -99,7 +99,7 @@ fail()
 def test_what_nobody_catches() -> None:
     """Warnings, and exceptions in threads, finalizers, tasks, callbacks and at last, lose their words as all others do."""
     command = [sys.executable, "-c", STRAY, "secret"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert done.returncode == 1
     assert [line["error"] for line in lines].count("ValueError") == 5

@@ -89,7 +89,7 @@ def test_all_workers_have_them_and_nothing_else_does(
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     ).stdout.strip()
     running.until_ready(240)
     until(lambda: {ask(running, policy, key) for _ in range(6)} == {200})

@@ -278,7 +278,7 @@ def on_mock(engine: FakeEngine, folder: Path, seconds: float, growth: float) -> 
         soak(gateway, folder, MODEL, seconds, growth, engine.requests.clear)  # it keeps every body
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_short(engine: FakeEngine, tmp_path: Path) -> None:
     """Eight seconds: enough to see a crash, a connection that stays, a wrong receipt; of memory this sees the warm-up alone."""
     on_mock(engine, tmp_path, 8, 3)

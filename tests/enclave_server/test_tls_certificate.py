@@ -47,7 +47,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no openssl")
     folder = tmp_path_factory.mktemp("authority")
     (recipe,) = re.findall(r"```\n(openssl req -x509.*?)```", RECIPE, re.DOTALL)
-    subprocess.run(["sh", "-ec", recipe], cwd=folder, check=True, capture_output=True, timeout=60)
+    subprocess.run(["sh", "-ec", recipe], cwd=folder, check=True, capture_output=True, timeout=240)
     return folder
 
 

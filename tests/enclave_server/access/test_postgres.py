@@ -52,7 +52,7 @@ def postgres() -> Iterator[str]:
         "UTF8",
         "--locale=C",
     ]
-    subprocess.run(made, user=user, cwd=folder, check=True, capture_output=True, timeout=120)
+    subprocess.run(made, user=user, cwd=folder, check=True, capture_output=True, timeout=240)
     with (folder / "log").open("wb") as log:
         command = [server, "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-F"]
         running = subprocess.Popen(command, user=user, cwd=folder, stdout=log, stderr=log)

@@ -28,7 +28,7 @@ time.sleep(600)
 
 def can_isolate() -> bool:
     probe = [sys.executable, engine_child.__file__, "required", "-", "/nonexistent", "/bin/true"]
-    done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=240)
     return done.returncode != engine_child.REFUSED
 
 

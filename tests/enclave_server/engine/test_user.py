@@ -29,7 +29,7 @@ TELL = "import re; print(dict(re.findall(r'^(Uid|Gid|Groups|Cap...):[ \\t]*(.*?)
 
 def told(*command: str) -> dict[str, str]:
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=240
     )
     return dict(eval(done.stdout.splitlines()[-1]))  # noqa: S307 - what our own line above printed
 
@@ -112,7 +112,7 @@ def test_without_the_right_it_refuses_by_name(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == engine_child.REFUSED, done.stderr
     assert done.stdout.startswith("engine_user: cannot become 1234:1234")
