@@ -63,17 +63,19 @@ def chat(  # noqa: PLR0913, PLR0917  # a command's options are its parameters
         unsettled(
             "openai is not installed: pip install 'attested-inference[openai]'", as_json=as_json, also=_NONE
         )
+    head = "NOT VERIFIED - nothing was asked"
     try:
         base = httpx.URL(url)
         base = base.copy_with(path="/v1") if base.path in {"", "/"} else base
         trust = Trust(policy)
         with working(f"verifying {url}"):
             trust.verify(str(base))
+        head = "NOT VERIFIED - do not use this answer"
         with sdk.OpenAI(policy=trust, base_url=str(base), api_key=api_key, channel=channel) as client:
             name = model or client.models.list().data[0].id
             proven = _stream(client, name, text, save, seed, show=not as_json)
     except AttestationError as exc:
-        leave(exc, as_json=as_json, head="NOT VERIFIED - do not use this answer", also=_NONE)
+        leave(exc, as_json=as_json, head=head, also=_NONE)
     except (sdk.OpenAIError, httpx.InvalidURL, LookupError) as exc:
         unsettled(f"no answer: {exc}", as_json=as_json, also=_NONE)
     except OSError as exc:

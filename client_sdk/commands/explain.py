@@ -79,7 +79,7 @@ def explain_boot(
     it was measured, and with 1 when something differs.
     """
     if (refs is None) == (policy is None):
-        raise typer.BadParameter("what should it be? --refs or --policy says")
+        raise typer.BadParameter("say what it should measure: either --refs, for releases, or --policy")
     try:
         shown = read_boot(read_file(evidence), read_raw(log) if log is not None else b"")
         releases = _expected(refs, policy)

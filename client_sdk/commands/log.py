@@ -65,7 +65,9 @@ def check(
 ) -> None:
     """See that a log is signed, and that it continues what was seen at the last visit; then remember this one."""
     if (policy is None) == (key is None):
-        raise typer.BadParameter("either --policy, for a gateway, or --key, for any log")
+        raise typer.BadParameter(
+            "say whose log it is: either --policy, for a gateway's, or --key, for any other"
+        )
     file, found, error = state or _state_file(), None, None
     try:
         witnesses = [parse_verifier_key(text) for text in witness or []]

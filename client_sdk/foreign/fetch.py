@@ -161,7 +161,15 @@ def _get(client: _Client, url: httpx.URL, *, wanted: bool) -> tuple[bytes, bytes
                     )
             return bytes(body), certificate
     except httpx.HTTPError as exc:
-        raise UnavailableError(Check.FOREIGN_FETCH, f"{url}: {type(exc).__name__}: {exc}") from exc
+        raise _unreached(url, exc) from exc
+
+
+def _unreached(url: httpx.URL, exc: httpx.HTTPError) -> UnavailableError:
+    return UnavailableError(
+        Check.FOREIGN_FETCH,
+        f"{url}: {type(exc).__name__}: {exc}",
+        advice="See whether the address is right and can be reached from here; no proxy of the environment is used",
+    )
 
 
 def _refuse_our_own(client: _Client, base: httpx.URL) -> None:
@@ -171,7 +179,7 @@ def _refuse_our_own(client: _Client, base: httpx.URL) -> None:
             if response.headers.get("content-type", "").startswith(OWN_TYPE):
                 raise OurOwn
     except httpx.HTTPError as exc:
-        raise UnavailableError(Check.FOREIGN_FETCH, f"{where}: {type(exc).__name__}: {exc}") from exc
+        raise _unreached(where, exc) from exc
 
 
 def supply(

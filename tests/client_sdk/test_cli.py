@@ -119,6 +119,7 @@ def test_nobody_there(policy: Path, command: str) -> None:
     done = attested(command, url, "--policy", str(policy), *(["hi"] if command == "chat" else []))
     assert done.returncode == 5
     assert "[evidence.fetch]" in done.stdout + done.stderr
+    assert ("nothing was asked" in done.stderr) == (command == "chat")
 
 
 @pytest.mark.parametrize("command", ["verify", "chat"])

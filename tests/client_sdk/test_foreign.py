@@ -123,6 +123,7 @@ def test_where_nothing_is_published_the_outcome_is_left_open(tmp_path: Path) -> 
     with pytest.raises(UnavailableError) as caught:
         ask(server.url, Provider.TINFOIL)  # it has gone
     assert caught.value.check is Check.FOREIGN_FETCH
+    assert "can be reached from here" in caught.value.advice
 
 
 def test_the_wrong_certificate_on_the_connection_is_refused(tmp_path: Path) -> None:
