@@ -6,6 +6,7 @@ can leave before. It works wherever an `ssl.SSLContext` does: httpx and httpx2, 
 
 from __future__ import annotations
 
+import socket
 import ssl
 from hashlib import sha256
 from hmac import compare_digest
@@ -17,6 +18,7 @@ from cryptography.x509 import InvalidVersion, load_der_x509_certificate
 
 from attestation.checks import Check
 from attestation.errors import VerificationError
+from client_sdk.tls_socket import TLSSocket
 
 Context = TypeVar("Context", bound=ssl.SSLContext)
 
@@ -26,15 +28,16 @@ class PinnedContext(ssl.SSLContext):
 
     pin: bytes  # SHA-256 of the SubjectPublicKeyInfo
 
-
-class _PinnedSocket(ssl.SSLSocket):
-    def do_handshake(self, block: bool = False) -> None:
-        super().do_handshake(block)
+    def wrap_socket(  # type: ignore[override]  # as much of a socket as HTTP libraries use
+        self, sock: socket.socket, *, server_hostname: str | None = None
+    ) -> TLSSocket:
+        made = TLSSocket(sock, self, server_hostname)
         try:
-            _check_peer(self)
-        except VerificationError:
-            self.close()  # nobody else has it yet
+            made.do_handshake()
+        except BaseException:
+            sock.close()  # nobody else has it yet
             raise
+        return made
 
 
 class _PinnedObject(ssl.SSLObject):
@@ -43,7 +46,6 @@ class _PinnedObject(ssl.SSLObject):
         _check_peer(self)
 
 
-PinnedContext.sslsocket_class = _PinnedSocket
 PinnedContext.sslobject_class = _PinnedObject
 
 
@@ -66,7 +68,7 @@ def _without_names(context: Context) -> Context:
     return context
 
 
-def _check_peer(peer: ssl.SSLSocket | ssl.SSLObject) -> None:
+def _check_peer(peer: ssl.SSLObject) -> None:
     context = peer.context
     certificate = peer.getpeercert(binary_form=True)
     if not isinstance(context, PinnedContext) or certificate is None:
