@@ -53,7 +53,10 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
 def _table_reader(cls: type) -> _Read:
     hints = typing.get_type_hints(cls)
     known = {f.name: _reader(hints[f.name], f.metadata.get("size")) for f in fields(cls)}
-    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    exact = {
+        name: hints[name] if hints[name] in {bool, int, str} else None for name in known
+    }  # taken as they are
+    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
 
     def read(table: Any) -> Any:
         if type(table) is not dict and not isinstance(table, Mapping):  # the latter asks an ABC, slowly
@@ -62,10 +65,14 @@ def _table_reader(cls: type) -> _Read:
             unknown, names = (sorted(map(repr, keys)) for keys in (table.keys() - known.keys(), known))
             told = f"has unknown keys {', '.join(unknown)}; known are {', '.join(names)}"
             raise _MisfitError(told, table=True, advice=_UNKNOWN)
-        if missing := [name for name in required if name not in table]:
-            raise _MisfitError(f"lacks the required key {missing[0]!r}", table=True)
+        if not required <= table.keys():
+            missing = next(name for name in known if name in required and name not in table)
+            raise _MisfitError(f"lacks the required key {missing!r}", table=True)
         values = {}
         for name, value in table.items():
+            if type(value) is exact[name]:
+                values[name] = value
+                continue
             try:
                 values[name] = known[name](value)
             except _MisfitError as misfit:

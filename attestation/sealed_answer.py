@@ -6,7 +6,7 @@ to its place, and the last one is marked: none can be moved, repeated or cut uns
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Iterator
 
 from cryptography.exceptions import InvalidTag
@@ -29,6 +29,8 @@ _KEY, _TAG, _NONCE, _FRAME = 32, 16, 12, 5
 _ROOM, _MAX_SEALED = MAX_CHUNK_BYTES - LENGTH, MAX_CHUNK_BYTES + _TAG
 # what a chunk authenticates beside its content, as in chunked OHTTP §6.2; nothing costs OpenSSL less than an empty text
 _LAST, _MORE = b"final", None
+_ZEROS = bytes(64 * 1024)  # the longest padding that is written
+_NO_FRAME = b"\xff"  # of no chunk
 _LOOK_AROUND = 64  # places of an answer that a misplaced chunk is tried at, to say what is wrong
 _DO_NOT_USE = "The answer was altered on the way, or belongs to another request; do not use it"
 
@@ -53,12 +55,13 @@ class _Chunks:
 
     def decrypt(self, sealed: bytes, last: bool) -> bytes:
         try:
-            content = self._cipher.decrypt(self._nonce(self.next), sealed, _LAST if last else _MORE)
+            nonce = (self._base ^ self.next).to_bytes(_NONCE, "big")
+            content = self._cipher.decrypt(nonce, sealed, _LAST if last else _MORE)
         except InvalidTag:
             raise self._why(sealed, last) from None
         self.next += 1
         end = LENGTH + int.from_bytes(content[:LENGTH], "big")
-        if end <= len(content) and content[end:] == bytes(len(content) - end):
+        if end <= len(content) and _ZEROS.startswith(content[end:]):
             return content[LENGTH:end]
         reader = Reader(content, Check.SEALED_FORMAT, "chunk")  # says what is wrong with it
         data = take_prefixed(reader, "data")
@@ -90,7 +93,7 @@ class AnswerSealer:
     """Encrypts one answer. The first piece carries the head; the one that is said to be the last ends it."""
 
     def __init__(self, secret: bytes, enc: bytes, *, random: bytes | None = None) -> None:
-        self._random = random or os.urandom(RANDOM_BYTES)
+        self._random = random or secrets.token_bytes(RANDOM_BYTES)
         self._chunks = _Chunks(secret, enc, self._random)
 
     def seal(self, data: bytes, *, head: ResponseHead | None = None, last: bool = False) -> bytes:
@@ -113,14 +116,17 @@ class AnswerOpener:
         self._chunks: _Chunks | None = None
         self._within: _Chunks | None = None  # the same, after the head and before the last chunk
         self._tail = b""
+        self._length = 0  # of the last read …
+        self._frame = _NO_FRAME  # … and what it begins with if it is one chunk
         self._ended = False
         self.head: ResponseHead | None = None  # there once the first chunk is
 
     def feed(self, data: bytes) -> bytes:
         """Take the bytes of one read; give out the body in the chunks that are whole."""
         if self._within is not None and not self._tail:
-            size = len(data) - _FRAME
-            if _TAG <= size <= _MAX_SEALED and data.startswith(size.to_bytes(_FRAME, "big")):
+            if len(data) != self._length:
+                self._length, self._frame = len(data), _frame_of_one(len(data))
+            if data.startswith(self._frame):
                 return self._within.decrypt(data[_FRAME:], False)  # one chunk, as nearly every read
         self._tail += data
         if self._chunks is None:
@@ -171,6 +177,12 @@ class AnswerOpener:
         self.head = parse_response_head(take_prefixed(reader, "head"), limit=MAX_HEAD_BYTES)
         self._within = None if self._ended else chunks
         return reader.take(reader.remaining, "body")
+
+
+def _frame_of_one(length: int) -> bytes:
+    """What so many bytes begin with if they are one chunk, and not the last."""
+    size = length - _FRAME
+    return size.to_bytes(_FRAME, "big") if _TAG <= size <= _MAX_SEALED else _NO_FRAME
 
 
 def _parts(data: bytes) -> Iterator[tuple[bytes, bool]]:

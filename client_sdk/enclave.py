@@ -23,7 +23,7 @@ from client_sdk._bodies import Clock, Http
 from client_sdk._worlds import TooLongError, World
 from client_sdk.exchange import Exchange
 from client_sdk.kept import EVIDENCE_PATH, Fetched, KeptSession, fetch_evidence, survive_forks
-from client_sdk.receipts import Attestation, PlainCheck, check_answer
+from client_sdk.receipts import Attestation, PlainCheck, check_answer, fields
 from client_sdk.sealing import HEADERS, MAX_ERROR_BYTES, Channel, is_sealed, not_sealed, seal
 from client_sdk.session import make_nonce
 from client_sdk.streams import StreamCheck, Verify
@@ -52,7 +52,7 @@ class Enclave:
         self._channel, self._options, self._verify = channel, options, verify
         # made once: reading a URL is slow, and so is what a request does to find out its own headers
         self._sealed_url = world.http.URL(origin + SEALED_PATH)
-        self._around = [(b"Host", self._sealed_url.netloc), *HEADERS]
+        self._around = world.http.Headers([(b"Host", self._sealed_url.netloc), *HEADERS])
         self.forked()
         survive_forks(self)
 
@@ -171,12 +171,12 @@ class Enclave:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
         http = self._world.http
         data, opener = seal(exchange, request.headers.raw, self._clock())
-        headers = [*self._around, (b"Content-Length", b"%d" % len(data))]
-        around = {"headers": headers, "stream": http.ByteStream(data), "extensions": request.extensions}
+        around = {"headers": self._around, "stream": http.ByteStream(data), "extensions": request.extensions}
         sent = http.Request("POST", self._sealed_url, **around)
+        sent.headers["Content-Length"] = str(len(data))
         answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
         try:
-            if not is_sealed(answer.status_code, answer.headers.get("Content-Type")):
+            if not is_sealed(answer.status_code, fields(answer.headers.raw).get("Content-Type")):
                 raise not_sealed(answer.status_code, await self._error_body(answer.stream))
             head, stream = await self._world.unseal(answer.stream, opener)
         except BaseException:
@@ -198,7 +198,8 @@ class Enclave:
         body = answer.stream
         try:
             if exchange.path.partition("?")[0] not in WITHOUT_RECEIPT:
-                check = check_answer(exchange, answer.status_code, answer.headers, self._verify)
+                said = fields(answer.headers.raw)
+                check = check_answer(exchange, answer.status_code, said, self._verify)
             if isinstance(check, StreamCheck):
                 body = self._world.stream(body, check, self._clock, lambda: self._left(connections))
             else:

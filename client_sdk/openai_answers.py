@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import openai
@@ -43,13 +44,17 @@ def _marked(items: Iterator[Any], attestation: Attestation) -> Iterator[Any]:
     """Mark each item. Its bytes have been given out, so all bytes being proven means that it is."""
     proof = _proof(attestation)
     for item in items:
-        yield _mark(item, proof)
+        if _is_model(type(item)):  # type: ignore[arg-type]  # a class is hashable
+            object.__setattr__(item, "attested", proof.attested)  # no field: it is not part of what is dumped
+        yield item
 
 
 async def _async_marked(items: AsyncIterator[Any], attestation: Attestation) -> AsyncIterator[Any]:
     proof = _proof(attestation)
     async for item in items:
-        yield _mark(item, proof)
+        if _is_model(type(item)):  # type: ignore[arg-type]  # a class is hashable
+            object.__setattr__(item, "attested", proof.attested)
+        yield item
 
 
 def _proof(attestation: Attestation) -> Attestation | StreamCheck:
@@ -57,7 +62,6 @@ def _proof(attestation: Attestation) -> Attestation | StreamCheck:
     return attestation.check if isinstance(attestation.check, StreamCheck) else attestation
 
 
-def _mark(item: Any, proof: Attestation | StreamCheck) -> Any:
-    if isinstance(item, openai.BaseModel):
-        object.__setattr__(item, "attested", proof.attested)  # no field: it is not part of what is dumped
-    return item
+@lru_cache(maxsize=256)  # pydantic's classes are slow to tell
+def _is_model(kind: type) -> bool:
+    return issubclass(kind, openai.BaseModel)

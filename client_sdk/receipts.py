@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
@@ -113,6 +114,20 @@ class Attestation:
             with LogClient.of_gateway(self.origin) as client:
                 bundle = prove_bundle(client, bundle, self.verdict.statement, log_seconds)
             write_private(Path(path), dump_bundle(bundle))
+
+
+def fields(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """An answer's headers, read once: names as `Content-Type` is written; of one name, all values as HTTP joins them."""
+    found: dict[str, str] = {}
+    for name, value in raw:
+        known, text = _titled(name), value.decode("latin-1")
+        found[known] = f"{found[known]}, {text}" if known in found else text
+    return found
+
+
+@lru_cache(maxsize=256)
+def _titled(name: bytes) -> str:
+    return name.decode("latin-1").title()
 
 
 def check_answer(

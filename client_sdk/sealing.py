@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from attestation import sealed
@@ -57,12 +58,10 @@ class Channel(StrEnum):
 
 def seal(exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime) -> tuple[bytes, AnswerOpener]:
     """The body of the POST to /sealed, and what opens its answer."""
-    pairs = [(name.decode("ascii").lower(), value.decode("latin-1")) for name, value in headers]
-    head = RequestHead(
-        method=exchange.method,
-        target=exchange.path,
-        headers=tuple([pair for pair in pairs if pair[0] not in OF_THE_CONNECTION]),
-    )
+    pairs = [
+        (inner, value.decode("latin-1")) for name, value in headers if (inner := _inner(name)) is not None
+    ]
+    head = RequestHead(method=exchange.method, target=exchange.path, headers=tuple(pairs))
     return sealed.seal_request(
         head,
         exchange.body,
@@ -70,6 +69,13 @@ def seal(exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime) 
         statement=exchange.verdict.statement_digest,
         now=now,
     )
+
+
+@lru_cache(maxsize=256)
+def _inner(name: bytes) -> str | None:
+    """A field's name as it stands in a seal; None for what stays outside."""
+    lower = name.decode("ascii").lower()
+    return None if lower in OF_THE_CONNECTION else lower
 
 
 def is_sealed(status: int, content_type: str | None) -> bool:
