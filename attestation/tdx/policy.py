@@ -43,6 +43,12 @@ class TdxMeasurement:
         found = {"mrtd": td.mrtd, "rtmr0": td.rtmr0, "rtmr1": td.rtmr1, "rtmr2": td.rtmr2, "rtmr3": td.rtmr3}
         return all(wanted is None or wanted == found[name] for name, wanted in self._named())
 
+    def unlike(self, found: TdxMeasurement) -> tuple[str, str]:
+        """What of this was expected, and what was found there, where they differ."""
+        names = [n for n, wanted in self._named() if wanted is not None and wanted != getattr(found, n)]
+        expected, other = (" ".join(f"{n}={getattr(m, n).hex()}" for n in names) for m in (self, found))
+        return expected, other
+
     def _named(self) -> Iterator[tuple[str, bytes | None]]:
         for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"):
             yield name, getattr(self, name)
@@ -101,8 +107,11 @@ class TdxPolicy:
 def _check_measurements(policy: TdxPolicy, td: TdReport) -> Iterator[Violation]:
     if not policy.any_measurement and not any(m.matches(td) for m in policy.measurements):
         found = TdxMeasurement(mrtd=td.mrtd, rtmr0=td.rtmr0, rtmr1=td.rtmr1, rtmr2=td.rtmr2, rtmr3=td.rtmr3)
-        accepted = " or ".join(map(str, policy.measurements)) or "none: the policy lists no measurement"
-        yield Violation(Check.TDX_MEASUREMENT, accepted, str(found))
+        if len(policy.measurements) == 1:
+            yield Violation(Check.TDX_MEASUREMENT, *policy.measurements[0].unlike(found))
+        else:
+            accepted = " or ".join(map(str, policy.measurements)) or "none: the policy lists no measurement"
+            yield Violation(Check.TDX_MEASUREMENT, accepted, str(found))
     if not policy.any_mr_config_id:
         yield from _one_of(Check.TDX_MR_CONFIG_ID, policy.mr_config_id, td.mr_config_id)
     if not policy.any_mr_owner:

@@ -52,7 +52,12 @@ def test_every_register_counts(claims: TdxClaims, register: str) -> None:
     )
     wrong = replace(right, **{register: OTHER_48})
     assert refusals(TdxPolicy(measurements=(right,)), claims) == []
-    assert refusals(TdxPolicy(measurements=(wrong,)), claims) == [Check.TDX_MEASUREMENT]
+    (violation,) = TdxPolicy(measurements=(wrong,)).check(claims, NOW)
+    assert violation.check is Check.TDX_MEASUREMENT
+    assert violation.expected == f"{register}={OTHER_48.hex()}", "and nothing of those that are equal"
+    assert violation.found == f"{register}={getattr(DEFAULT_TD, register).hex()}"
+    (violation,) = TdxPolicy(measurements=(wrong, wrong)).check(claims, NOW)
+    assert " or " in violation.expected
     assert refusals(TdxPolicy(measurements=(wrong, right)), claims) == []
 
 
