@@ -26,7 +26,7 @@ from client_sdk.transport import Trust
 
 STYLE = """\
 :root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}
-body{max-width:46rem;margin:2rem auto;padding:0 1rem}
+body{max-width:46rem;margin:2rem auto;padding:0 1rem}p,td{overflow-wrap:anywhere}p.refused{font-weight:400}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%}td{padding:.15rem .6rem .15rem 0;vertical-align:top}
 .passed{color:#1a7f37}.refused{color:#cf222e;font-weight:600}.undecided{color:#9a6700}.not{opacity:.6}
