@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import cast
 
 LOSS = 0.02  # the goal: no more than this is lost
 PATIENCE = 120  # seconds for the next bytes
 SETTLED = 0.02  # seconds before a block: handshakes are over, and what the last block left to do
+_EVENT = b"data: {"
 _END = b"\r\n0\r\n\r\n"  # of a chunked body whose content has no CR
 
 
@@ -33,11 +36,12 @@ class Load:
 class Way:
     """One way to the engine: how it is reached, and the request as it is sent.
 
-    `spent` is the CPU time in each block so far, of what `cpu` counts."""
+    Of each block so far, `spent` is the CPU time of what `cpu` counts, and `undisturbed` what that function says."""
 
     def __init__(self, dial: Callable[[], socket.socket], key: str, cpu: Callable[[], float]) -> None:
         self._dial, self._key, self._cpu = dial, key, cpu
         self.spent: list[float] = []
+        self.undisturbed: list[float] = []
 
     def block(self, load: Load) -> float:
         """Seconds from the first byte sent to the last one of the last answer. Connections are new, and made before."""
@@ -51,13 +55,16 @@ class Way:
                 connection.sendall(request)
                 connection.setblocking(False)
                 selector.register(connection, selectors.EVENT_READ)
-            _read_all(selector, answers)
+            arrived = _read_all(selector, answers)
             took = time.perf_counter() - begun
             self.spent.append(self._cpu() - cpu)
         counted = b'"completion_tokens":%d' % load.tokens
         for answer in answers.values():
             if not answer.startswith(b"HTTP/1.1 200") or counted not in answer:
                 raise ValueError(f"not an answer of {load.tokens} tokens: {bytes(answer[:300])!r}")
+        self.undisturbed.append(
+            undisturbed([[at - begun for at in each] for each in arrived.values()], load.tokens)
+        )
         return took
 
     def _request(self, load: Load) -> bytes:
@@ -78,15 +85,43 @@ class Way:
         return head.encode() + body
 
 
-def _read_all(selector: selectors.BaseSelector, answers: dict[socket.socket, bytearray]) -> None:
+def undisturbed(arrivals: list[list[float]], tokens: int) -> float:
+    """Seconds of a block of streams had each token after the first taken what it does in the middle three quarters of all steps."""
+    steps = [_steps(times, tokens) for times in arrivals]
+    gaps = sorted(later - earlier for times in steps for earlier, later in pairwise(times))
+    if len(gaps) < 3:  # all of it came at once
+        return max(times[-1] for times in arrivals)
+    cut = -(-len(gaps) // 8)
+    return fmean(times[0] for times in steps) + (tokens - 1) * fmean(gaps[cut : len(gaps) - cut])
+
+
+def _steps(times: list[float], tokens: int) -> list[float]:
+    """When the engine's steps arrived: events of one step may come in several reads."""
+    close = (times[-1] - times[0]) / tokens / 4
+    steps = times[:1]
+    for at in times[1:]:
+        if at - steps[-1] > close:
+            steps.append(at)
+    return steps
+
+
+def _read_all(
+    selector: selectors.BaseSelector, answers: dict[socket.socket, bytearray]
+) -> dict[socket.socket, list[float]]:
+    """Read to the ends; when events arrived on each."""
+    arrived: dict[socket.socket, list[float]] = {connection: [] for connection in answers}
     while selector.get_map():
         ready = selector.select(PATIENCE)
         if not ready:
             raise TimeoutError(f"no bytes for {PATIENCE} s")
         for one, _ in ready:
             connection = cast(socket.socket, one.fileobj)
+            known = len(answers[connection])
             if _read(connection, answers[connection]):
                 selector.unregister(connection)
+            if _EVENT in answers[connection][known:]:
+                arrived[connection].append(time.perf_counter())
+    return arrived
 
 
 def _read(connection: socket.socket, answer: bytearray) -> bool:
