@@ -13,7 +13,7 @@ gateway's CPU time for a token, which a neighbour hardly moves: had none of that
 would have been lost to it ("by CPU"; wake-ups and cold caches are not in it). Nothing is pinned but what vLLM pins
 itself: vLLM, gateway and client share what cores there are.
 
-Each block is also told as if nobody had disturbed it (`streams.undisturbed`), which is steadier and leaves out what is rare.
+Each block is also told as if nothing rare had disturbed it (`streams.undisturbed`), which leaves out what is rare of the gateway, too.
 
 Ends with status 1 when a whole interval is below the goal of a load that has one. `--save` writes results/vllm.md and
 vllm.json.
