@@ -5,6 +5,7 @@ Every label has a fixed set of values. Content, API keys, key names and tenants 
 
 from __future__ import annotations
 
+import socket
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -128,6 +129,20 @@ class Metrics:
             with suppress(OSError):  # another worker has it
                 return start_http_server(port, host, self.registry)
         raise OSError(f"metrics_port: {host} has no free port of {ports.start} to {ports.stop - 1}")
+
+
+def check_ports(host: str, port: int | None, workers: int) -> None:
+    """Before anything slow is started: OSError, with the setting's name, where a worker could not listen."""
+    for number in range(port, port + workers) if port is not None else ():
+        family, *_, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as exc:
+                raise OSError(
+                    f"metrics_host, metrics_port: cannot listen on {host}:{number}: {exc.strerror}"
+                ) from exc
 
 
 def _histogram(name: str, words: str, taken: Mapping[str, _Seconds]) -> Metric:

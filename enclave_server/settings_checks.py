@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_together(settings: Settings) -> None:
     """Raises ValueError, which says which settings do not go together."""
-    for check in (_engine, _secrets, _certificate, _pack, _overlap, _seal, _log):
+    for check in (_engine, _metrics, _secrets, _certificate, _pack, _overlap, _seal, _log):
         check(settings)
 
 
@@ -29,6 +29,18 @@ def _engine(settings: Settings) -> None:
             check_on_this_machine(address)
     elif settings.engine_replicas > 1 or settings.engine_nodes > 1:
         raise ValueError("engine_replicas and engine_nodes are of an engine that runs already: set engine")
+
+
+def _metrics(settings: Settings) -> None:
+    if settings.metrics_port is None:
+        return
+    last = settings.metrics_port + settings.workers - 1
+    if last > 65535:
+        raise ValueError("metrics_port: each worker takes a port from there on, and these end at 65535")
+    if settings.metrics_port <= settings.port <= last:
+        raise ValueError(
+            f"metrics_port: each worker takes a port from there on, and port {settings.port} is taken"
+        )
 
 
 def _secrets(settings: Settings) -> None:

@@ -23,6 +23,7 @@ from enclave_server.evidence.tee import open_tee
 from enclave_server.identities import Identities, Succession
 from enclave_server.identity import keep_memory_private, make_identity
 from enclave_server.log import log
+from enclave_server.metrics import check_ports
 from enclave_server.model.check import ModelFiles, check_files
 from enclave_server.model.manifest import list_files
 from enclave_server.model.memory import PackedModel
@@ -42,6 +43,7 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
     logs.configure()
     keep_memory_private()
     listeners = listen(settings)
+    check_ports(settings.metrics_host, settings.metrics_port, settings.workers)
     secrets = Secrets(settings)  # one for all workers
     access = Access(settings, secrets)
     access.prepare()

@@ -117,12 +117,14 @@ def test_another_model(tmp_path: Path, values: dict[str, Any]) -> None:
     assert not running_with(str(tmp_path / "python"))
 
 
-def test_port_in_use(tmp_path: Path, values: dict[str, Any]) -> None:
-    """A port that is taken is said before the engine is started."""
+@pytest.mark.parametrize("setting", ["port", "metrics_port"])
+def test_port_in_use(tmp_path: Path, values: dict[str, Any], setting: str) -> None:
+    """A port that is taken is said, with the setting's name, before the engine is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        gateway = Served(tmp_path / "gateway", {**values, "port": taken.getsockname()[1]})
+        gateway = Served(tmp_path / "gateway", {**values, setting: taken.getsockname()[1]})
         gateway.start()
         assert gateway.process.wait(240) == 1
+    assert f"{setting}: cannot listen on" in gateway.log
     assert "Address already in use" in gateway.log
     assert not starts(tmp_path / "python")
 

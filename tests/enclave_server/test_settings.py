@@ -168,3 +168,11 @@ def test_a_seal_needs_its_register(file: Path) -> None:
     assert Settings.load(file, serving_seal=True).serving_seal
     with pytest.raises(ValueError, match=r"^serving_seal needs RTMR3, which only TDX has$"):
         Settings.load(file, tee="snp", serving_seal=True)
+
+
+@pytest.mark.parametrize(("port", "metrics_port"), [(9000, 9000), (9003, 9000), (8443, 65533)])
+def test_ports_of_numbers(file: Path, port: int, metrics_port: int) -> None:
+    """Each worker has one, none of them is the gateway's own, and all exist."""
+    with pytest.raises(ValueError, match="metrics_port: "):
+        Settings.load(file, workers=4, port=port, metrics_port=metrics_port)
+    assert Settings.load(file, workers=4, port=port, metrics_port=10_000).metrics_port == 10_000
