@@ -13,7 +13,7 @@ import pytest
 from client_sdk import AsyncOpenAI, OpenAI
 from tests.served import VLLM_SECONDS, Served, engine_python, model_settings, served
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
