@@ -151,7 +151,9 @@ def unpack(path: Path, key: bytes, directory: Path, *, stop: Event | None = None
         opened = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
         with os.fdopen(opened, "wb", buffering=0) as out:
             for chunk in chunks:
-                out.write(chunk)
+                left = memoryview(chunk)
+                while left:  # where the room ends, a part is written, and only the next call fails
+                    left = left[out.write(left) :]
                 yield chunk
 
     return _each_file(pack, key, write, stop)

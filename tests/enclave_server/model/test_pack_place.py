@@ -85,3 +85,31 @@ def test_no_room(pack: Path, tmp_path: Path) -> None:
         pytest.skip("the kernel allows no mount here")
     assert "[model.place]" in done.stdout, done.stderr
     assert len(done.stdout.splitlines()) == 1
+
+
+SHORT = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from enclave_server.model.chunks import CHUNK
+from enclave_server.model.manifest import ModelError
+from enclave_server.model.pack import unpack
+most = 3 * CHUNK - 4096
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+try:
+    unpack(Path(sys.argv[2]), b"k" * 32, Path(sys.argv[3]))
+    print("whole")
+except ModelError as error:
+    print(error)
+"""
+
+
+def test_room_that_ends_within_the_last_chunk(pack: Path, tmp_path: Path) -> None:
+    """A chunk of which only a part was written is no file that was opened."""
+    script, place = tmp_path / "short.py", tmp_path / "place"
+    script.write_text(SHORT)
+    place.mkdir()
+    command = list(map(str, (sys.executable, script, Path.cwd(), pack, place)))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "[model.pack]" in done.stdout
+    assert "File too large" in done.stdout
