@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import httpx2
@@ -17,10 +19,11 @@ from attestation.errors import VerificationError
 from client_sdk import AsyncOpenAI, OpenAI, Trust, async_attested_transport, attested_transport
 from client_sdk.session import Unverified
 from tests.client_sdk.conftest import Recorded
-from tests.client_sdk.transported import Clock
-from tests.client_sdk.trusting import AGE, MODELS, renewals, settled, verified
+from tests.client_sdk.trusting import MODELS, verified
 from tests.processes import until
-from tests.servers import MODEL, FakeEngine, LiveGateway
+from tests.servers import MODEL, LiveGateway
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 async def test_blocking_and_async_clients_share_one_attestation(recorded: Recorded) -> None:
@@ -106,37 +109,22 @@ async def test_a_caller_that_gives_up_takes_nobody_with_it(recorded: Recorded) -
 
 
 def test_a_fork_uses_neither_the_connections_nor_the_locks_of_its_parent(
-    recorded: Recorded, engine: FakeEngine
+    tmp_path: Path, recorded: Recorded
 ) -> None:
     """A child that was forked while an attestation ran asks over its own connections, under the verdict it inherited."""
-    origin = recorded.gateway.origin
-    clock = Clock()
-    trust = Trust(recorded.gateway.policy_text, clock=clock, max_age=AGE)
-    client = httpx.Client(transport=attested_transport(trust))
-    before = client.get(origin + MODELS).extensions["attestation"].receipt.counter
-    clock.ahead = AGE * 0.81
-    recorded.recorder.delay = 60
-    client.get(origin + MODELS)
-    assert renewals(), "its thread, which holds the lock, is not in the child"
-    child = in_child(lambda: client.get(origin + MODELS).extensions["attestation"].receipt.counter)
-    assert child > before
-    assert client.get(origin + MODELS).status_code == 200, "the parent's connection is as it was"
-    recorded.recorder.delay = 0
-    client.close()
-    until(settled)
-
-
-def in_child(work: Callable[[], int]) -> int:
-    """What `work` returns in a forked process."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(writer, str(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        said = answer.read()
-    os.waitpid(pid, 0)
-    return int(said)
+    policy = tmp_path / "policy.toml"
+    policy.write_text(recorded.gateway.policy_text)
+    command = [sys.executable, "-m", "tests.client_sdk.forking", recorded.gateway.origin, str(policy)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdin
+        assert program.stdout
+        assert program.stdout.readline() == "verified\n"
+        recorded.recorder.delay = 60
+        program.stdin.write("\n")
+        program.stdin.flush()
+        first, second, childs, last = json.loads(program.stdout.readline())
+        recorded.recorder.delay = 0
+    assert program.returncode == 0
+    assert first < second < childs < last, "the parent's connection is as it was"
