@@ -47,6 +47,10 @@ class Channel(StrEnum):
     SEALED = "sealed"  # TLS may end anywhere, such as at a balancer
     PINNED = "pinned"  # TLS to the attested key, and no seal inside
 
+    @classmethod
+    def _missing_(cls, value: object) -> Channel:
+        raise ValueError(f"there is no channel {value!r}: {', '.join(cls)}")
+
     @property
     def seals(self) -> bool:
         return self is not Channel.PINNED
