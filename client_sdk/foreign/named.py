@@ -34,7 +34,9 @@ def _kind(data: bytes) -> tuple[str, str]:
 
 def _not_judged(data: bytes) -> MalformedError:
     command = f"attested evidence {_kind(data)[1]}".rstrip()
-    return malformed(f"{versioned(data)} is not judged here; what the machine itself signed is, by `{command}`")
+    return malformed(
+        f"{versioned(data)} is not judged here; what the machine itself signed is, by `{command}`"
+    )
 
 
 def refuse_named(data: bytes) -> None:
