@@ -144,7 +144,7 @@ class Exchange:
             (b"content-length", b"%d" % len(body)),
             (_RECEIPT, receipt),
             *headers,
-            self._nonce_header,
+            (_NONCE, b64url_encode(self.nonce).encode()),
         ]
         if not write_whole(self._send, status, headers, body):
             await self._start(status, headers)
@@ -152,7 +152,8 @@ class Exchange:
 
     async def start(self, content_type: bytes) -> None:
         """Begin a stream with status 200."""
-        headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), self._nonce_header]
+        nonce = b64url_encode(self.nonce).encode()
+        headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), (_NONCE, nonce)]
         await self._start(200, headers)
         self.streaming = True  # and not before: where it had to wait, an error may still take its place
         self.response = RunningDigest(self.nonce)
@@ -221,10 +222,6 @@ class Exchange:
 
     def _comment(self, outcome: Outcome, usage: Usage | None = None) -> bytes:
         return COMMENT + self._receipt(200, outcome, usage).encode() + b"\n\n"
-
-    @property
-    def _nonce_header(self) -> tuple[bytes, bytes]:
-        return _NONCE, b64url_encode(self.nonce).encode()
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
