@@ -186,7 +186,7 @@ key, and a receipt; `pinned` leaves the seal out. The bare client is made to rea
 and the interval that has the true one {level:.0%} of the time. A goal is *met* when the whole interval is within it, *not met* when none of it is, and *undecided* in between.
 
 CPU time is that of the client's thread; the gateway has a process of its own. Three streams of {events} events are open at once, one of each kind. Each event is written by itself, and when all have arrived, so
-that the gateway rests, they are read in turn, {block} of each. What a streamed call takes
+that the gateway rests, they are read in turn, {block} of each; ours takes from the kernel all that is there (ADR 46), the bare client event by event. What a streamed call takes
 beside its events is all up to the first one, and its end with the receipt. A cold attestation, in a process that has just started, reads a policy, fetches evidence with its collateral over TLS and verifies it.
 
 | added by verification | | bare | median | {level:.0%} interval | goal | | rounds |

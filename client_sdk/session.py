@@ -78,11 +78,11 @@ class Session:
 
     def current(self, now: datetime) -> Verdict | None:
         """The verdict that is valid now; None when an attestation has to come first. Raises what was just refused."""
-        match self.state:
-            case Verified(verdict, until) if verdict.verified_at <= now < until:
-                return verdict
-            case Refused(error, since, until) if since <= now < until:
-                raise error.with_traceback(None)
+        state = self.state
+        if isinstance(state, Verified) and state.verdict.verified_at <= now < state.until:
+            return state.verdict
+        if isinstance(state, Refused) and state.since <= now < state.until:
+            raise state.error.with_traceback(None)
         return None
 
     def due(self, now: datetime) -> bool:
