@@ -159,7 +159,9 @@ def _add_control_routes(control: FastAPI, attester: Attester, unready: Callable[
     @control.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        body = ApiError(error.status_code, code, "There is no such route here: the API is below /v1.").to_json()
+        body = ApiError(
+            error.status_code, code, "There is no such route here: the API is below /v1."
+        ).to_json()
         return Response(body, error.status_code, error.headers, "application/json")
 
 
