@@ -67,7 +67,7 @@ def test_who_is_late_is_let_go(tmp_path: Path, engine: FakeEngine, monkeypatch: 
     monkeypatch.setattr(server, "IDLE_SECONDS", 3)
     engine.behaviour.raw_stream = STREAM
     with (
-        live_gateway(tmp_path, engine=engine, request_seconds=2) as gateway,
+        live_gateway(tmp_path, engine=engine, request_seconds=3) as gateway,
         connected(gateway) as client,
     ):
         client.sendall(post("/v1/completions", ASKED))
@@ -79,7 +79,7 @@ def test_a_sealed_stream_ends_well(tmp_path: Path, engine: FakeEngine) -> None:
     """The time of a request ends while its client is behind: what the client takes then has no gap, and says why it ends."""
     engine.behaviour.raw_stream = STREAM
     with (
-        live_gateway(tmp_path, engine=engine, request_seconds=2) as gateway,
+        live_gateway(tmp_path, engine=engine, request_seconds=3) as gateway,
         Sealer(gateway) as sealer,
         connected(gateway) as client,
     ):
