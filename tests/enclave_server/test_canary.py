@@ -49,6 +49,7 @@ def gateway(tmp_path: Path, numbers_port: int) -> Iterator[Served]:
         yield running
 
 
+@pytest.mark.timeout(900)  # some seven hundred requests
 def test_every_route_and_every_way_in(gateway: Served, numbers_port: int, tmp_path: Path) -> None:
     """Log, databases, log of receipts, numbers and the engine's folder have neither; the answers were the engine's own."""
     key = gateway.run("keys", "create", "one").strip()
