@@ -32,6 +32,7 @@ class Recorder:
     """An ASGI middleware that keeps everything that a client sent."""
 
     requests: list[tuple[str, dict[bytes, bytes], bytes]] = field(default_factory=list)
+    attested: int = 0  # requests for evidence that were given some
     delay: float = 0.0  # seconds before each answer to a request for evidence; 0 lets go what waits
     corrupt: bool = False  # evidence documents are no JSON any more
 
@@ -49,15 +50,16 @@ class Recorder:
                 self.requests[at] = (path, headers, body + message.get("body", b""))
                 return message
 
-            async def spoil(message: Any) -> None:
-                if message["type"] == "http.response.body":
+            async def given(message: Any) -> None:
+                self.attested += message.get("status") == 200
+                if self.corrupt and message["type"] == "http.response.body":
                     message = {**message, "body": b"?" * len(message["body"])}
                 await send(message)
 
             evidence = scope["path"] == EVIDENCE_PATH
             if evidence:
                 await pause(lambda: self.delay)
-            await app(scope, keep, spoil if evidence and self.corrupt else send)
+            await app(scope, keep, given if evidence else send)
 
         return recorded
 

@@ -16,7 +16,7 @@ from client_sdk.proxy.guard import Guard
 from client_sdk.proxy.running import Plan, Running
 from client_sdk.sealing import Channel
 from client_sdk.streams import Verify
-from tests.servers import MODEL, _Thread
+from tests.servers import MODEL, _Thread, free_port
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
@@ -89,7 +89,7 @@ def live_proxy(
     )
     running, worker = Running(plan, clock=clock, monotonic=monotonic), _Thread()
     try:
-        yield LiveProxy(running, worker, worker.run(running.server.start(plan.host, 0)))
+        yield LiveProxy(running, worker, worker.run(running.server.start(plan.host, free_port())))
     finally:
         worker.run(_end(running))
         worker.close()

@@ -178,4 +178,4 @@ def test_threads_that_share_a_client_while_the_enclave_restarts(recorded: Record
         last = client.get(gateway.origin + MODELS).extensions["attestation"].verdict.statement_digest
     assert last in keys
     assert len(keys) == 2
-    assert recorded.recorder.attestations() <= 6
+    assert recorded.recorder.attested <= 6, "of one that starts, many may have been refused"
