@@ -86,13 +86,20 @@ def pair(server: ssl.SSLContext) -> Iterator[tuple[TLSSocket, Peer]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         peer = Peer(theirs, server)
-        shaking = threading.Thread(target=peer.shake)
-        shaking.start()
-        try:
+        with shaking(peer):
             made = pinned_context(PIN).wrap_socket(ours)
-        finally:
-            shaking.join()
         yield made, peer
+
+
+@contextmanager
+def shaking(peer: Peer) -> Iterator[None]:
+    """Meanwhile the peer does its part of the handshake."""
+    thread = threading.Thread(target=peer.shake)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def test_records_that_are_there_come_together(server: ssl.SSLContext) -> None:
@@ -181,12 +188,7 @@ def test_another_key_gets_nothing(server: ssl.SSLContext) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         peer = Peer(theirs, server)
-        shaking = threading.Thread(target=peer.shake)
-        shaking.start()
-        try:
-            with pytest.raises(VerificationError) as caught:
-                pinned_context(bytes(32)).wrap_socket(ours)
-        finally:
-            shaking.join()
+        with shaking(peer), pytest.raises(VerificationError) as caught:
+            pinned_context(bytes(32)).wrap_socket(ours)
         assert (caught.value.check, ours.fileno()) == (Check.CHANNEL_TLS_KEY, -1)
         assert not peer.through
