@@ -75,6 +75,7 @@ class Check(StrEnum):
     SEALED_SUITE = "sealed.suite"
     SEALED_KEY = "sealed.key"
     SEALED_OPEN = "sealed.open"
+    SEALED_TICKET = "sealed.ticket"
     SEALED_TIME = "sealed.time"
     SEALED_REPLAY = "sealed.replay"
     SEALED_MISSING = "sealed.missing"

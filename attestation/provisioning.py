@@ -26,7 +26,7 @@ from attestation.binding import Keys
 from attestation.bundle import parse_bytes, parse_members
 from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
-from attestation.sealed import X_WING, SealingKeys, x_wing_key
+from attestation.sealed import HPKE_X_WING, X_WING, SealingKeys, x_wing_key
 
 PATH = "/.well-known/secrets"
 MEDIA_TYPE = "application/vnd.attested-inference.sealed-secrets"
@@ -87,7 +87,7 @@ def seal_secrets(
     token = f"{signed}.{b64url_encode(owner.sign(signed.encode()))}".encode()
     prefix = bytes([VERSION]) + X_WING.number + statement
     padded = token.ljust(-(-len(token) // _BUCKET) * _BUCKET, b"\x00")
-    sealed = X_WING.scheme.encrypt(padded, x_wing_key(keys.sealing_x_wing), _INFO + prefix)
+    sealed = HPKE_X_WING.encrypt(padded, x_wing_key(keys.sealing_x_wing), _INFO + prefix)
     return prefix + sealed, given.digest()
 
 
@@ -99,7 +99,7 @@ def parse_sealed_secrets(data: bytes) -> SealedSecrets:
     reader.expect(bytes([VERSION]), "version")
     reader.expect(X_WING.number, "suite")
     statement = reader.take(_HASH, "statement digest")
-    if reader.remaining < X_WING.kem.enc_length() + _TAG:
+    if reader.remaining < X_WING.enc_bytes + _TAG:
         raise reader.error("there is no ciphertext")
     return SealedSecrets(statement=statement, ciphertext=reader.take(reader.remaining, "ciphertext"))
 
@@ -109,7 +109,7 @@ def open_secrets(sealed: SealedSecrets, keys: SealingKeys) -> bytes:
     info = _INFO + bytes([VERSION]) + X_WING.number + sealed.statement
     key = MLKEM768X25519PrivateKey(keys.mlkem, keys.mlkem_x25519)
     try:
-        return X_WING.scheme.decrypt(sealed.ciphertext, key, info).rstrip(b"\x00")
+        return HPKE_X_WING.decrypt(sealed.ciphertext, key, info).rstrip(b"\x00")
     except (InvalidTag, ValueError) as exc:
         raise VerificationError(Check.SEALED_OPEN, "not sealed to this key, or altered on the way") from exc
 

@@ -1,7 +1,8 @@
 """Sealed requests: a whole HTTP request encrypted to the enclave, and read there. `sealed_answer` has the way back. No I/O.
 
 HPKE is `cryptography`'s; only the framing is ours. A request is bound to the statement that names its key, and brings the
-secret that its answer is encrypted with. `docs/protocol.md` §7 has the bytes.
+secret that its answer is encrypted with. With a ticket of an answer before (`sealed_ticket`) it needs no key exchange.
+`docs/protocol.md` §7 has the bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from attestation import sealed_ticket
 from attestation._lengths import LENGTH, bucket, padded, prefixed, take_prefixed, take_uint
 from attestation._reader import Reader
 from attestation.binding import Keys
@@ -24,6 +26,7 @@ from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
 from attestation.sealed_answer import AnswerOpener
 from attestation.sealed_head import MAX_HEAD_BYTES, RequestHead, dump_head, parse_request_head
+from attestation.sealed_ticket import Ticket
 
 PATH = "/sealed"
 REQUEST_TYPE = "application/vnd.attested-inference.sealed-request"
@@ -39,27 +42,29 @@ _DIGEST, _KEY, _TAG = 32, 32, 16
 class Suite:
     """How a request is encrypted: HPKE's KEM, KDF and AEAD by their numbers (RFC 9180 §7)."""
 
-    name: Literal["x-wing", "x25519"]
+    name: Literal["x-wing", "x25519", "ticket"]
     number: bytes
-    kem: hpke.KEM
-
-    @property
-    def scheme(self) -> hpke.Suite:
-        return hpke.Suite(self.kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+    enc_bytes: int  # what stands before the ciphertext: the encapsulated key, or which ticket
 
 
-X_WING = Suite("x-wing", bytes.fromhex("647a00010002"), hpke.KEM.MLKEM768_X25519)
-X25519 = Suite("x25519", bytes.fromhex("002000010002"), hpke.KEM.X25519)
-SUITES = {suite.number: suite for suite in (X_WING, X25519)}
+X_WING = Suite("x-wing", bytes.fromhex("647a00010002"), hpke.KEM.MLKEM768_X25519.enc_length())
+X25519 = Suite("x25519", bytes.fromhex("002000010002"), hpke.KEM.X25519.enc_length())
+TICKET = Suite("ticket", bytes.fromhex("000000010002"), sealed_ticket.ENC_BYTES)  # KEM 0: none
+SUITES = {suite.number: suite for suite in (X_WING, X25519, TICKET)}
+HPKE_X_WING, _HPKE_X25519 = (
+    hpke.Suite(kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+    for kem in (hpke.KEM.MLKEM768_X25519, hpke.KEM.X25519)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKeys:
-    """The private halves: one key for each suite, which share nothing."""
+    """What opens requests: one private key for each suite, which share nothing."""
 
     mlkem: MLKEM768PrivateKey  # X-Wing is ML-KEM-768 and X25519 together
     mlkem_x25519: X25519PrivateKey
     x25519: X25519PrivateKey
+    tickets: bytes = field(repr=False)
 
     @classmethod
     def generate(cls) -> SealingKeys:
@@ -67,6 +72,7 @@ class SealingKeys:
             mlkem=MLKEM768PrivateKey.generate(),
             mlkem_x25519=X25519PrivateKey.generate(),
             x25519=X25519PrivateKey.generate(),
+            tickets=secrets.token_bytes(sealed_ticket.KEY_BYTES),
         )
 
     @property
@@ -114,11 +120,31 @@ def seal_request(
     head: RequestHead, body: bytes, *, keys: Keys, statement: bytes, now: datetime, suite: Suite = X_WING
 ) -> tuple[bytes, AnswerOpener]:
     """`head` and `body` for the enclave whose verified statement has `keys` and the digest `statement`; and what opens its answer."""
+    prefix = _prefix(suite, statement)
+    secret, content = _content(head, body, now)
+    sealed = _encrypt(suite, keys, content, _INFO + prefix)
+    return prefix + sealed, AnswerOpener(secret, sealed[: suite.enc_bytes])
+
+
+def seal_with_ticket(
+    head: RequestHead, body: bytes, *, ticket: Ticket, statement: bytes, now: datetime
+) -> tuple[bytes, AnswerOpener]:
+    """The same for the enclave that gave `ticket` in an answer under this statement."""
+    prefix = _prefix(TICKET, statement)
+    secret, content = _content(head, body, now)
+    enc, ciphertext = sealed_ticket.encrypt(ticket, prefix, content)
+    return prefix + enc + ciphertext, AnswerOpener(secret, enc)
+
+
+def _prefix(suite: Suite, statement: bytes) -> bytes:
+    return bytes([VERSION]) + suite.number + statement
+
+
+def _content(head: RequestHead, body: bytes, now: datetime) -> tuple[bytes, bytes]:
+    """The secret for the answer, and all that is encrypted."""
     secret = secrets.token_bytes(SECRET_BYTES)
     content = secret + int(now.timestamp()).to_bytes(8, "big") + prefixed(dump_head(head)) + prefixed(body)
-    prefix = bytes([VERSION]) + suite.number + statement
-    sealed = _encrypt(suite, keys, padded(content, REQUEST_BUCKET), _INFO + prefix)
-    return prefix + sealed, AnswerOpener(secret, sealed[: suite.kem.enc_length()])
+    return secret, padded(content, REQUEST_BUCKET)
 
 
 def parse_envelope(data: bytes) -> Envelope:
@@ -131,7 +157,7 @@ def parse_envelope(data: bytes) -> Envelope:
         names = ", ".join(f"{s.number.hex()} ({s.name})" for s in SUITES.values())
         raise MalformedError(Check.SEALED_SUITE, f"expected one of {names}, found {number.hex()}")
     statement = reader.take(_DIGEST, "statement digest")
-    enc = reader.take(suite.kem.enc_length(), "encapsulated key")
+    enc = reader.take(suite.enc_bytes, "enc")
     if reader.remaining < _TAG:
         raise reader.error("there is no ciphertext")
     return Envelope(
@@ -141,11 +167,8 @@ def parse_envelope(data: bytes) -> Envelope:
 
 def open_request(envelope: Envelope, keys: SealingKeys) -> Opened:
     """Decrypt with the keys of the statement that the envelope names. Whether it is new is for the caller to say."""
-    suite = envelope.suite
-    key = hpke.MLKEM768X25519PrivateKey(keys.mlkem, keys.mlkem_x25519) if suite is X_WING else keys.x25519
-    info = _INFO + bytes([VERSION]) + suite.number + envelope.statement
     try:
-        content = suite.scheme.decrypt(envelope.enc + envelope.ciphertext, key, info)
+        content = _decrypt(envelope, keys)
     except (InvalidTag, ValueError) as exc:
         raise VerificationError(Check.SEALED_OPEN, "not sealed to this key, or altered on the way") from exc
     if len(content) < SECRET_BYTES:
@@ -175,7 +198,7 @@ def check_time(message: Message, now: datetime) -> None:
 def max_request_bytes(body: int) -> int:
     """The length of the longest sealed request whose body has at most `body` bytes."""
     content = SECRET_BYTES + 8 + LENGTH + MAX_HEAD_BYTES + LENGTH + body
-    return 1 + 6 + _DIGEST + X_WING.kem.enc_length() + bucket(content, REQUEST_BUCKET) + _TAG
+    return 1 + 6 + _DIGEST + X_WING.enc_bytes + bucket(content, REQUEST_BUCKET) + _TAG
 
 
 # ----------------------------------------------------------------------------------------------------------- suites
@@ -193,9 +216,21 @@ def x_wing_key(key: bytes) -> hpke.MLKEM768X25519PublicKey:
 def _encrypt(suite: Suite, keys: Keys, content: bytes, info: bytes) -> bytes:
     try:
         if suite is X_WING:
-            return suite.scheme.encrypt(content, x_wing_key(keys.sealing_x_wing), info)
-        return suite.scheme.encrypt(content, X25519PublicKey.from_public_bytes(keys.sealing_x25519), info)
+            return HPKE_X_WING.encrypt(content, x_wing_key(keys.sealing_x_wing), info)
+        return _HPKE_X25519.encrypt(content, X25519PublicKey.from_public_bytes(keys.sealing_x25519), info)
     except ValueError as exc:
         raise MalformedError(
             Check.SEALED_KEY, f"the statement's {suite.name} key is no such key ({exc})"
         ) from exc
+
+
+def _decrypt(envelope: Envelope, keys: SealingKeys) -> bytes:
+    prefix = _prefix(envelope.suite, envelope.statement)
+    if envelope.suite is TICKET:
+        enc, ciphertext = envelope.enc, envelope.ciphertext
+        return sealed_ticket.decrypt(keys.tickets, envelope.statement, prefix, enc, ciphertext)
+    sealed = envelope.enc + envelope.ciphertext
+    if envelope.suite is X_WING:
+        key = hpke.MLKEM768X25519PrivateKey(keys.mlkem, keys.mlkem_x25519)
+        return HPKE_X_WING.decrypt(sealed, key, _INFO + prefix)
+    return _HPKE_X25519.decrypt(sealed, keys.x25519, _INFO + prefix)

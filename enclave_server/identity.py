@@ -36,7 +36,7 @@ from enclave_server.tls_certificate import Issuer
 _PR_SET_DUMPABLE = 4  # prctl(2)
 SKEW = 300  # seconds: a client's clock may be behind ours
 _LAST_SECOND = 1  # of a statement: what is under way is brought to an end in it, and nothing is begun
-_SIZES = (32, 64, 32, 32, 32)  # receipt key; ML-KEM and X25519 of X-Wing, X25519; TLS key
+_SIZES = (32, 64, 32, 32, 32, 32)  # receipt key; ML-KEM and X25519 of X-Wing, X25519, tickets; TLS key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +76,7 @@ class PrivateKeys:
                 sealing.mlkem.private_bytes_raw(),
                 sealing.mlkem_x25519.private_bytes_raw(),
                 sealing.x25519.private_bytes_raw(),
+                sealing.tickets,
                 self.tls.private_numbers().private_value.to_bytes(32, "big"),
             )
         )
@@ -83,7 +84,7 @@ class PrivateKeys:
     @classmethod
     def unpack(cls, data: bytes) -> PrivateKeys:
         ends = list(itertools.accumulate(_SIZES))
-        receipt, mlkem, mlkem_x25519, x25519, tls = (
+        receipt, mlkem, mlkem_x25519, x25519, tickets, tls = (
             data[end - size : end] for size, end in zip(_SIZES, ends, strict=True)
         )
         return cls(
@@ -92,6 +93,7 @@ class PrivateKeys:
                 mlkem=MLKEM768PrivateKey.from_seed_bytes(mlkem),
                 mlkem_x25519=X25519PrivateKey.from_private_bytes(mlkem_x25519),
                 x25519=X25519PrivateKey.from_private_bytes(x25519),
+                tickets=tickets,
             ),
             tls=ec.derive_private_key(int.from_bytes(tls, "big"), ec.SECP256R1()),
         )

@@ -2,12 +2,13 @@
 
     python -m tools.sealed_vectors
 
-Keys, texts and random values are fixed. HPKE draws its own randomness, so a request in the file stays as long as it still
+Keys, texts and random values are fixed. Sealing draws its own randomness, so a request in the file stays as long as it still
 opens to the same content; everything else is made anew, and comes out the same.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from attestation.checks import Check
 from attestation.errors import AttestationError
 from attestation.sealed import (
     SUITES,
+    TICKET,
     Opened,
     SealingKeys,
     Suite,
@@ -32,9 +34,11 @@ from attestation.sealed import (
     parse_envelope,
     parse_message,
     seal_request,
+    seal_with_ticket,
 )
 from attestation.sealed_answer import AnswerSealer
 from attestation.sealed_head import RequestHead, ResponseHead
+from attestation.sealed_ticket import Ticket
 
 FILE = Path(__file__).parent.parent / "docs/vectors/sealed.json"
 TIME = 1_795_262_400  # 2026-11-21T12:00:00Z
@@ -63,7 +67,15 @@ def private_keys() -> SealingKeys:
         mlkem=MLKEM768PrivateKey.from_seed_bytes(fixed("mlkem", 64)),
         mlkem_x25519=X25519PrivateKey.from_private_bytes(fixed("mlkem_x25519")),
         x25519=X25519PrivateKey.from_private_bytes(fixed("x25519")),
+        tickets=fixed("tickets"),
     )
+
+
+def ticket() -> Ticket:
+    """Given for this statement, a minute before."""
+    name = fixed("ticket") + (TIME - 60).to_bytes(8, "big")
+    text = b"attested-inference/sealed-ticket/v1\0" + fixed("statement") + name
+    return Ticket(id=name, secret=hmac.digest(fixed("tickets"), text, "sha256"))
 
 
 REFUSED: dict[str, tuple[Check, Callable[[list[bytes]], list[bytes]]]] = {
@@ -93,6 +105,7 @@ def case(suite: Suite, keys: SealingKeys, statement: bytes, known: str | None) -
     chunks = [first[:32], first[32:], *rest]
     return {
         "suite": suite.name,
+        **({"ticket": {"id": ticket().id.hex(), "secret": ticket().secret.hex()}} if suite is TICKET else {}),
         "request": request.hex(),
         "plaintext": _plaintext(opened).hex(),
         "time": TIME,
@@ -112,13 +125,15 @@ def case(suite: Suite, keys: SealingKeys, statement: bytes, known: str | None) -
 
 
 def _seal(suite: Suite, keys: SealingKeys, statement: bytes) -> bytes:
+    now = datetime.fromtimestamp(TIME, UTC)
+    if suite is TICKET:
+        return seal_with_ticket(HEAD, BODY.encode(), ticket=ticket(), statement=statement, now=now)[0]
     public = Keys(
         receipt_ed25519=bytes(32),
         tls_spki_sha256=bytes(32),
         sealing_x_wing=keys.public_x_wing,
         sealing_x25519=keys.public_x25519,
     )
-    now = datetime.fromtimestamp(TIME, UTC)
     return seal_request(HEAD, BODY.encode(), keys=public, statement=statement, now=now, suite=suite)[0]
 
 
@@ -135,6 +150,8 @@ def _known(keys: SealingKeys) -> dict[str, str]:
                 envelope = parse_envelope(bytes.fromhex(old["request"]))
                 message = parse_message(open_request(envelope, keys).content)
                 same = (message.time, message.head, message.body) == (TIME, HEAD, BODY.encode())
+                if envelope.suite is TICKET:
+                    same = same and envelope.enc.startswith(ticket().id)
                 if same and envelope.statement == fixed("statement"):
                     found[envelope.suite.name] = old["request"]
     return found
@@ -150,6 +167,7 @@ def vectors() -> dict[str, Any]:
             "mlkem_seed": fixed("mlkem", 64).hex(),
             "mlkem_x25519": fixed("mlkem_x25519").hex(),
             "x25519": fixed("x25519").hex(),
+            "tickets": fixed("tickets").hex(),
         },
         "sealing_x_wing": keys.public_x_wing.hex(),
         "sealing_x25519": keys.public_x25519.hex(),

@@ -13,6 +13,7 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError
 from attestation.sealed import (
     SUITES,
+    TICKET,
     X_WING,
     Opened,
     SealingKeys,
@@ -20,9 +21,11 @@ from attestation.sealed import (
     open_request,
     parse_envelope,
     seal_request,
+    seal_with_ticket,
 )
 from attestation.sealed_answer import AnswerOpener, AnswerSealer
 from attestation.sealed_head import RequestHead, ResponseHead
+from attestation.sealed_ticket import Ticket, make_ticket
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 PRIVATE, STRANGER = SealingKeys.generate(), SealingKeys.generate()
@@ -41,11 +44,17 @@ HEAD = RequestHead(
 BODY = b'{"messages":"the secret prompt"}'
 ANSWER_HEAD = ResponseHead(status=200, headers=(("content-type", "text/event-stream"),))
 PARTS = (b"data: one\n\n", b"data: two\n\n", b"data: three\n\n", b"data: [DONE]\n\n")
-BOTH = pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
+EVERY = pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
 
 
 def seal(body: bytes = BODY, suite: Suite = X_WING, head: RequestHead = HEAD) -> tuple[bytes, AnswerOpener]:
+    if suite is TICKET:
+        return seal_with_ticket(head, body, ticket=ticket(), statement=STATEMENT, now=NOW)
     return seal_request(head, body, keys=KEYS, statement=STATEMENT, now=NOW, suite=suite)
+
+
+def ticket() -> Ticket:
+    return make_ticket(PRIVATE.tickets, STATEMENT, NOW)
 
 
 def unseal(data: bytes, keys: SealingKeys = PRIVATE) -> Opened:

@@ -13,7 +13,7 @@ from attestation.sealed import SUITES, Suite, parse_message
 from attestation.sealed_answer import MAX_CHUNK_BYTES, AnswerOpener
 from tests.attestation.sealing import (
     ANSWER_HEAD,
-    BOTH,
+    EVERY,
     PARTS,
     exchange,
     read,
@@ -25,7 +25,7 @@ from tests.attestation.sealing import (
 )
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("step", [1, 7, 100, 100_000])
 def test_an_answer_comes_out_as_it_went_in(suite: Suite, step: int) -> None:
     """However the network cuts it; the head is there with the first chunk."""
@@ -115,7 +115,7 @@ TABLE: dict[str, tuple[Check, Callable[[list[bytes]], list[bytes]]]] = {
 }
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("case", TABLE)
 def test_tampering_with_an_answer(case: str, suite: Suite) -> None:
     """Whatever is done to the chunks, the client knows, and says which."""

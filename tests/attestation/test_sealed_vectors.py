@@ -27,6 +27,7 @@ def keys() -> SealingKeys:
         mlkem=MLKEM768PrivateKey.from_seed_bytes(private["mlkem_seed"]),
         mlkem_x25519=X25519PrivateKey.from_private_bytes(private["mlkem_x25519"]),
         x25519=X25519PrivateKey.from_private_bytes(private["x25519"]),
+        tickets=private["tickets"],
     )
 
 
@@ -75,16 +76,36 @@ def test_an_answer(case: dict[str, Any]) -> None:
     assert reader.head == head
 
 
+def hkdf(secret: bytes, salt: bytes, info: bytes) -> tuple[bytes, bytes]:
+    """RFC 5869 written out: a key of 32 bytes and a nonce of 12."""
+    prk = hmac.digest(salt, secret, "sha256")
+    one = hmac.digest(prk, info + b"\x01", "sha256")
+    return one, hmac.digest(prk, one + info + b"\x02", "sha256")[:12]
+
+
+def test_a_ticket_as_the_document_says() -> None:
+    """Read by nothing but docs/protocol.md: the ticket's secret from its id, and key and nonce from both."""
+    (case,) = [case for case in VECTORS["cases"] if case["suite"] == "ticket"]
+    request, ticket = bytes.fromhex(case["request"]), case["ticket"]
+    name, statement = bytes.fromhex(ticket["id"]), bytes.fromhex(VECTORS["statement"])
+    assert (request[:39], request[39:79]) == (b"\1\0\0\0\1\0\2" + statement, name)
+    assert int.from_bytes(name[32:], "big") == case["time"] - 60
+    text = b"attested-inference/sealed-ticket/v1\0" + statement + name
+    secret = hmac.digest(bytes.fromhex(VECTORS["private"]["tickets"]), text, "sha256")
+    assert secret.hex() == ticket["secret"]
+    info = b"attested-inference/sealed-ticket-request/v1\0" + request[:79]
+    key, nonce = hkdf(secret, request[79:111], info)
+    assert AESGCM(key).decrypt(nonce, request[111:], None).hex() == case["plaintext"]
+
+
 @CASES
 def test_an_answer_as_the_document_says(case: dict[str, Any]) -> None:
     """Read by nothing but docs/protocol.md: HKDF written out, nonces counted, the last chunk marked, zeros at the end."""
     request, answer = bytes.fromhex(case["request"]), case["answer"]
-    enc = request[39 : 39 + (1120 if case["suite"] == "x-wing" else 32)]
+    enc = request[39 : 39 + {"x-wing": 1120, "x25519": 32, "ticket": 72}[case["suite"]]]
     secret, random = bytes.fromhex(case["plaintext"])[:32], bytes.fromhex(answer["random"])
-    prk = hmac.digest(enc + random, secret, "sha256")
-    one = hmac.digest(prk, b"attested-inference/sealed-answer/v1\x01", "sha256")
-    two = hmac.digest(prk, one + b"attested-inference/sealed-answer/v1\x02", "sha256")
-    key, base = one, int.from_bytes(two[:12], "big")
+    key, nonce = hkdf(secret, enc + random, b"attested-inference/sealed-answer/v1")
+    base = int.from_bytes(nonce, "big")
     data = b""
     for place, text_of_chunk in enumerate(answer["chunks"]):
         chunk = bytes.fromhex(text_of_chunk)

@@ -80,6 +80,6 @@ def test_packed_keys_are_in_no_words(tmp_path: Path) -> None:
     """No private key is in what an identity prints of itself, as a traceback or a debugger would show it."""
     identity = make_identity(gateway_settings(tmp_path), engine_version="1")
     shown = repr(identity).encode()
-    for key in (identity.keys.pack()[at : at + 32] for at in range(0, 192, 32)):
+    for key in (identity.keys.pack()[at : at + 32] for at in range(0, 224, 32)):
         assert key.hex().encode() not in shown
         assert repr(key)[2:-1].encode() not in shown

@@ -1,0 +1,121 @@
+"""Tickets as bytes: what is sealed with one, for how long it is good, and what opens."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestation._b64 import b64url_encode
+from attestation.checks import Check
+from attestation.errors import MalformedError, VerificationError
+from attestation.sealed import TICKET, parse_envelope, parse_message, seal_with_ticket
+from attestation.sealed_ticket import SECONDS, Ticket, check_ticket, dump_ticket, make_ticket, parse_ticket
+from tests.attestation.sealing import (
+    BODY,
+    HEAD,
+    NOW,
+    PRIVATE,
+    STATEMENT,
+    STRANGER,
+    refused,
+    seal,
+    ticket,
+    unseal,
+)
+
+
+def seal_with(given: Ticket, statement: bytes = STATEMENT) -> bytes:
+    return seal_with_ticket(HEAD, BODY, ticket=given, statement=statement, now=NOW)[0]
+
+
+def test_a_ticket_comes_out_as_it_went_in() -> None:
+    """As text in a head; and it is shown to nobody who prints it."""
+    given = ticket()
+    assert parse_ticket(dump_ticket(given)) == given
+    assert repr(given.secret)[2:-1] not in repr(given)
+    assert PRIVATE.tickets.hex() not in repr(PRIVATE)
+    assert repr(PRIVATE.tickets)[2:-1] not in repr(PRIVATE)
+
+
+def test_no_two_tickets_are_alike() -> None:
+    """Made for the same statement at the same moment, they share nothing but that moment."""
+    one, two = ticket(), ticket()
+    assert one.id[:32] != two.id[:32]
+    assert one.id[32:] == two.id[32:] == int(NOW.timestamp()).to_bytes(8, "big")
+    assert one.secret != two.secret
+
+
+def test_the_secret_is_of_this_key_statement_and_id() -> None:
+    """As the protocol writes it, so that nobody has to remember a ticket."""
+    given = ticket()
+    text = b"attested-inference/sealed-ticket/v1\0" + STATEMENT + given.id
+    assert given.secret == hmac.digest(PRIVATE.tickets, text, "sha256")
+
+
+def test_a_ticket_used_twice_repeats_no_key() -> None:
+    """Both requests open, and neither tells of the other: the same content is another ciphertext under another key."""
+    given = ticket()
+    one, two = (parse_envelope(seal_with(given)) for _ in range(2))
+    assert one.suite is two.suite is TICKET
+    assert one.enc[:40] == two.enc[:40] == given.id
+    assert one.enc[40:] != two.enc[40:]
+    assert one.ciphertext != two.ciphertext
+    for data in (seal_with(given), seal_with(given)):
+        assert parse_message(unseal(data).content).body == BODY
+    mixed = seal_with(given)[:111] + seal_with(given)[111:]  # one's random value, the other's ciphertext
+    assert refused(unseal, mixed) is Check.SEALED_OPEN
+
+
+def test_a_ticket_of_another_statement_opens_nothing() -> None:
+    """Whichever statement is written outside: the one that it was given for, or the one that lives now."""
+    other = make_ticket(PRIVATE.tickets, b"\x0b" * 32, NOW)
+    assert refused(unseal, seal_with(other)) is Check.SEALED_OPEN
+    moved = seal_with(other, b"\x0b" * 32)
+    assert refused(unseal, moved[:7] + STATEMENT + moved[39:]) is Check.SEALED_OPEN
+
+
+def test_a_ticket_of_another_identity_opens_nothing() -> None:
+    """Neither does another enclave's key open what was sealed with a ticket of this one."""
+    assert refused(unseal, seal_with(make_ticket(STRANGER.tickets, STATEMENT, NOW))) is Check.SEALED_OPEN
+    assert refused(unseal, seal_with(ticket()), STRANGER) is Check.SEALED_OPEN
+
+
+def test_a_secret_made_up_opens_nothing() -> None:
+    """Who saw a ticket's id on the way can do nothing with it, also not make it younger."""
+    given = ticket()
+    assert refused(unseal, seal_with(replace(given, secret=bytes(32)))) is Check.SEALED_OPEN
+    younger = given.id[:32] + (int(NOW.timestamp()) + 1).to_bytes(8, "big")
+    assert refused(unseal, seal_with(replace(given, id=younger))) is Check.SEALED_OPEN
+
+
+def test_a_ticket_has_its_time() -> None:
+    """It is good for ten minutes, and not before it was made."""
+    enc = parse_envelope(seal_with(ticket())).enc
+    for age in (0, 1, SECONDS):
+        check_ticket(enc, NOW + timedelta(seconds=age))
+    for age in (-1, SECONDS + 1):
+        with pytest.raises(VerificationError) as caught:
+            check_ticket(enc, NOW + timedelta(seconds=age))
+        assert caught.value.check is Check.SEALED_TICKET
+
+
+def test_a_request_with_a_ticket_is_short() -> None:
+    """It leaves out the key exchange, and is padded as any other."""
+    data, _ = seal(suite=TICKET)
+    assert len(data) == 1 + 6 + 32 + 72 + 1024 + 16
+    assert len(seal()[0]) - len(data) == 1120 - 72
+
+
+@given(st.text(max_size=120) | st.binary(min_size=70, max_size=74).map(b64url_encode))
+@settings(max_examples=300, deadline=None)
+def test_any_text_as_a_ticket(text: str) -> None:
+    """A value, or an error of ours."""
+    try:
+        assert dump_ticket(parse_ticket(text)) == text
+    except MalformedError as error:
+        assert error.check is Check.SEALED_FORMAT  # noqa: PT017
