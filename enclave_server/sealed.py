@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
-from attestation import sealed
+from attestation import sealed, sealed_ticket
 from attestation.checks import Check
 from attestation.errors import AttestationError, VerificationError
 from attestation.sealed_answer import ANSWER_TYPE, AnswerSealer
-from attestation.sealed_head import OF_THE_CONNECTION, ResponseHead
+from attestation.sealed_head import OF_THE_CONNECTION, Headers, ResponseHead
 from enclave_server.access.admission import overloaded
 from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.errors import ApiError, body_timeout, too_large
@@ -30,6 +31,7 @@ from enclave_server.watch import ClientGoneError, Watch
 LARGE_AT_ONCE = 16  # bodies of the largest size that may be on their way in, in one worker
 _SMALL = 64 * 1024  # as much as the server below holds of any; so nobody who sends more keeps these out
 RAW_PATH = sealed.PATH.encode()
+_ASK = (sealed_ticket.HEADER, sealed_ticket.ASK)
 _TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), ANSWER_TYPE.encode()
 _HEADERS = [
     (b"content-type", _ANSWER_TYPE),
@@ -41,6 +43,7 @@ _ERRORS = {
     Check.SEALED_SUITE: (400, "The request is sealed with a suite that this gateway does not know."),
     Check.SEALED_OPEN: (400, "The sealed request does not open."),
     Check.SEALED_KEY: (422, "The request is sealed to another statement's keys; verify this enclave again."),
+    Check.SEALED_TICKET: (422, "The ticket is not good any more; seal the request to the statement's key."),
     Check.SEALED_REPLAY: (409, "This sealed request was here before."),
     Check.SEALED_TIME: (400, "The time inside the seal is too far from this gateway's clock."),
 }
@@ -94,7 +97,8 @@ class Sealed:
             await unsigned(send, _api_error(error))
         else:
             state = {**scope.get("state", {}), STATE: envelope.statement}  # whatever the connection's key is
-            sealing = _Sealing(send, AnswerSealer(opened.secret, opened.enc))
+            ticket = partial(self._ticket, envelope)
+            sealing = _Sealing(send, AnswerSealer(opened.secret, opened.enc), ticket)
             await self._serve(opened, now, {**scope, "state": state}, receive, sealing)
 
     async def _read(self, receive: Receive) -> bytes:
@@ -134,10 +138,21 @@ class Sealed:
         if identity is None or self._identities.leaving(envelope.statement):
             raise VerificationError(Check.SEALED_KEY, "sealed to another statement, or to one that is ending")
         self._replays.check(envelope.enc, now)
+        if envelope.suite is sealed.TICKET:
+            sealed_ticket.check_ticket(envelope.enc, datetime.fromtimestamp(now, UTC))
         return sealed.open_request(envelope, identity.keys.sealing)
 
+    def _ticket(self, envelope: sealed.Envelope) -> Headers:
+        """The header that brings a ticket. Not to X25519: what is sealed with a ticket is never weaker than X-Wing."""
+        identity = self._identities.alive(envelope.statement)
+        if identity is None or envelope.suite is sealed.X25519:
+            return ()
+        now = datetime.fromtimestamp(self._now(), UTC)
+        ticket = sealed_ticket.make_ticket(identity.keys.sealing.tickets, envelope.statement, now)
+        return ((sealed_ticket.HEADER, sealed_ticket.dump_ticket(ticket)),)
+
     async def _serve(
-        self, opened: sealed.Opened, now: float, scope: Scope, receive: Receive, send: Send
+        self, opened: sealed.Opened, now: float, scope: Scope, receive: Receive, send: _Sealing
     ) -> None:
         try:
             message = sealed.parse_message(opened.content)
@@ -145,7 +160,12 @@ class Sealed:
             await self._inner.refuse(scope, send, _api_error(error))
             return
         path, _, query = message.head.target.encode("ascii").partition(b"?")
-        headers = [(n.encode("ascii"), v.encode("latin-1")) for n, v in message.head.headers]
+        send.asked = _ASK in message.head.headers
+        headers = [
+            (n.encode("ascii"), v.encode("latin-1"))
+            for n, v in message.head.headers
+            if n != sealed_ticket.HEADER
+        ]
         inside = {
             **scope,
             "method": message.head.method,
@@ -169,14 +189,15 @@ class Sealed:
 class _Sealing:
     """ASGI's `send`: what the application says is sealed on its way, one chunk for each piece, none of them delayed."""
 
-    def __init__(self, send: Send, sealer: AnswerSealer) -> None:
-        self._send, self._sealer = send, sealer
+    def __init__(self, send: Send, sealer: AnswerSealer, ticket: Callable[[], Headers]) -> None:
+        self._send, self._sealer, self._ticket = send, sealer, ticket
+        self.asked = False  # for a ticket
         self._head: ResponseHead | None = None
         self._write: Callable[[bytes], bool] | None = None  # the short way of a stream's chunks
 
     async def __call__(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self._head = _head(message)
+            self._head = _head(message, self._ticket() if self.asked else ())
             return
         last = not message.get("more_body", False)
         if not last:  # wait before sealing: a chunk that is sealed and then given up, for the time's end, would be missing
@@ -196,10 +217,10 @@ class _Sealing:
             await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
-def _head(message: dict[str, Any]) -> ResponseHead:
+def _head(message: dict[str, Any], ticket: Headers) -> ResponseHead:
     pairs = [(name.decode("ascii"), value.decode("latin-1")) for name, value in message["headers"]]
     headers = tuple([pair for pair in pairs if pair[0] not in OF_THE_CONNECTION])
-    return ResponseHead(status=message["status"], headers=headers)
+    return ResponseHead(status=message["status"], headers=headers + ticket)
 
 
 def _api_error(error: AttestationError) -> ApiError:
