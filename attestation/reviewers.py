@@ -112,8 +112,14 @@ class ReferencesPolicy:
 
     def verify(self, envelope: bytes, files: Mapping[str, bytes] = _NO_FILES) -> References:
         """The references in `envelope`, signed by enough reviewers, under this name and not of an older epoch."""
+        return self.reviewed(envelope, files)[0]
+
+    def reviewed(
+        self, envelope: bytes, files: Mapping[str, bytes] = _NO_FILES
+    ) -> tuple[References, tuple[str, ...]]:
+        """What `verify` gives, and the names of the reviewers whose signatures of it hold."""
         payload, signatures = parse_envelope(envelope)
-        self._verify_signatures(payload, signatures, {self.file: envelope, **files})
+        signers = self._verify_signatures(payload, signatures, {self.file: envelope, **files})
         found = parse_statement(payload)
         if found.name != self.name:
             raise VerificationError(
@@ -125,12 +131,7 @@ class ReferencesPolicy:
                 f"expected epoch {self.min_epoch} or later, found {found.epoch}",
                 advice="These references are older than those seen before; get the newest ones from their publisher",
             )
-        return found
-
-    def signers(self, envelope: bytes, files: Mapping[str, bytes] = _NO_FILES) -> tuple[str, ...]:
-        """The names of the reviewers whose signatures hold, when they are enough."""
-        payload, signatures = parse_envelope(envelope)
-        return self._verify_signatures(payload, signatures, {self.file: envelope, **files})
+        return found, signers
 
     def _verify_signatures(
         self, payload: bytes, signatures: Sequence[bytes], files: Mapping[str, bytes]

@@ -73,14 +73,18 @@ def references_of(policy: Policy, folder: Path, notice: Notice = _unnoticed) -> 
     return None if wanted is None else wanted.verify(*_published(wanted, folder, notice))
 
 
-def reviewed(file: Path) -> str:
-    """Which references a policy file names, and whose signatures of them hold, in words; nothing where it names none."""
-    wanted = parse_policy(read_policy_text(file)).references
+def reviewed(file: Path) -> tuple[Policy, str]:
+    """What `load_policy` makes of a file, and which references it names and whose signatures of them hold, in words.
+
+    The words are empty where it names none. Every file is read once, so they are about what is in the policy.
+    """
+    policy = parse_policy(read_policy_text(file))
+    wanted = policy.references
     if wanted is None:
-        return ""
-    published = _published(wanted, file.parent, _unnoticed)
-    found, signers = wanted.verify(*published), wanted.signers(*published)
-    return f"{found.name!r}, epoch {found.epoch}, signed by {', '.join(signers)}"
+        return policy, ""
+    found, signers = wanted.reviewed(*_published(wanted, file.parent, _unnoticed))
+    words = f"{found.name!r}, epoch {found.epoch}, signed by {', '.join(signers)}"
+    return merge(policy, found), words
 
 
 def _published(wanted: ReferencesPolicy, folder: Path, notice: Notice) -> tuple[bytes, dict[str, bytes]]:

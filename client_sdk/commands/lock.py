@@ -66,8 +66,8 @@ def lock_enclave(  # noqa: PLR0913, PLR0917  # a command's options are its param
     accepted = None
     try:
         old = load_policy(output) if output.exists() else None
-        accepted = _accepted(policy, no_gpu=no_gpu)
-        signed = reviewed(policy) if policy is not None else ""
+        accepted, signed = reviewed(policy) if policy is not None else (FIRST_SIGHT, "")
+        accepted = replace(accepted, gpu=replace(accepted.gpu, required=False)) if no_gpu else accepted
         with working(f"verifying {url}"):
             verdict = ask(url, accepted, channel)
     except AttestationError as error:
@@ -122,11 +122,6 @@ def diff(
         for line in lines or ["nothing differs"]:
             typer.echo(clean(line))
     raise typer.Exit(ExitCode.DIFFERS if lines else ExitCode.ACCEPT)
-
-
-def _accepted(policy: Path | None, *, no_gpu: bool) -> Policy:
-    accepted = load_policy(policy) if policy is not None else FIRST_SIGHT
-    return replace(accepted, gpu=replace(accepted.gpu, required=False)) if no_gpu else accepted
 
 
 def _text(made: Policy, now: datetime, url: str, values: Sequence[str]) -> str:

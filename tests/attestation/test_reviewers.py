@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,7 +21,7 @@ from attestation.policy import parse_policy
 from attestation.references import dump_statement
 from attestation.reviewers import ReferencesPolicy, Reviewer
 from client_sdk.policy_toml import dump_policy
-from client_sdk.terms import load_policy
+from client_sdk.terms import load_policy, reviewed
 from tests.attestation.sigstore_world import IDENTITY, ISSUER, SigstoreWorld
 from tests.attestation.test_references import BARE, REFERENCES, REVIEWERS, signed
 
@@ -221,3 +222,25 @@ def test_minisign_from_files_beside_the_policy(tmp_path: Path) -> None:
         load_policy(tmp_path / "policy.toml")
     (tmp_path / "refs.json.minisig").write_bytes(minisigned(MINISIGN, dump_statement(REFERENCES)))
     assert load_policy(tmp_path / "policy.toml").release.epoch == REFERENCES.epoch
+
+
+def test_policy_and_signers_come_of_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who signed is said of the very bytes that are in the policy: no file is read again, as it could be another by then."""
+    (tmp_path / "policy.toml").write_text(dump_policy(replace(BARE, references=BOTH)))
+    (tmp_path / "refs.json").write_bytes(signed(by=(0,)))
+    for name, data in FILES.items():
+        (tmp_path / name).write_bytes(data)
+    loaded, opened, as_it_is = load_policy(tmp_path / "policy.toml"), [], Path.open
+
+    def noticed(file: Path, *how: Any) -> Any:
+        opened.append(file.name)
+        return as_it_is(file, *how)
+
+    monkeypatch.setattr(Path, "open", noticed)
+    policy, words = reviewed(tmp_path / "policy.toml")
+    assert policy == loaded
+    assert (
+        words
+        == f"'acme/inference', epoch {REFERENCES.epoch}, signed by {REVIEWERS[0].name}, release workflow"
+    )
+    assert sorted(opened) == ["policy.toml", "refs.json", "refs.sigstore.json", "root.json"]
