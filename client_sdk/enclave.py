@@ -18,6 +18,8 @@ from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.receipt import NONCE_HEADER
 from attestation.sealed import PATH as SEALED_PATH
+from attestation.sealed_answer import AnswerOpener
+from attestation.sealed_ticket import Ticket
 from attestation.verdict import Verdict
 from client_sdk._bodies import Clock, Http
 from client_sdk._worlds import TooLongError, World
@@ -27,6 +29,7 @@ from client_sdk.receipts import Attestation, PlainCheck, check_answer, fields
 from client_sdk.sealing import HEADERS, MAX_ERROR_BYTES, Channel, is_sealed, not_sealed, seal
 from client_sdk.session import make_nonce
 from client_sdk.streams import StreamCheck, Verify
+from client_sdk.tickets import Tickets
 from client_sdk.tls import pinned_context, unpinned_context
 
 #: The gateway's own routes, which carry no user's data and no receipts (docs/protocol.md §6).
@@ -57,8 +60,9 @@ class Enclave:
         survive_forks(self)
 
     def forked(self) -> None:
-        """What another process holds is not used in this one: neither its connections nor its locks."""
+        """What another process holds is not used in this one: neither its connections nor its locks, nor its tickets."""
         self._places: dict[asyncio.AbstractEventLoop | None, _Place] = {}
+        self._tickets = Tickets()
 
     async def exchange(self, request: Http) -> Http:
         """Send `request`, once, to an attested enclave; the answer with its receipt checked."""
@@ -169,8 +173,35 @@ class Enclave:
 
     async def _sealed(self, transport: Http, request: Http, exchange: Exchange) -> Http:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
+        statement = exchange.verdict.statement_digest
+        ticket = self._tickets.take(statement)
+        try:
+            answer, opener = await self._posted(transport, request, exchange, ticket)
+        except VerificationError as error:
+            if ticket is None or error.check is not Check.SEALED_TICKET:
+                raise
+            self._tickets.drop()  # none was opened, says the gateway: seal it once more, to the statement's key
+            answer, opener = await self._posted(transport, request, exchange, None)
+        try:
+            head, stream = await self._world.unseal(answer.stream, opener)
+            inside = self._tickets.take_out(head.headers, statement)
+        except BaseException:
+            await self._world.close(answer.stream)
+            raise
+        headers = [(name.encode(), text.encode("latin-1")) for name, text in inside]
+        answer.status_code, answer.headers, answer.stream = (
+            head.status,
+            self._world.http.Headers(headers),
+            stream,
+        )
+        return answer
+
+    async def _posted(
+        self, transport: Http, request: Http, exchange: Exchange, ticket: Ticket | None
+    ) -> tuple[Http, AnswerOpener]:
+        """A sealed answer, still closed, and what opens it."""
         http = self._world.http
-        data, opener = seal(exchange, request.headers.raw, self._clock())
+        data, opener = seal(exchange, request.headers.raw, self._clock(), ticket)
         around = {"headers": self._around, "stream": http.ByteStream(data), "extensions": request.extensions}
         sent = http.Request("POST", self._sealed_url, **around)
         sent.headers["Content-Length"] = str(len(data))
@@ -178,13 +209,10 @@ class Enclave:
         try:
             if not is_sealed(answer.status_code, fields(answer.headers.raw).get("Content-Type")):
                 raise not_sealed(answer.status_code, await self._error_body(answer.stream))
-            head, stream = await self._world.unseal(answer.stream, opener)
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        headers = [(name.encode(), text.encode("latin-1")) for name, text in head.headers]
-        answer.status_code, answer.headers, answer.stream = head.status, http.Headers(headers), stream
-        return answer
+        return answer, opener
 
     async def _error_body(self, stream: Http) -> bytes:
         try:

@@ -11,11 +11,12 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from attestation import sealed
+from attestation import sealed, sealed_ticket
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError, VerificationError
 from attestation.sealed_answer import ANSWER_TYPE, AnswerOpener
 from attestation.sealed_head import OF_THE_CONNECTION, RequestHead
+from attestation.sealed_ticket import Ticket
 from client_sdk.exchange import Exchange
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -26,6 +27,7 @@ HEADERS = (
     (b"Accept-Encoding", b"identity"),
     (b"User-Agent", b"attested-inference"),
 )
+_ASK = (sealed_ticket.HEADER, sealed_ticket.ASK)
 _BY_CODE = {
     check.replace(".", "_"): check
     for check in (
@@ -33,6 +35,7 @@ _BY_CODE = {
         Check.SEALED_SUITE,
         Check.SEALED_KEY,
         Check.SEALED_OPEN,
+        Check.SEALED_TICKET,
         Check.SEALED_REPLAY,
     )
 }
@@ -60,19 +63,19 @@ class Channel(StrEnum):
         return self is not Channel.SEALED
 
 
-def seal(exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime) -> tuple[bytes, AnswerOpener]:
-    """The body of the POST to /sealed, and what opens its answer."""
+def seal(
+    exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime, ticket: Ticket | None = None
+) -> tuple[bytes, AnswerOpener]:
+    """The body of the POST to /sealed, and what opens its answer, which is asked for a ticket for another request."""
     pairs = [
         (inner, value.decode("latin-1")) for name, value in headers if (inner := _inner(name)) is not None
     ]
-    head = RequestHead(method=exchange.method, target=exchange.path, headers=tuple(pairs))
-    return sealed.seal_request(
-        head,
-        exchange.body,
-        keys=exchange.verdict.statement.keys,
-        statement=exchange.verdict.statement_digest,
-        now=now,
-    )
+    head = RequestHead(method=exchange.method, target=exchange.path, headers=(*pairs, _ASK))
+    body, statement = exchange.body, exchange.verdict.statement_digest
+    if ticket is not None:
+        return sealed.seal_with_ticket(head, body, ticket=ticket, statement=statement, now=now)
+    keys = exchange.verdict.statement.keys
+    return sealed.seal_request(head, body, keys=keys, statement=statement, now=now)
 
 
 @lru_cache(maxsize=256)

@@ -76,5 +76,6 @@ def test_headers_go_inside_without_those_of_the_connection() -> None:
     envelope = parse_envelope(data)
     assert envelope.statement == exchange.verdict.statement_digest
     message = parse_message(open_request(envelope, enclave.sealing_keys).content)
-    assert message.head.headers == (("authorization", "Bearer k"), ("x", "é"))
+    asked = ("attested-ticket", "new")
+    assert message.head.headers == (("authorization", "Bearer k"), ("x", "é"), asked)
     assert (message.head.target, message.body) == (exchange.path, exchange.body)
