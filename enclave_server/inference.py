@@ -30,9 +30,9 @@ from enclave_server.incoming import read_body, whole_body
 from enclave_server.log import failure, log
 from enclave_server.metrics import Metrics
 from enclave_server.parts import parts_for
-from enclave_server.peek import usage_of
+from enclave_server.peek import one_model, usage_of
 from enclave_server.receipts.log import ReceiptQueue
-from enclave_server.routes import DONE, ROUTES, Route
+from enclave_server.routes import DONE, MODEL, ROUTES, Route, model_of, route_of
 from enclave_server.settings import Settings
 from enclave_server.tokens import tokens_for
 from enclave_server.watch import ClientGoneError, Watch
@@ -139,7 +139,7 @@ class Inference:
                 if body is None:
                     with watch.sooner(self._settings.body_seconds, errors.body_timeout):
                         body = await read_body(receive, limit=limit, seen=seen)
-                request = self._for_engine(exchange, path, body, visit)
+                request = self._for_engine(exchange, route, path, body, visit)
                 del body  # it may be large, and the answer may take long
                 watch.client(scope.get("state", {}))
                 async with request as answer:
@@ -148,10 +148,10 @@ class Inference:
                 self._access.leave(visit, exchange)
 
     def _for_engine(
-        self, exchange: Exchange, path: bytes, body: bytes, visit: Visit
+        self, exchange: Exchange, route: Route, path: bytes, body: bytes, visit: Visit
     ) -> AbstractAsyncContextManager[EngineAnswer]:
         """What the engine is asked, once the body was judged."""
-        route, fields = ROUTES[path], exchange.fields
+        fields = exchange.fields
         members, exchange.sampling, content_type = read_request(route, fields, body)
         exchange.parts = parts_for(fields, route, exchange.nonce, body)
         exchange.tokens = tokens_for(fields, route)
@@ -163,7 +163,7 @@ class Inference:
         named = _named(scope)
         if named is not None and named != exchange.identity.statement_digest:
             raise errors.statement_ended(421)
-        route = ROUTES.get(path)
+        route = route_of(path)
         if route is None:
             raise ApiError(404, "not_found", "There is no such route here: the API is below /v1.")
         if exchange.method != route.method:
@@ -195,6 +195,8 @@ class Inference:
             raise ApiError(404, "not_found", "The served model has no such route.")
         if answer.status >= 500 and not content_type.startswith(b"application/json"):
             raise UpstreamError("it failed in plain words")  # a router's name its workers' addresses
+        if route is MODEL and answer.status == 200:
+            body = one_model(body, model_of(exchange.target))
         outcome = Outcome.COMPLETE if answer.status == 200 else Outcome.ERROR
         usage = usage_of(body) if outcome is Outcome.COMPLETE else None
         if exchange.parts is not None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from attestation.receipt import Usage
-from enclave_server.errors import ApiError
+from enclave_server.errors import ApiError, engine_aborted
 
 MAX_DEPTH = 64  # JSON Schemas of tools reach about 20
 MAX_SAMPLING_BYTES = 6 * 1024  # the receipt carries them and has 16 KiB in all
@@ -210,3 +210,27 @@ def usage_of(body: bytes) -> Usage | None:
     cached = counts.cache_read_input_tokens if details is None else details.cached_tokens
     apart = (counts.cache_read_input_tokens or 0) + (counts.cache_creation_input_tokens or 0)
     return Usage(prompt_tokens=prompt + apart, completion_tokens=completion or 0, cached_tokens=cached)
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+_decode_models, _decode_model = msgspec.json.Decoder(_Models).decode, msgspec.json.Decoder(_Model).decode
+
+
+def one_model(listed: bytes, name: str) -> bytes:
+    """What the engine's list says of the model with this name, in the engine's own bytes."""
+    try:
+        for entry in _decode_models(listed).data:
+            if _decode_model(entry).id == name:
+                return bytes(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise engine_aborted() from None
+    raise ApiError(
+        404, "model_not_found", "There is no such model here; /v1/models lists those that are.", param="model"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from urllib.parse import unquote
 
 DONE, MESSAGE_STOP = b"data: [DONE]\n\n", b"event: message_stop\n"
 RESPONSE_COMPLETED = b"event: response.completed\n"
@@ -180,3 +181,16 @@ ROUTES: Mapping[bytes, Route] = {
         engine="/v1/audio/translations", kind=Kind.FORM, ending=DONE, fields=_AUDIO
     ),
 }
+#: `GET /v1/models/{model}`, which vLLM does not have: its entry of the list.
+MODEL = Route(engine="/v1/models", kind=Kind.NOTHING)
+_MODELS = b"/v1/models/"
+
+
+def route_of(path: bytes) -> Route | None:
+    """Where a request to this path goes, if anywhere."""
+    return ROUTES.get(path) or (MODEL if path.startswith(_MODELS) else None)
+
+
+def model_of(target: str) -> str:
+    """Which model such a request is about. A name may have slashes, which clients send as they are, or as %2F."""
+    return unquote(target.partition("?")[0][len(_MODELS) :])

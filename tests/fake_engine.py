@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +43,7 @@ class Behaviour:
     healthy: bool = True
     replica_away: bool = False  # as a router before several: ready, and not healthy
     version: str = VERSION
+    models: Sequence[str] = (MODEL,)  # what it lists
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,11 @@ class FakeEngine:
 
     async def _models(self, request: web.Request) -> web.Response:
         await self._see(request)
-        model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "vllm"}
-        return web.json_response({"object": "list", "data": [model]})
+        models = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "vllm"}
+            for name in self.behaviour.models
+        ]
+        return web.json_response({"object": "list", "data": models})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await self._see(request)

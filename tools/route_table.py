@@ -6,7 +6,7 @@ import json
 import sys
 
 from enclave_server.content import MEMBERS
-from enclave_server.routes import HARMLESS, REFUSED, ROUTES
+from enclave_server.routes import HARMLESS, MODEL, REFUSED, ROUTES
 
 _TOP = """# Routes
 
@@ -45,6 +45,7 @@ _DEEPER = """
   reference, and `uuid` (a name in a cache that tenants share) are refused.
 - `tools` are functions, which the client runs. `store` may be `false`. `chat_template_kwargs` has plain values, and no `chat_template`.
 - `structured_outputs` and `stream_options` have the members {members}.
+- `GET /v1/models/{{model}}`, which vLLM does not have, is answered with the bytes of that entry, or `404 model_not_found`.
 - A body to `/v1/tokenize` or `/v1/detokenize` has at most 1 MiB (`413 request_too_large`): vLLM has one tokenizer for all, and no other bound there.
 - Forms: `file` is the only file; numbers and truth values are written as in JSON; other fields have at most 64 KiB.
 """
@@ -58,6 +59,10 @@ def table() -> str:
         lines.append(
             f"| `{route.method} {path.decode()}` | `{route.engine}` | {route.kind.value} | {ending} |"
         )
+        if route.engine == MODEL.engine:
+            lines.append(
+                f"| `{MODEL.method} {path.decode()}/{{model}}` | its entry in `{MODEL.engine}` | nothing | – |"
+            )
     lines += ["\n## vLLM's routes that are not carried\n", "| vLLM's | why |", "|---|---|"]
     lines += [f"| {', '.join(f'`{path}`' for path in paths)} | {why} |" for why, paths in NOT_CARRIED.items()]
     lines.append("\n## Fields\n")

@@ -147,7 +147,7 @@ async def async_proven(url: str, policy: str) -> Any:
 
 def models(url: str, policy: str) -> Any:
     with make(url, policy) as client:
-        return [model.id for model in client.models.list()]
+        return [client.models.retrieve(model.id).id for model in client.models.list()]
 
 
 def completions(url: str, policy: str) -> Any:

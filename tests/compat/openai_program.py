@@ -68,7 +68,8 @@ async def each(stream: Any) -> AsyncIterator[Any]:
 
 
 async def models(client: Any) -> Any:
-    return [model.id async for model in each(await got(client.models.list()))]
+    listed = [model async for model in each(await got(client.models.list()))]
+    return [(await got(client.models.retrieve(model.id))).id for model in listed]
 
 
 async def chat(client: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from attestation.receipt import Outcome, Usage
 from enclave_server.content import read_request
 from enclave_server.errors import ApiError
 from enclave_server.forms import MAX_FIELD, read_form
+from enclave_server.peek import one_model
 from enclave_server.routes import MAX_TEXT, REFUSED, ROUTES, Kind
 from tests.caller import Caller
 from tests.servers import MODEL, FakeEngine
@@ -59,9 +61,7 @@ def test_each_route(caller: Caller, engine: FakeEngine, path: bytes) -> None:
     assert (engine.requests[-1].path, engine.requests[-1].body) == (ROUTES[path].engine, body.encode())
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/tokenizer_info", "/v1/responses/resp_1", "/v1/models/x", "/v1/metrics"]
-)
+@pytest.mark.parametrize("path", ["/v1/tokenizer_info", "/v1/responses/resp_1", "/v1/model/x", "/v1/metrics"])
 def test_other_routes(caller: Caller, engine: FakeEngine, path: str) -> None:
     """What is not in the table is a signed 404, and the engine hears nothing of it."""
     for method in ("GET", "POST"):
@@ -137,6 +137,45 @@ def test_text_that_only_the_gateway_bounds(caller: Caller, engine: FakeEngine, p
     answer = caller.post(path, body.ljust(MAX_TEXT + 1))
     assert (answer.status, answer.error) == (413, "request_too_large")
     assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("name", [MODEL, "acme/tiny"])
+def test_one_model(caller: Caller, engine: FakeEngine, name: str) -> None:
+    """What programs ask for before they begin: the engine's entry in its list, in the engine's own bytes, with a receipt."""
+    engine.behaviour.models = [MODEL, "acme/tiny"]
+    listed = caller.get("/v1/models")
+    for path in {f"/v1/models/{name}", f"/v1/models/{quote(name, safe='')}?x"}:
+        answer = caller.get(path)
+        assert (answer.status, answer.outcome, answer.json["id"]) == (200, Outcome.COMPLETE, name)
+        assert answer.body in listed.body
+        assert answer.receipt.request.path == path
+        assert (engine.requests[-1].method, engine.requests[-1].path) == ("GET", "/v1/models")
+
+
+@pytest.mark.parametrize("name", ["another", "", MODEL.upper(), f"{MODEL}/", "%FF"])
+def test_a_model_that_is_not_served(caller: Caller, name: str) -> None:
+    """It is named as the reason, in OpenAI's words for it."""
+    answer = caller.get(f"/v1/models/{name}")
+    assert (answer.status, answer.error, answer.outcome) == (404, "model_not_found", Outcome.ERROR)
+    assert answer.json["error"]["param"] == "model"
+
+
+def test_one_model_is_only_read(caller: Caller, engine: FakeEngine) -> None:
+    """Nothing else can be done with it, and the engine hears nothing of that."""
+    answer = caller.call("DELETE", f"/v1/models/{MODEL}")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET")
+    assert engine.requests == []
+
+
+@given(
+    st.binary(max_size=60)
+    | st.sampled_from((b'{"data":[{"id":1}]}', b'{"data":[{}]}', b'{"data":{}}', b"[" * 9999))
+)
+def test_any_list_of_models(listed: bytes) -> None:
+    """Whatever an engine calls its list, there is an error that a client knows."""
+    with pytest.raises(ApiError) as caught:
+        one_model(listed, "x")
+    assert caught.value.code in {"engine_aborted", "model_not_found"}
 
 
 def test_models_without_a_body(caller: Caller, engine: FakeEngine) -> None:
