@@ -23,6 +23,7 @@ from tests.caller import Caller
 from tests.enclave_server.fake_settings import fake_settings
 from tests.enclave_server.test_replays import Answering, post
 from tests.enclave_server.test_sealed import ASKED, STREAMED, Inside, Sealer, code_of, unsealed
+from tests.processes import until
 from tests.served import served
 from tests.servers import FakeEngine, LiveGateway, gateway_settings
 
@@ -48,6 +49,19 @@ def test_an_answer_brings_a_ticket(client: Sealer, asked: dict[str, Any]) -> Non
     assert [inside.status for inside in (first, second, third)] == [200] * 3
     assert len({given(inside).id for inside in (first, second, third)}) == 3
     assert client.receipt(third).request.path == "/v1/chat/completions"
+
+
+def test_a_stream_brings_it_when_it_begins(client: Sealer, engine: FakeEngine) -> None:
+    """With its first event, while the engine has not made the second one."""
+    engine.behaviour.hang_after = 1
+    data, opener = client.seal(STREAMED, more=ASK)
+    kind = {"content-type": sealed.REQUEST_TYPE}
+    with client.http.stream("POST", sealed.PATH, content=data, headers=kind) as answer:
+        pieces = answer.iter_raw()
+        while opener.head is None:
+            opener.feed(next(pieces))
+        assert parse_ticket(dict(opener.head.headers)["attested-ticket"]).id
+    until(lambda: engine.cancelled)
 
 
 def test_who_does_not_ask_gets_none(client: Sealer) -> None:

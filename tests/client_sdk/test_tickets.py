@@ -1,0 +1,342 @@
+"""Tickets in the SDK: each request after the first is sealed with one, nobody sees them, and a refused one costs no request."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from attestation._b64 import b64url_encode
+from attestation.checks import Check
+from attestation.errors import AttestationError, MalformedError
+from attestation.sealed import TICKET, X_WING, Suite, open_request, parse_envelope, parse_message
+from attestation.sealed_ticket import Ticket, dump_ticket
+from client_sdk import attested_transport
+from client_sdk.tickets import GOOD_FOR, MOST, Tickets
+from tests.client_sdk.test_tamper_sealed import Middle, Rig
+from tests.client_sdk.transported import ASKED, CHAT, LIBRARIES, async_client_for, client_for, proven
+from tests.client_sdk.transported import STREAMED as STREAM
+from tests.servers import FakeEngine, live_gateway
+
+REFUSAL = (422, "application/json", b'{"error":{"message":"m","code":"sealed_ticket"}}')
+
+
+# ------------------------------------------------------------------------------------------------------ what is kept
+
+
+def ticket(number: int) -> Ticket:
+    return Ticket(id=number.to_bytes(40, "big"), secret=bytes(32))
+
+
+def brought(number: int) -> tuple[tuple[str, str], ...]:
+    return (("content-type", "x"), ("attested-ticket", dump_ticket(ticket(number))))
+
+
+class Kept:
+    """Tickets, and the time that has passed."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.tickets = Tickets(lambda: self.now)
+
+    def bring(self, number: int, statement: bytes = b"s") -> None:
+        assert self.tickets.take_out(brought(number), statement) == (("content-type", "x"),)
+
+
+def test_each_is_given_out_once_and_the_newest_first() -> None:
+    """Then there is none; and an answer without one changes nothing."""
+    kept = Kept()
+    kept.bring(1)
+    kept.bring(2)
+    assert kept.tickets.take_out((("a", "b"),), b"s") == (("a", "b"),)
+    assert [kept.tickets.take(b"s") for _ in range(3)] == [ticket(2), ticket(1), None]
+
+
+def test_none_is_given_out_under_another_statement() -> None:
+    """It was given under one that is gone, and is dropped."""
+    kept = Kept()
+    kept.bring(1, b"old")
+    kept.bring(2, b"new")
+    kept.bring(3, b"old")
+    assert kept.tickets.take(b"new") == ticket(2)
+    assert kept.tickets.take(b"new") is None
+    assert kept.tickets.take(b"old") is None
+
+
+def test_none_is_given_out_that_is_old() -> None:
+    """The enclave would refuse it, or might by the time that it gets it."""
+    kept = Kept()
+    kept.bring(1)
+    kept.now += GOOD_FOR - 1
+    kept.bring(2)
+    kept.now += 1
+    assert [kept.tickets.take(b"s") for _ in range(2)] == [ticket(2), None]
+
+
+def test_they_are_bounded_and_can_be_dropped() -> None:
+    """Of too many the oldest go."""
+    kept = Kept()
+    for number in range(MOST + 1):
+        kept.bring(number)
+    assert [kept.tickets.take(b"s") for _ in range(MOST + 1)] == [*map(ticket, range(MOST, 0, -1)), None]
+    kept.bring(1)
+    kept.tickets.drop()
+    assert kept.tickets.take(b"s") is None
+
+
+def test_what_is_no_ticket_is_an_error() -> None:
+    """The enclave does not say such a thing."""
+    with pytest.raises(MalformedError) as caught:
+        Tickets().take_out((("attested-ticket", "AAAA"),), b"s")
+    assert caught.value.check is Check.SEALED_FORMAT
+
+
+# ------------------------------------------------------------------------------------------------------ over sockets
+
+
+@pytest.fixture(scope="module")
+def whole_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The real gateway with somebody in the middle."""
+    folder, middle = tmp_path_factory.mktemp("tickets"), Middle()
+    with (
+        FakeEngine(folder / "engine.sock") as engine,
+        live_gateway(folder, engine=engine, wrap=middle.wrap) as running,
+    ):
+        yield Rig(running, engine, middle)
+
+
+@pytest.fixture
+def rig(whole_rig: Rig) -> Iterator[Rig]:
+    """With nobody meddling yet."""
+    whole_rig.engine.reset()
+    whole_rig.middle.requests.clear()
+    whole_rig.middle.answers.clear()
+    yield whole_rig
+    whole_rig.middle.ask = whole_rig.middle.edit = None
+
+
+def suites(rig: Rig) -> list[Suite]:
+    return [parse_envelope(data).suite for data in rig.middle.requests]
+
+
+def used(rig: Rig) -> list[bytes]:
+    """The ids of the tickets on the wire."""
+    envelopes = map(parse_envelope, rig.middle.requests)
+    return [envelope.enc[:40] for envelope in envelopes if envelope.suite is TICKET]
+
+
+@LIBRARIES
+def test_only_the_first_needs_a_key_exchange(rig: Rig, http: Any) -> None:
+    """Plain and streamed in turn; each is sealed with what the answer before it brought, which is there when a stream begins."""
+    with client_for(rig.gateway.policy_text, http) as client:
+        for asked in (ASKED, STREAM, STREAM, ASKED):
+            response = client.post(rig.gateway.origin + CHAT, json=asked)
+            assert response.status_code == 200
+            assert proven(response).attested
+        with client.stream("POST", rig.gateway.origin + CHAT, json=STREAM) as open_stream:
+            client.post(rig.gateway.origin + CHAT, json=ASKED)
+            open_stream.read()
+    assert suites(rig) == [X_WING, *[TICKET] * 5]
+    assert len(set(used(rig))) == 5, "no two requests show the same ticket"
+
+
+@LIBRARIES
+def test_only_the_first_needs_a_key_exchange_async(rig: Rig, http: Any) -> None:
+    """The same among tasks."""
+
+    async def work() -> None:
+        async with async_client_for(rig.gateway.policy_text, http) as client:
+            for asked in (ASKED, STREAM, ASKED):
+                response = await client.post(rig.gateway.origin + CHAT, json=asked)
+                assert proven(response).attested
+            asking = [client.post(rig.gateway.origin + CHAT, json=ASKED) for _ in range(6)]
+            assert all(proven(response).attested for response in await asyncio.gather(*asking))
+
+    asyncio.run(work())
+    assert suites(rig)[:3] == [X_WING, TICKET, TICKET]
+    assert len(set(used(rig))) == len(used(rig)) >= 3
+
+
+def test_many_threads(rig: Rig) -> None:
+    """They never take the same ticket, and there is at most one key exchange for each of them."""
+    with client_for(rig.gateway.policy_text) as client, ThreadPoolExecutor(8) as threads:
+
+        def ask(_: int) -> bool:
+            return proven(client.post(rig.gateway.origin + CHAT, json=ASKED)).attested
+
+        assert all(threads.map(ask, range(64)))
+    assert len(rig.middle.requests) == 64
+    assert len(set(used(rig))) == len(used(rig)) >= 64 - 8, (
+        "a key exchange only while the others' are under way"
+    )
+
+
+def test_a_process_that_forks_takes_no_ticket_along(rig: Rig) -> None:
+    """Else a request of each would show the same one: what is called in a child leaves none, and it goes on with a key exchange."""
+    transport: Any = attested_transport(rig.gateway.policy_text)
+    with httpx.Client(transport=transport) as client:
+        for _ in range(2):
+            assert client.post(rig.gateway.origin + CHAT, json=ASKED).status_code == 200
+        (enclave,) = transport._enclaves._enclaves.values()
+        transport.close()  # the parent's
+        enclave.forked()
+        assert client.post(rig.gateway.origin + CHAT, json=ASKED).status_code == 200
+    assert suites(rig) == [X_WING, TICKET, X_WING]
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+
+def refuse_tickets(rig: Rig, times: int) -> None:
+    """Answer so many of the requests that are sealed with a ticket as if it were too old, and let the enclave have none."""
+    left = times
+
+    def ask(data: bytes) -> bytes:
+        nonlocal left
+        if parse_envelope(data).suite is TICKET and left:
+            left -= 1
+            old = bytearray(data)
+            old[39 + 32 : 39 + 40] = bytes(8)  # the ticket's time
+            return bytes(old)
+        return data
+
+    rig.middle.ask = ask
+
+
+@dataclass
+class Sent:
+    """What a sealed request holds."""
+
+    nonce: str
+    body: bytes
+
+    @classmethod
+    def of(cls, rig: Rig, data: bytes) -> Sent:
+        opened = open_request(parse_envelope(data), rig.gateway.identity.keys.sealing)
+        message = parse_message(opened.content)
+        return cls(dict(message.head.headers)["attested-nonce"], message.body)
+
+
+@pytest.mark.parametrize("asked", [ASKED, STREAM], ids=["plain", "streamed"])
+def test_a_ticket_that_is_refused(rig: Rig, asked: dict[str, Any]) -> None:
+    """The same request is sealed once more, with a key exchange, and answered once; the tickets that were left are dropped."""
+    with client_for(rig.gateway.policy_text) as client:
+        url = rig.gateway.origin + CHAT
+        with client.stream("POST", url, json=STREAM) as one, client.stream("POST", url, json=STREAM) as two:
+            one.read(), two.read()
+        assert suites(rig) == [X_WING, TICKET]
+        client.post(url, json=ASKED)
+        refuse_tickets(rig, 1)
+        assert proven(client.post(url, json=asked)).attested
+        assert suites(rig) == [X_WING, TICKET, TICKET, TICKET, X_WING]
+        refused, again = (Sent.of(rig, data) for data in rig.middle.requests[-2:])
+        assert refused == again
+        assert [answer[0] for answer in rig.middle.answers] == [200, 200, 200, 422, 200]
+        assert len(rig.engine.requests) == 4
+        client.post(url, json=ASKED)
+        assert suites(rig)[-1] is TICKET
+
+
+def test_a_ticket_that_is_refused_async(rig: Rig) -> None:
+    """The same among tasks."""
+
+    async def work() -> None:
+        async with async_client_for(rig.gateway.policy_text) as client:
+            await client.post(rig.gateway.origin + CHAT, json=ASKED)
+            refuse_tickets(rig, 1)
+            assert proven(await client.post(rig.gateway.origin + CHAT, json=ASKED)).attested
+
+    asyncio.run(work())
+    assert suites(rig) == [X_WING, TICKET, X_WING]
+
+
+def test_a_refusal_of_everything(rig: Rig) -> None:
+    """Whoever says so of what has no ticket is not believed: one request more, and no third one."""
+    with client_for(rig.gateway.policy_text) as client:
+        client.post(rig.gateway.origin + CHAT, json=ASKED)
+        rig.middle.edit = lambda _: REFUSAL
+        with pytest.raises(AttestationError) as caught:
+            client.post(rig.gateway.origin + CHAT, json=ASKED)
+        assert caught.value.check is Check.SEALED_TICKET
+        assert suites(rig) == [X_WING, TICKET, X_WING]
+        with pytest.raises(AttestationError):
+            client.post(rig.gateway.origin + CHAT, json=ASKED)
+        assert suites(rig) == [X_WING, TICKET, X_WING, X_WING]
+
+
+@pytest.mark.parametrize("at", [39, 80, 120, -1], ids=["id", "random value", "ciphertext", "tag"])
+def test_what_was_altered_is_not_sent_again(rig: Rig, at: int) -> None:
+    """It does not open, as nothing that was touched does; that is told, and not mended."""
+
+    def alter(data: bytes) -> bytes:
+        changed = bytearray(data)
+        changed[at] ^= 1
+        return bytes(changed)
+
+    with client_for(rig.gateway.policy_text) as client:
+        client.post(rig.gateway.origin + CHAT, json=ASKED)
+        rig.middle.ask = alter
+        with pytest.raises(AttestationError) as caught:
+            client.post(rig.gateway.origin + CHAT, json=ASKED)
+    assert caught.value.check is Check.SEALED_OPEN
+    assert suites(rig) == [X_WING, TICKET]
+    assert len(rig.engine.requests) == 1
+
+
+def test_an_answer_that_does_not_open_is_not_asked_for_again(rig: Rig) -> None:
+    """The enclave may have answered; only a plain word that it did not makes the client seal once more."""
+    with client_for(rig.gateway.policy_text) as client:
+        client.post(rig.gateway.origin + CHAT, json=ASKED)
+        rig.middle.edit = lambda answer: (*answer[:2], answer[2][:-1] + bytes([answer[2][-1] ^ 1]))
+        with pytest.raises(AttestationError) as caught:
+            client.post(rig.gateway.origin + CHAT, json=ASKED)
+    assert caught.value.check is Check.SEALED_OPEN
+    assert suites(rig) == [X_WING, TICKET]
+
+
+def test_a_restart_between_two_requests(rig: Rig) -> None:
+    """The tickets are gone with the keys: the enclave is verified anew, and the same request is sealed to its new statement."""
+    with client_for(rig.gateway.policy_text, channel="sealed") as client:
+        client.post(rig.gateway.origin + CHAT, json=ASKED)
+        rig.gateway.restart()
+        response = client.post(rig.gateway.origin + CHAT, json=ASKED)
+        assert proven(response).verdict.statement_digest == rig.gateway.identity.statement_digest
+    assert suites(rig) == [X_WING, TICKET, X_WING]
+
+
+# ------------------------------------------------------------------------------------------------------ who sees them
+
+
+def test_a_ticket_is_seen_by_nobody(rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is in no header, log, repr or saved bundle, and neither is the wish for one; and it does not leave in clear."""
+    caplog.set_level(logging.DEBUG)
+    with client_for(rig.gateway.policy_text) as client:
+        response = client.post(rig.gateway.origin + CHAT, json=ASKED)
+        proven(response).save(tmp_path / "bundle.json")
+        client.post(rig.gateway.origin + CHAT, json=ASKED)
+        shown = [caplog.text, repr(vars(response)), repr(proven(response)), repr(vars(client))]
+    shown += [str(response.headers.raw), str(response.request.headers.raw)]
+    name = used(rig)[0]
+    secret = given_secret(rig, name)
+    forms = (b64url_encode(name + secret), secret.hex(), repr(secret)[2:-1], b64url_encode(secret))
+    shown.append((tmp_path / "bundle.json").read_text())
+    for text in shown:
+        assert "attested-ticket" not in text.lower()
+        assert not [form for form in forms if form in text]
+    wire = b"".join([*rig.middle.requests, *(body for _, _, body in rig.middle.answers)])
+    assert secret not in wire
+    assert forms[0].encode() not in wire
+
+
+def given_secret(rig: Rig, name: bytes) -> bytes:
+    identity = rig.gateway.identity
+    text = b"attested-inference/sealed-ticket/v1\0" + identity.statement_digest + name
+    return hmac.digest(identity.keys.sealing.tickets, text, "sha256")
