@@ -53,34 +53,39 @@ def load_table(cls: type[T], table: object, where: str, check: Check = Check.POL
 def _table_reader(cls: type) -> _Read:
     hints = typing.get_type_hints(cls)
     known = {f.name: _reader(hints[f.name], f.metadata.get("size")) for f in fields(cls)}
-    exact = {
-        name: hints[name] if hints[name] in {bool, int, str} else None for name in known
-    }  # taken as they are
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    # with the type whose values are taken as they are; these names are the very ones that `cls` compares its own with
+    each = [(name, hints[name] if hints[name] in {bool, int, str} else None, known[name]) for name in known]
 
     def read(table: Any) -> Any:
         if type(table) is not dict and not isinstance(table, Mapping):  # the latter asks an ABC, slowly
             raise _MisfitError(f"must be a table, found {type(table).__name__}", table=True)
-        if not table.keys() <= known.keys():
-            unknown, names = (sorted(map(repr, keys)) for keys in (table.keys() - known.keys(), known))
-            told = f"has unknown keys {', '.join(unknown)}; known are {', '.join(names)}"
-            raise _MisfitError(told, table=True, advice=_UNKNOWN)
-        if not required <= table.keys():
-            missing = next(name for name in known if name in required and name not in table)
-            raise _MisfitError(f"lacks the required key {missing!r}", table=True)
+        if table.keys() != known.keys():
+            _check_keys(table, known, required)
         values = {}
-        for name, value in table.items():
-            if type(value) is exact[name]:
+        for name, exact, read_other in each:
+            value = table.get(name, MISSING)
+            if type(value) is exact:
                 values[name] = value
-                continue
-            try:
-                values[name] = known[name](value)
-            except _MisfitError as misfit:
-                misfit.path = f".{name}{misfit.path}"
-                raise
+            elif value is not MISSING:
+                try:
+                    values[name] = read_other(value)
+                except _MisfitError as misfit:
+                    misfit.path = f".{name}{misfit.path}"
+                    raise
         return cls(**values)
 
     return read
+
+
+def _check_keys(table: Mapping[Any, Any], known: Mapping[str, _Read], required: set[str]) -> None:
+    if not table.keys() <= known.keys():
+        unknown, names = (sorted(map(repr, keys)) for keys in (table.keys() - known.keys(), known))
+        told = f"has unknown keys {', '.join(unknown)}; known are {', '.join(names)}"
+        raise _MisfitError(told, table=True, advice=_UNKNOWN)
+    if not required <= table.keys():
+        missing = next(name for name in known if name in required and name not in table)
+        raise _MisfitError(f"lacks the required key {missing!r}", table=True)
 
 
 def _reader(hint: Any, size: int | None) -> _Read:
@@ -100,7 +105,7 @@ def _reader(hint: Any, size: int | None) -> _Read:
     if hint is datetime:
         return _time
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return partial(_member, hint)
+        return partial(_member, {str(member): member for member in hint})
     return partial(_exactly, hint)
 
 
@@ -122,13 +127,11 @@ def _exactly(kind: type[T], value: object) -> T:
     return value
 
 
-def _member(kind: type[StrEnum], value: object) -> StrEnum:
-    try:
-        if isinstance(value, str):
-            return kind(value)
-    except ValueError:
-        pass
-    raise _MisfitError(f"must be one of {[str(m) for m in kind]}, found {value!r}")
+def _member(members: Mapping[str, StrEnum], value: object) -> StrEnum:
+    member = members.get(value) if isinstance(value, str) else None
+    if member is None:
+        raise _MisfitError(f"must be one of {list(members)}, found {value!r}")
+    return member
 
 
 def _time(value: object) -> datetime:
