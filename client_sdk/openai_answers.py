@@ -16,17 +16,24 @@ from client_sdk.streams import StreamCheck
 
 def attach(answer: Any, attestation: Attestation | None) -> Any:
     """Give an answer its `attestation`, and have what comes out of it marked; what has no attributes stays as it is."""
-    if attestation is None or getattr(answer, "attestation", None) is attestation:
+    if attestation is None:
         return answer
+    if not _is_model(type(answer)):  # type: ignore[arg-type]  # a model takes long to say that it lacks an attribute
+        if getattr(answer, "attestation", None) is attestation:
+            return answer
+        _attach_within(answer, attestation)
+    with suppress(AttributeError):
+        object.__setattr__(answer, "attestation", attestation)  # no field: it is not part of what is dumped
+    return answer
+
+
+def _attach_within(answer: Any, attestation: Attestation) -> None:
     if isinstance(answer, openai.Stream | openai.AsyncStream):
         # openai 2.x and 3.x keep what they iterate over here, and have no public place for it
         marked: Callable[..., Any] = _marked if isinstance(answer, openai.Stream) else _async_marked
         answer._iterator = marked(answer._iterator, attestation)  # noqa: SLF001
     elif hasattr(answer, "http_response"):  # a raw response, in any of openai's classes
         answer.parse = _parsing(answer.parse, attestation)
-    with suppress(AttributeError):
-        object.__setattr__(answer, "attestation", attestation)  # no field: it is not part of what is dumped
-    return answer
 
 
 def _parsing(parse: Callable[..., Any], attestation: Attestation) -> Callable[..., Any]:
