@@ -31,7 +31,7 @@ from benchmarks.contenders import (
     mock_engine,
     ours,
 )
-from benchmarks.further import floor, sealed_ours
+from benchmarks.further import floor, sealed_ours, ticket_ours
 from benchmarks.gateway_report import Results, write_report
 
 PACE_US = 20_000
@@ -58,6 +58,7 @@ LOADS = (
 )
 
 
+OWN = {"ours sealed": sealed_ours, "ours sealed, tickets": ticket_ours, "floor": floor}
 WARM_UP = Load("warm-up", False, 4)
 
 
@@ -122,7 +123,7 @@ def main(rounds: int, seconds: float, only: Sequence[str]) -> None:
         engine = stack.enter_context(mock_engine(folder))
         contenders: list[Contender] = []
         skipped: dict[str, str] = {}
-        for name, start in {**CONTENDERS, "ours sealed": sealed_ours, "floor": floor}.items():
+        for name, start in {**CONTENDERS, **OWN}.items():
             if only and name not in only:
                 continue
             try:

@@ -17,15 +17,19 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 from attestation import sealed
 from attestation.binding import Statement, parse_statement
 from attestation.evidence import parse_evidence
+from attestation.sealed_answer import AnswerOpener
 from attestation.sealed_head import RequestHead
+from attestation.sealed_ticket import ASK, HEADER, Ticket, parse_ticket
 from benchmarks.contenders import Contender, mock_engine, ours
 
 PACE_US = 2_000
 CHAT = "/v1/chat/completions"
+ASK_FOR_TICKET = (HEADER, ASK)
 MESSAGES = [{"role": "user", "content": "words " * 300}]  # a request of 1.9 KB
 
 
@@ -55,23 +59,35 @@ class Client:
             self._call("POST", CHAT, body, headers)
         return (self.contender.cpu_seconds() - before) / count * 1e6
 
+    def seal(
+        self, body: bytes, suite: sealed.Suite = sealed.X_WING, ticket: Ticket | None = None
+    ) -> tuple[bytes, AnswerOpener]:
+        """A request; one with a ticket asks for the next, as the SDK's do."""
+        headers = (("authorization", self.key), ("content-type", "application/json"))
+        now, statement = datetime.now(UTC), self.digest
+        if ticket is not None:
+            head = RequestHead(method="POST", target=CHAT, headers=(*headers, ASK_FOR_TICKET))
+            return sealed.seal_with_ticket(head, body, ticket=ticket, statement=statement, now=now)
+        head = RequestHead(method="POST", target=CHAT, headers=headers)
+        keys = self.statement.keys
+        return sealed.seal_request(head, body, keys=keys, statement=statement, now=now, suite=suite)
+
+    def ticket(self) -> Ticket:
+        """One that an answer brought."""
+        head = RequestHead(method="POST", target=CHAT, headers=(("authorization", self.key), ASK_FOR_TICKET))
+        how: dict[str, Any] = {
+            "keys": self.statement.keys,
+            "statement": self.digest,
+            "now": datetime.now(UTC),
+        }
+        data, opener = sealed.seal_request(head, b'{"model":"mock","messages":[]}', **how)
+        opener.feed(self._call("POST", sealed.PATH, data, {"Content-Type": sealed.REQUEST_TYPE}))
+        assert opener.head is not None  # noqa: S101
+        return parse_ticket(dict(opener.head.headers)[HEADER])
+
     def sealed(self, body: bytes, count: int, suite: sealed.Suite) -> float:
-        head = RequestHead(
-            method="POST",
-            target=CHAT,
-            headers=(("authorization", self.key), ("content-type", "application/json")),
-        )
-        requests = [
-            sealed.seal_request(
-                head,
-                body,
-                keys=self.statement.keys,
-                statement=self.digest,
-                now=datetime.now(UTC),
-                suite=suite,
-            )
-            for _ in range(count)
-        ]
+        ticket = self.ticket() if suite is sealed.TICKET else None
+        requests = [self.seal(body, suite, ticket) for _ in range(count)]
         answers = []
         before = self.contender.cpu_seconds()
         for data, _ in requests:
@@ -105,6 +121,7 @@ def compare(what: str, client: Client, stream: bool, count: int, rounds: int) ->
         "unsealed": lambda: client.unsealed(body, count),
         "x-wing": lambda: client.sealed(body, count, sealed.X_WING),
         "x25519": lambda: client.sealed(body, count, sealed.X25519),
+        "ticket": lambda: client.sealed(body, count, sealed.TICKET),
     }
     for way in ways.values():
         way()
