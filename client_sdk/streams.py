@@ -57,7 +57,7 @@ class StreamCheck:
         self._exchange, self._status = exchange, status
         self._digest = RunningDigest(exchange.nonce)
         self._shape = _NO_SHAPE  # of the last usual event: what came before the text in it, and after
-        self._tail = b""  # the start of an event that is still to come
+        self._tail = bytearray()  # the start of an event that is still to come
         self._waiting = bytearray()  # unproven events that wait for a checkpoint, or for the end of a read
         self._held = bytearray()  # from the first terminal event on
         self._kept: list[bytes] = []  # all that the receipt covers, for `saved`
@@ -88,17 +88,21 @@ class StreamCheck:
         """Take the bytes of one read; the events that may go out before the receipt, the proven ones apart."""
         if self.passes(data):
             return (data,)
-        if self._tail:
-            data = self._tail + data
+        if tail := self._tail:
+            tail += data
+            ends = tail.find(_END, len(tail) - len(data) - 1) >= 0  # none did in what was here before
+            data = bytes(tail) if ends else b""
+            del tail[: len(data)]
         cut = data.rfind(_END) + len(_END)
-        whole, self._tail = (data[:cut], data[cut:]) if cut >= len(_END) else (b"", data)
-        if len(self._tail) + len(self._held) + len(self._waiting) > MAX_HELD_BYTES:
+        whole, rest = (data[:cut], data[cut:]) if cut >= len(_END) else (b"", data)
+        tail += rest
+        if len(tail) + len(self._held) + len(self._waiting) > MAX_HELD_BYTES:
             raise MalformedError(Check.STREAM_TRUNCATED, f"no end within {MAX_HELD_BYTES} bytes")
         ready, start = b"", 0
         while (end := whole.find(_END, start) + len(_END)) >= len(_END):
             ready += self._take(whole[start:end], now)
             start = end
-        self._tail = whole[start:] + self._tail
+        tail[:0] = whole[start:]
         return self._give(ready, b"" if self._verify is Verify.BEFORE_USE else self._take_waiting())
 
     def finish(self, now: datetime) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from datetime import timedelta
 
 import pytest
@@ -116,6 +117,19 @@ class TestStream:
     def test_byte_by_byte(self) -> None:
         """One byte per read is a stream too."""
         assert stream(*(WIRE[i : i + 1] for i in range(len(WIRE)))) == STREAM
+
+    def test_a_long_event_byte_by_byte(self) -> None:
+        """Many small reads of one long event cost hardly more than as many of short ones: what is there is not read again."""
+
+        def cost(size: int) -> float:
+            event = b'data: {"choices":[{"text":"%b"}]}\n\n' % (b"x" * size)
+            events = event * (200_000 // len(event))
+            check, started = StreamCheck(EXCHANGE, 200, stream_headers(EXCHANGE)), time.process_time()
+            out = [piece for i in range(len(events)) for piece in check.feed(events[i : i + 1], NOW)]
+            assert b"".join(out) == events
+            return time.process_time() - started
+
+        assert cost(199_000) < 8 * cost(1000)
 
     def test_events_go_out_at_once_and_the_end_does_not(self) -> None:
         """Every event but the terminal one is given out when it is whole; [DONE] only with the verified receipt."""
