@@ -1,4 +1,4 @@
-"""The installed command, `enclave-server serve`, as a process of its own."""
+"""The command `enclave-server serve` as a process of its own: the installed one before a real vLLM, and forked elsewhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from enclave_server.commands.policy import policy_text
 from enclave_server.evidence.tee import open_tee
 from enclave_server.model.manifest import read_manifest
 from enclave_server.settings import Settings
+from tests.begun import Begun, run
 from tests.caller import untrusting
 from tests.processes import until
 from tests.servers import free_port
@@ -31,8 +32,11 @@ COMMAND = [sys.executable, "-m", "enclave_server"]
 class Served:
     """One gateway process. Everything it writes goes to `log`."""
 
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+    process: subprocess.Popen[bytes] | Begun
+
+    def __init__(self, folder: Path, values: dict[str, Any], *, installed: bool = False) -> None:
         self.folder = folder
+        self._installed = installed or "engine_dtype" in values  # a real vLLM takes longer to load anyway
         self.config = folder / "enclave.toml"
         values = {
             "port": free_port(),
@@ -52,8 +56,14 @@ class Served:
 
     def run(self, *arguments: str) -> str:
         """Another command of `enclave-server` with the same configuration."""
-        command = [*COMMAND, *arguments, "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+        arguments = (*arguments, "--config", str(self.config))
+        if not self._installed:
+            done = run(*arguments)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+        return subprocess.run(
+            [*COMMAND, *arguments], capture_output=True, text=True, check=True, timeout=240
+        ).stdout
 
     def policy(self) -> str:
         """What `enclave-server policy` prints but for its date, without starting another interpreter."""
@@ -61,13 +71,14 @@ class Served:
         return policy_text(settings, open_tee(settings))
 
     def start(self) -> None:
+        command = ["serve", "--config", str(self.config)]
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, "serve", "--config", str(self.config)],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+            if self._installed:
+                self.process = subprocess.Popen(
+                    [*COMMAND, *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                )
+            else:
+                self.process = Begun(command, stdout=log, stderr=log)
 
     @property
     def log(self) -> str:
@@ -112,9 +123,9 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, *, seconds: float = 240, **values: Any) -> Iterator[Served]:
+def served(folder: Path, *, seconds: float = 240, installed: bool = False, **values: Any) -> Iterator[Served]:
     """A gateway that is ready; it is killed at the end if it still runs."""
-    gateway = Served(folder, values)
+    gateway = Served(folder, values, installed=installed)
     gateway.start()
     try:
         gateway.until_ready(seconds)

@@ -39,9 +39,12 @@ def gateway(tmp_path: Path, values: dict[str, Any]) -> Iterator[Served]:
         yield running
 
 
-def test_policy_and_sigterm(gateway: Served, tmp_path: Path) -> None:
-    """The printed policy accepts the running gateway, which ends cleanly when told to."""
-    with Caller(gateway.origin, gateway.run("policy")) as caller:
+def test_policy_and_sigterm(tmp_path: Path, values: dict[str, Any]) -> None:
+    """The printed policy accepts the running gateway, which ends cleanly when told to. All are started as operators do."""
+    with (
+        served(tmp_path / "gateway", installed=True, **values) as gateway,
+        Caller(gateway.origin, gateway.run("policy")) as caller,
+    ):
         assert caller.chat("hello").outcome is Outcome.COMPLETE
         assert caller.verdict.statement.config.hex() in gateway.run("config")
         assert gateway.terminate() == 0

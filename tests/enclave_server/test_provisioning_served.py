@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +18,13 @@ from attestation.errors import PolicyError
 from client_sdk import load_policy
 from client_sdk.cli import app
 from enclave_server.settings import Settings
+from tests.begun import run
 from tests.caller import Caller
 from tests.enclave_server.fake_settings import fake_settings
 from tests.enclave_server.owner import CHAT, PEPPER, Provision, public_pem, secrets_in, waiting
 from tests.enclave_server.test_prefork import workers
 from tests.processes import until
-from tests.served import COMMAND, Served, everything_written
+from tests.served import Served, everything_written
 from tests.servers import gateway_settings
 
 
@@ -74,22 +74,10 @@ def test_all_workers_have_them_and_nothing_else_does(
     provision = Provision(tmp_path / "owner", policy, values)
     result = provision(running.origin, "--json")
     assert result.exit_code == 0, result.output
-    key = subprocess.run(
-        [
-            *COMMAND,
-            "keys",
-            "create",
-            "it",
-            "--config",
-            running.config,
-            "--pepper",
-            tmp_path / "owner/key_pepper",
-        ],
+    key = run(
+        *("keys", "create", "it", "--config", str(running.config)),
+        *("--pepper", str(tmp_path / "owner/key_pepper")),
         env={**os.environ, "ENCLAVE_ACCESS_DATABASE": values["database_url"].decode().strip()},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=240,
     ).stdout.strip()
     running.until_ready(240)
     until(lambda: {ask(running, policy, key) for _ in range(6)} == {200})
@@ -139,7 +127,5 @@ def test_keys_are_made_with_the_pepper(tmp_path: Path) -> None:
     }
     config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items()))
     assert isinstance(Settings.load(config), Settings)
-    made = subprocess.run(
-        [*COMMAND, "keys", "create", "it", "--config", config], capture_output=True, text=True, check=False
-    )
+    made = run("keys", "create", "it", "--config", str(config))
     assert (made.returncode, "--pepper" in made.stderr) == (1, True)

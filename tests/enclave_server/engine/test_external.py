@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from enclave_server.engine.kept import POLL_SECONDS
 from enclave_server.engine.topology import commands, topology
 from enclave_server.settings import Settings
 from enclave_server.waiting import Few
+from tests.begun import run
 from tests.caller import Caller, untrusting
 from tests.processes import running_with, until
 from tests.served import Served, model_settings, served
@@ -280,6 +280,5 @@ def test_printed(tmp_path: Path) -> None:
         'model_dir = "/m"\nmodel_name = "a \'b"\ntee = "simulated-tdx"\n'
         f'model_digest = "{"0" * 64}"\nengine = "http://127.0.0.1:8000"\nengine_replicas = 2\n'
     )
-    command = [sys.executable, "-m", "enclave_server", "engine", "command", "--config", str(file)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = run("engine", "command", "--config", str(file)).stdout
     subprocess.run(["bash", "-n"], input=printed, text=True, check=True)
