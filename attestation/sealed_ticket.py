@@ -1,7 +1,7 @@
 """Tickets: a sealed answer brings what the next request is sealed with, so that only the first one needs a key exchange. No I/O.
 
 A ticket's secret follows from its id and a key that lives and ends with the sealing keys: nobody keeps tickets, and any worker
-opens what is sealed with one. A random value goes into every request's key, so a ticket that is used twice repeats no nonce.
+opens what is sealed with one. A random value goes into every request's key, so a ticket that is used twice repeats none.
 `docs/protocol.md` §7 has the bytes.
 """
 
@@ -12,9 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from attestation._b64 import b64url_decode, b64url_encode
 from attestation.checks import Check
@@ -29,7 +27,7 @@ _REQUEST = b"attested-inference/sealed-ticket-request/v1\x00"
 _RANDOM, _TIME, _SECRET = 32, 8, 32
 _ID = _RANDOM + _TIME
 ENC_BYTES = _ID + _RANDOM
-_KEY, _NONCE = 32, 12
+_NONCE = bytes(12)  # each key is for one message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,22 +70,18 @@ def check_ticket(enc: bytes, now: datetime) -> None:
 def encrypt(ticket: Ticket, prefix: bytes, content: bytes) -> tuple[bytes, bytes]:
     """`enc`, which is new for every request, and the ciphertext. `prefix` is what stands in front of both."""
     enc = ticket.id + secrets.token_bytes(_RANDOM)
-    cipher, nonce = _cipher(ticket.secret, prefix, enc)
-    return enc, cipher.encrypt(nonce, content, None)
+    return enc, _cipher(ticket.secret, prefix, enc).encrypt(_NONCE, content, None)
 
 
 def decrypt(key: bytes, statement: bytes, prefix: bytes, enc: bytes, ciphertext: bytes) -> bytes:
     """The content. InvalidTag for what was not sealed with a ticket of this key and statement, or was altered."""
-    cipher, nonce = _cipher(_secret(key, statement, enc[:_ID]), prefix, enc)
-    return cipher.decrypt(nonce, ciphertext, None)
+    return _cipher(_secret(key, statement, enc[:_ID]), prefix, enc).decrypt(_NONCE, ciphertext, None)
 
 
 def _secret(key: bytes, statement: bytes, name: bytes) -> bytes:
     return hmac.digest(key, _TICKET + statement + name, "sha256")
 
 
-def _cipher(secret: bytes, prefix: bytes, enc: bytes) -> tuple[AESGCM, bytes]:
-    """One key and nonce for each `enc`. All that stands in front of the ciphertext goes in here, so nothing is left for AAD."""
-    info = _REQUEST + prefix + enc[:_ID]
-    derived = HKDF(hashes.SHA256(), length=_KEY + _NONCE, salt=enc[_ID:], info=info).derive(secret)
-    return AESGCM(derived[:_KEY]), derived[_KEY:]
+def _cipher(secret: bytes, prefix: bytes, enc: bytes) -> AESGCM:
+    """The key depends on all that stands in front of the ciphertext, so nothing is left for AAD."""
+    return AESGCM(hmac.digest(secret, _REQUEST + prefix + enc, "sha256"))
