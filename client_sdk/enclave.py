@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from attestation._b64 import b64url_encode
 from attestation.checks import Check
 from attestation.errors import VerificationError
-from attestation.receipt import NONCE_HEADER
 from attestation.sealed import PATH as SEALED_PATH
 from attestation.sealed_answer import AnswerOpener
 from attestation.sealed_ticket import Ticket
@@ -26,7 +24,7 @@ from client_sdk._worlds import TooLongError, World
 from client_sdk.exchange import Exchange
 from client_sdk.kept import EVIDENCE_PATH, Fetched, KeptSession, fetch_evidence, survive_forks
 from client_sdk.receipts import Attestation, PlainCheck, check_answer, fields
-from client_sdk.sealing import HEADERS, MAX_ERROR_BYTES, Channel, is_sealed, not_sealed, seal
+from client_sdk.sealing import MAX_ERROR_BYTES, Around, Channel, is_sealed, not_sealed, own_fields, seal
 from client_sdk.session import make_nonce
 from client_sdk.streams import StreamCheck, Verify
 from client_sdk.tickets import Tickets
@@ -53,9 +51,7 @@ class Enclave:
     ) -> None:
         self._world, self._origin, self._session, self._clock = world, origin, session, clock
         self._channel, self._options, self._verify = channel, options, verify
-        # made once: reading a URL is slow, and so is what a request does to find out its own headers
-        self._sealed_url = world.http.URL(origin + SEALED_PATH)
-        self._around = world.http.Headers([(b"Host", self._sealed_url.netloc), *HEADERS])
+        self._around = Around(world.http.URL(origin + SEALED_PATH))
         self.forked()
         survive_forks(self)
 
@@ -132,14 +128,12 @@ class Enclave:
         streams = False
         try:
             nonce = make_nonce()
-            request.headers[NONCE_HEADER] = b64url_encode(nonce)
-            request.headers["Accept-Encoding"] = "identity"
             path = request.url.raw_path.decode("ascii")
             exchange = Exchange(verdict=verdict, nonce=nonce, method=request.method, path=path, body=body)
             if self._channel.seals and path.partition("?")[0] not in WITHOUT_RECEIPT:
                 answer = await self._sealed(connections.transport, request, exchange)
             elif self._channel.pins:
-                answer = await self._pinned(connections.transport, request, verdict)
+                answer = await self._pinned(connections.transport, request, exchange)
             else:
                 raise _cannot_be_sealed(path)
             checked = await self._checked(exchange, answer, connections)
@@ -159,11 +153,13 @@ class Enclave:
                 advice="Allow more connections, or fewer requests at once",
             )
 
-    async def _pinned(self, transport: Http, request: Http, verdict: Verdict) -> Http:
-        """Send `request` as it is, over a connection to the attested key."""
+    async def _pinned(self, transport: Http, request: Http, exchange: Exchange) -> Http:
+        """Send `request` with our fields, over a connection to the attested key."""
         same = {"headers": request.headers, "stream": request.stream, "extensions": request.extensions}
         sent = self._world.http.Request(request.method, request.url, **same)
-        answer = await self._world.send(transport, sent, lambda: self._check_held(verdict))
+        for name, text in own_fields(exchange):
+            sent.headers[name] = text
+        answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
         if answer.status_code != _MISDIRECTED:
             return answer
         await self._world.close(answer.stream)
@@ -202,9 +198,7 @@ class Enclave:
         """A sealed answer, still closed, and what opens it."""
         http = self._world.http
         data, opener = seal(exchange, request.headers.raw, self._clock(), ticket)
-        around = {"headers": self._around, "stream": http.ByteStream(data), "extensions": request.extensions}
-        sent = http.Request("POST", self._sealed_url, **around)
-        sent.headers["Content-Length"] = str(len(data))
+        sent = self._around.request(http.ByteStream(data), len(data), request.extensions)
         answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
         try:
             if not is_sealed(answer.status_code, fields(answer.headers.raw).get("Content-Type")):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestation._b64 import b64url_encode
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError, VerificationError
 from attestation.sealed import open_request, parse_envelope, parse_message
@@ -68,14 +69,16 @@ def test_every_channel_protects() -> None:
 
 
 def test_headers_go_inside_without_those_of_the_connection() -> None:
-    """The API key among them; what is about the connection stays behind."""
+    """The API key among them; what is about the connection stays behind, and what is for us to say is ours."""
     enclave = PretendEnclave()
     exchange = enclave.exchange()
     headers = [(b"Host", b"h"), (b"Authorization", b"Bearer k"), (b"Content-Length", b"3"), (b"X", b"\xe9")]
+    headers += [(b"Accept-Encoding", b"gzip"), (b"Attested-Nonce", b"mine"), (b"attested-ticket", b"mine")]
     data, _ = seal(exchange, headers, NOW)
     envelope = parse_envelope(data)
     assert envelope.statement == exchange.verdict.statement_digest
     message = parse_message(open_request(envelope, enclave.sealing_keys).content)
-    asked = ("attested-ticket", "new")
-    assert message.head.headers == (("authorization", "Bearer k"), ("x", "é"), asked)
+    nonce = ("attested-nonce", b64url_encode(exchange.nonce))
+    ours = (("accept-encoding", "identity"), nonce, ("attested-ticket", "new"))
+    assert message.head.headers == (("authorization", "Bearer k"), ("x", "é"), *ours)
     assert (message.head.target, message.body) == (exchange.path, exchange.body)

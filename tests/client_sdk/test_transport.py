@@ -49,7 +49,26 @@ def test_plain(gateway: LiveGateway, http: Any) -> None:
             assert receipt is not None
             assert (receipt.counter, receipt.outcome) == (counter, Outcome.COMPLETE)
             assert proven(response).verdict.simulated
-            assert response.request.headers["Accept-Encoding"] == "identity"
+
+
+@LIBRARIES
+def test_fields_that_are_not_the_callers(gateway: LiveGateway, http: Any) -> None:
+    """No coding, and this request's nonce, are asked for in place of what the caller wrote, whose request stays as it was."""
+    own, left = {"Accept-Encoding": "gzip", "Attested-Nonce": "mine"}, {}
+
+    def trace(step: str, info: Any) -> None:
+        if step.endswith("send_request_headers.started"):
+            left.update({name.lower(): value for name, value in info["request"].headers})
+
+    for channel in ("sealed+pinned", "pinned"):
+        with client_for(gateway.policy_text, http, channel=channel) as client:
+            response = client.post(
+                gateway.origin + CHAT, json=ASKED, headers=own, extensions={"trace": trace}
+            )
+        assert proven(response).receipt is not None
+        assert {name: response.request.headers[name] for name in own} == own
+        assert left[b"accept-encoding"] == b"identity"
+        assert channel != "pinned" or left[b"attested-nonce"].decode() == response.headers["Attested-Nonce"]
 
 
 @LIBRARIES
