@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 
@@ -64,7 +65,7 @@ def serve(config: Config = None, workers: Workers = None, engine: EngineAddress 
     tee.begin_serving()
     replays = Replays(settings.sealed_remembered, shared=settings.workers > 1)  # one for all workers
     if external is None:
-        kept: Engine | ExternalEngine = Engine(settings, installed, status, model)
+        kept: Engine | ExternalEngine = Engine(settings, installed, status, model, gateway=os.getpid())
     else:
         kept = ExternalEngine(external, installed.version, status, replicas=settings.engine_replicas)
 

@@ -25,6 +25,7 @@ from typing import Protocol
 
 from enclave_server.engine import child as engine_child
 from enclave_server.engine.answer import UpstreamError
+from enclave_server.engine.cores import kept_off
 from enclave_server.engine.flags import command, environment
 from enclave_server.engine.installed import EngineError, Installed
 from enclave_server.engine.kept import HUNG_AFTER, POLL_SECONDS, Status, healthy
@@ -58,8 +59,15 @@ class Engine:
     """Starts vLLM, watches it, and starts it again."""
 
     def __init__(
-        self, settings: Settings, installed: Installed, status: Status, model: Model | None = None
+        self,
+        settings: Settings,
+        installed: Installed,
+        status: Status,
+        model: Model | None = None,
+        gateway: int | None = None,
     ) -> None:
+        """`gateway`, the parent of its processes, is who keeps off the engine's cores."""
+        self._gateway = gateway
         self._settings, self._installed, self._status = settings, installed, status
         self._model = model or ModelFiles(settings)
         self.on_give_up: Callable[[], None] = lambda: None
@@ -164,7 +172,8 @@ class Engine:
             ready = time.monotonic()
             log.info("engine ready", version=self._installed.version, seconds=round(ready - started, 1))
             try:
-                await self._whilehealthy(process, upstream)
+                with kept_off(process.pid, gateway=self._gateway, workers=self._settings.workers):
+                    await self._whilehealthy(process, upstream)
             finally:
                 self._served = time.monotonic() - ready
                 if self.unready is None:

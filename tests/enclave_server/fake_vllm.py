@@ -29,7 +29,7 @@ def fake_python(folder: Path, **plan: Any) -> Path:
 
 
 def set_plan(folder: Path, **plan: Any) -> None:
-    """Keys: `exit` (a status, at once), `never_ready`, `words` (printed at start), `unended` (without an end of line), `behaviour` (of FakeEngine)."""
+    """Keys: `exit` (a status, at once), `never_ready`, `words` (printed at start), `unended` (without an end of line), `bound` (to these cores), `behaviour` (of FakeEngine)."""
     (folder / "plan.json").write_text(json.dumps(plan))
 
 
@@ -57,8 +57,11 @@ def _main(folder: Path, arguments: list[str]) -> None:
             "worker": worker.pid,
             "arguments": arguments,
             "environment": dict(os.environ),
+            "cores": sorted(os.sched_getaffinity(0)),
         }
         trace.write(json.dumps(seen) + "\n")
+    if "bound" in plan:
+        os.sched_setaffinity(0, plan["bound"])
     sys.stdout.write(plan.get("words", "starting") + ("" if plan.get("unended") else "\n"))
     sys.stdout.flush()
     if "exit" in plan:
