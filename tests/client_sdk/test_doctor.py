@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from client_sdk import doctor as module
+from client_sdk.deadline import Deadline
 from client_sdk.doctor import Doctor, Health
 from client_sdk.sealing import Channel
 from tests.client_sdk.conftest import Relay
@@ -142,6 +144,13 @@ def test_no_tls_there() -> None:
     assert (code, failed(steps)) == (5, ["TLS"])
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked whether the gateway is ready is given a tenth of a second, and not ten: these here never answer."""
+    monkeypatch.setattr(module, "Deadline", lambda _: Deadline(0.1))
+
+
+@pytest.mark.usefixtures("impatient")
 def test_something_that_is_no_gateway(relay: Relay) -> None:
     """A TLS server that answers nothing: readiness and evidence fail, and are not mixed up."""
     code, steps = examined(relay.origin)
@@ -150,6 +159,7 @@ def test_something_that_is_no_gateway(relay: Relay) -> None:
     assert steps["TLS"]["state"] == "ok"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_another_tls_key(relay: Relay, policy: Path) -> None:
     """Evidence that holds behind a key that does not: the advice names balancers."""
     code, steps = examined(relay.origin, "--policy", str(policy))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from client_sdk.terms import Terms, load_policy
 from tests.attestation.test_references import BARE, DEMANDED, REFERENCES, signed
 from tests.client_sdk.pretend import NOW, POLICY, PretendEnclave
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 NONCE = b"\x05" * 32
 
 
@@ -87,19 +89,25 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert error.value.check is Check.MEMORY_STATE
 
 
-def _remember(path: Path, epoch: int) -> None:
-    Memory(path).remember(named(epoch), verdict())
+WRITERS = """
+import os, sys
+from pathlib import Path
+from tests.client_sdk.test_memory import Memory, named, verdict
+
+def remember(epoch):
+    if not (child := os.fork()):
+        Memory(Path(sys.argv[1])).remember(named(epoch), verdict())
+        os._exit(0)
+    return child
+
+for child in [remember(epoch) for epoch in range(1, 9)]:
+    assert os.waitpid(child, 0)[1] == 0
+"""
 
 
 def test_processes_that_write_at_once(memory: Memory) -> None:
     """The highest number stays, whoever writes last."""
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_remember, args=(memory.path, epoch)) for epoch in range(1, 9)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-        assert child.exitcode == 0
+    subprocess.run([sys.executable, "-c", WRITERS, memory.path], cwd=ROOT, check=True, timeout=240)
     assert json.loads(memory.path.read_text())["names"]["acme"]["epoch"] == 8
     assert [p.name for p in memory.path.parent.iterdir() if p.suffix == ".new"] == []
 
