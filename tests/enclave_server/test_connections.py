@@ -115,6 +115,39 @@ def test_a_large_head(gateway: LiveGateway) -> None:
         assert error_of(answers(client)) == (b"404", "not_found")
 
 
+@pytest.mark.parametrize(
+    ("begin", "status", "code"),
+    [
+        (POST + b"Content-Length: 99999999\r\n\r\n", b"413", "request_too_large"),
+        (POST + b"Connection: close\r\nContent-Length: 99999999\r\n\r\n", b"413", "request_too_large"),
+        (
+            POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n2222222\r\n",
+            b"413",
+            "request_too_large",
+        ),
+        (POST.replace(b"1.1", b"1.0") + b"Content-Length: 99999999\r\n\r\n", b"413", "request_too_large"),
+        (
+            POST + b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n2222222\r\n",
+            b"415",
+            "unsupported_encoding",
+        ),
+        (b"hello\r\n\r\n", b"400", "invalid_http"),
+    ],
+    ids=["kept", "closed", "chunked", "HTTP/1.0", "a coding", "not HTTP"],
+)
+def test_who_still_sends_hears_why(gateway: LiveGateway, begin: bytes, status: bytes, code: str) -> None:
+    """A client whose request is refused before it is here may send on, and reads the answer after: no reset takes it away."""
+    with connect(gateway) as client:
+        client.sendall(begin)
+        for _ in range(200):
+            client.sendall(b"x" * 90_000)
+        answer = client.recv(65536)
+        while not answer.endswith(b"}}"):
+            answer += client.recv(65536)
+        assert error_of(answer) == (status, code)
+        assert (b"\r\nattested-receipt: " in answer) is begin.startswith(POST[:4])
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/models HTTP/1.1\r\n"], ids=["nothing", "half a head"])
 def test_a_head_that_does_not_come(
     gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch, sent: bytes
