@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
+import sys
 from typing import Any
 
 import httptools
@@ -17,6 +19,7 @@ from enclave_server.asgi import Fields
 from enclave_server.errors import ApiError, head_too_large, invalid_http
 
 MAX_HEAD = 64 * 1024  # bytes of a request's head, of its trailers, or between two parts of its body
+SLOWEST = 4096  # bytes that a client has to take each second of an answer with which it is behind
 
 
 def check_framing(fields: Fields) -> None:
@@ -46,8 +49,8 @@ class UntilClosed(RequestResponseCycle):
 
 
 class Framing(HttpToolsProtocol):
-    """A connection that is closed when in the time of an idle one it sends no whole head, or takes nothing of its answer; when it
-    sends a head without an end; and when there are too many, and no other has waited longer for a head."""
+    """A connection that is closed when in the time of an idle one it sends no whole head, or takes too little of its answer; when
+    it sends a head without an end; and when there are too many, and no other has waited longer for a head."""
 
     most: int  # connections at once
     _count = itertools.count()
@@ -55,10 +58,12 @@ class Framing(HttpToolsProtocol):
     _unframed = 0  # bytes since a head ended, or a part of a body came
     _running: RequestResponseCycle | None = None  # of all that came, the one that is answered
     _stalled: asyncio.TimerHandle | None = None  # while the client is behind
+    _looked: tuple[float, int] = (0.0, 0)  # when, and how many bytes the client had taken by then
     rests_since: float | None = None  # it, or its last answer, was there; None while it has a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
+        self._socket = transport.get_extra_info("socket")
         self.number = next(Framing._count)
         self.rests_since = self.loop.time()
         self._look_in(self.timeout_keep_alive)
@@ -107,7 +112,18 @@ class Framing(HttpToolsProtocol):
         if left > 0:
             self._look_in(left)
         else:
+            self._look_at_rest(now, first=self._looked[0] < since)
+
+    def _look_at_rest(self, now: float, *, first: bool) -> None:
+        """An answer was handed over as a whole, and its client may be behind with it still; only then is there a second look."""
+        behind = _taken(self._socket)[1]
+        if first and not behind:
             super().timeout_keep_alive_handler()
+        elif behind and not (self._takes_enough() or first):
+            self.transport.abort()
+        else:
+            self.rests_since = self.rests_since if behind else now
+            self._look_in(self.timeout_keep_alive)
 
     def _look_in(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
@@ -115,7 +131,20 @@ class Framing(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Of an answer that is not whole yet, too much waits for the client."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+        self._takes_enough()
+        self._stalled = self.loop.call_later(self.timeout_keep_alive, self._look_at_stalled)
+
+    def _look_at_stalled(self) -> None:
+        if self._takes_enough():
+            self._stalled = self.loop.call_later(self.timeout_keep_alive, self._look_at_stalled)
+        else:
+            self.transport.abort()
+
+    def _takes_enough(self) -> bool:
+        """Whether the client has taken as much since the last look as the slowest may."""
+        (then, before), now = self._looked, self.loop.time()
+        self._looked = now, _taken(self._socket)[0]
+        return self._looked[1] - before >= SLOWEST * (now - then)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -159,3 +188,13 @@ class Framing(HttpToolsProtocol):
             fields = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
             self.transport.write(STATUS_LINE[error.status] + fields % len(body) + body)
         self.transport.close()
+
+
+def _taken(connection: Any) -> tuple[int, bool]:
+    """How many bytes the client's machine has taken, and whether it still has to take some (`struct tcp_info`, linux/tcp.h)."""
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+    except OSError:  # it is closed
+        info = b""
+    unacked, acked, unsent = info[24:28], info[120:128], info[144:148]
+    return int.from_bytes(acked, sys.byteorder), any(unacked) or any(unsent)

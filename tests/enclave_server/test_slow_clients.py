@@ -6,6 +6,7 @@ import gc
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse
@@ -24,6 +25,7 @@ from tests.servers import MODEL, FakeEngine, LiveGateway, live_gateway
 
 EVENT = b'data: {"choices":[{"text":"%b"}]}\n\n' % (b"x" * 10_000)
 STREAM = EVENT * 2000 + b"data: [DONE]\n\n"  # more than the buffers of two sockets hold
+PLAIN = json.dumps({"model": MODEL, "prompt": "a"}).encode()
 ASKED = json.dumps({"model": MODEL, "prompt": "a", "stream": True}).encode()
 
 
@@ -60,6 +62,35 @@ def test_who_takes_nothing_is_let_go(
         until(lambda: engine.requests)
         until(lambda: not state.connections and not state.tasks)
         until(lambda: engine.cancelled)
+
+
+def test_who_takes_nothing_of_a_whole_answer_is_let_go(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is one whose answer the gateway has handed over already: what waits in memory is for nobody."""
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    engine.behaviour.text = "x" * 8_000_000
+    with live_gateway(tmp_path, engine=engine) as gateway, connected(gateway) as client:
+        client.sendall(post("/v1/completions", PLAIN))
+        until(lambda: engine.requests)
+        until(lambda: not gateway.server.server_state.connections)
+
+
+def test_who_is_slow_is_not_let_go(
+    tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that takes an answer of many MB steadily gets all of it, however long that is beyond the time of an idle one."""
+    monkeypatch.setattr(server, "IDLE_SECONDS", 2)
+    engine.behaviour.text = "x" * 8_000_000
+    with live_gateway(tmp_path, engine=engine) as gateway, connected(gateway) as client:
+        client.sendall(post("/v1/completions", PLAIN))
+        answer, [connection] = answer_of(client), gateway.server.server_state.connections
+        taken, began = answer.read(1000), time.monotonic()
+        while time.monotonic() < began + 5:
+            taken += answer.read(10_000)
+            time.sleep(0.02)
+        assert not connection.transport.is_closing()
+        assert len(taken + answer.read()) == int(answer.headers["content-length"])
 
 
 def test_who_is_late_is_let_go(tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +133,7 @@ def test_an_answer_behind_others(tmp_path: Path, engine: FakeEngine) -> None:
         live_gateway(tmp_path, engine=engine, request_seconds=5) as gateway,
         connected(gateway) as client,
     ):
-        plain = post("/v1/completions", json.dumps({"model": MODEL, "prompt": "a"}).encode())
+        plain = post("/v1/completions", PLAIN)
         client.sendall(plain + plain + post("/v1/completions", ASKED))
         until(lambda: engine.cancelled == 1)
         for _ in range(2):
@@ -120,7 +151,7 @@ def test_who_goes_with_more_to_ask(
     caplog.clear()
     with live_gateway(tmp_path, engine=engine) as gateway:
         with connected(gateway) as client:
-            client.sendall(post("/v1/completions", json.dumps({"model": MODEL, "prompt": "a"}).encode()) * 3)
+            client.sendall(post("/v1/completions", PLAIN) * 3)
             until(lambda: engine.requests)
         until(lambda: engine.cancelled == 1 and not gateway.server.server_state.tasks)
         assert len(engine.requests) == 1
