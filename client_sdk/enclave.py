@@ -184,12 +184,9 @@ class Enclave:
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        headers = [(name.encode(), text.encode("latin-1")) for name, text in inside]
-        answer.status_code, answer.headers, answer.stream = (
-            head.status,
-            self._world.http.Headers(headers),
-            stream,
-        )
+        raw = [(name.encode(), text.encode("latin-1")) for name, text in inside]
+        headers = self._world.http.Headers(raw)
+        answer.status_code, answer.headers, answer.stream = head.status, headers, stream
         return answer
 
     async def _posted(
