@@ -79,8 +79,8 @@ class Inference:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         identity, left = self._identity(scope)
-        if left <= 0:
-            return await unsigned(send, errors.identity_expired())
+        if error := _unsignable(scope, left):
+            return await unsigned(send, error)
         exchange = self._exchange(scope, send, identity)
         self.in_flight += 1
         started = time.monotonic()
@@ -99,8 +99,8 @@ class Inference:
     async def refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
         """Answer a request with a signed error, without looking at it."""
         identity, left = self._identity(scope)
-        if left <= 0:
-            return await unsigned(send, errors.identity_expired())
+        if reason := _unsignable(scope, left):
+            return await unsigned(send, reason)
         exchange = self._exchange(scope, send, identity)
         return await exchange.fail(exchange.refused or error)
 
@@ -170,8 +170,6 @@ class Inference:
             raise ApiError(
                 405, "method_not_allowed", f"This route takes only {route.method}.", allow=route.method
             )
-        if len(exchange.target) > MAX_TARGET:
-            raise ApiError(414, "target_too_long", f"Path and query may have {MAX_TARGET} bytes.")
         most = self._settings.max_headers
         if len(scope["headers"]) > most:
             raise ApiError(431, "too_many_headers", f"A request may have {most} headers.")
@@ -247,6 +245,15 @@ def _told(error: BaseException) -> ApiError:
             log.error("exchange failed", **failure(error))
             return errors.internal()
     raise error
+
+
+def _unsignable(scope: Scope, left: float) -> ApiError | None:
+    """Why no receipt can be about this request, where none can."""
+    if left <= 0:
+        return errors.identity_expired()
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET:
+        return ApiError(414, "target_too_long", f"Path and query may have {MAX_TARGET} bytes.")
+    return None
 
 
 def _named(scope: Scope) -> bytes | None:

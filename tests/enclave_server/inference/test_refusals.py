@@ -44,7 +44,6 @@ def test_two_nonces(caller: Caller) -> None:
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("HEAD", "/v1/models", 405, None),
-        ("GET", "/v1/models?" + "x" * 3000, 414, "target_too_long"),
     ],
 )
 def test_refused_routes(
@@ -57,6 +56,16 @@ def test_refused_routes(
     assert code is None or answer.error == code
     assert status != 405 or answer.headers["allow"] in {"GET", "POST"}
     assert engine.requests == []
+
+
+@pytest.mark.parametrize("target", ["/v1/models?" + "x" * 2048, "/v1/" + "x" * 60_000], ids=["query", "path"])
+def test_more_than_a_receipt_repeats(caller: Caller, engine: FakeEngine, target: str) -> None:
+    """A path that no receipt could name is refused without one, whether there is such a route or not."""
+    answer = caller.http.get(target)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (414, "target_too_long")
+    assert "attested-receipt" not in answer.headers
+    assert engine.requests == []
+    assert caller.get("/v1/models?" + "x" * (2048 - len("/v1/models"))).outcome is Outcome.COMPLETE
 
 
 def test_outside_v1(caller: Caller, engine: FakeEngine) -> None:
