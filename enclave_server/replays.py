@@ -1,8 +1,9 @@
 """What was here before: the encapsulated key of each sealed request, for as long as the request could be accepted again.
 
 Bounded, and closed when full: a request that cannot be remembered is refused, never let through. The time comes from the
-same clock that judges the requests' own, which never goes back: who sets this machine's clock cannot make it forget. The
-memory is shared with every process that is forked off later, so a request is answered once by all workers together.
+same clock that judges the requests' own, which in no process goes back behind what another one forgot (`earliest`): who
+sets this machine's clock cannot make it forget. The memory is shared with every process that is forked off later, so a
+request is answered once by all workers together.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Replays:
         self._memory = mmap.mmap(self._file, 0)  # pages are taken when they are first written
         self._words = memoryview(self._memory).cast("Q")
 
+    @property
+    def earliest(self) -> int:
+        """When something was last forgotten. It is later than that, whatever this machine's clock says."""
+        return int(self._words[_TURN]) - WINDOW
+
     def check(self, enc: bytes, now: float) -> None:
         """This key is new, and there is room to remember it. Mostly asked without the lock: `remember` has the last word."""
         if now < self._words[_TURN]:
@@ -58,6 +64,8 @@ class Replays:
         short = _short(enc)
         with self._locked():
             places = self._check(short, int(now))
+            if now < self.earliest:  # another process forgot meanwhile, by a clock that was set
+                raise VerificationError(Check.SEALED_TIME, "this machine's clock was set back")
             young = self._words[_YOUNG]
             self._words[places[young]] = short
             self._words[_COUNT[young]] += 1

@@ -119,8 +119,8 @@ class Sealed:
             self._reading -= size
 
     def _now(self) -> float:
-        """Unix seconds; a clock that is set back stands still."""
-        self._latest = max(self._latest, self._wall_clock())
+        """Unix seconds; a clock that is set back stands still, or where another worker forgot replays."""
+        self._latest = max(self._latest, self._wall_clock(), self._replays.earliest)
         return self._latest
 
     def _admit(self, scope: Scope) -> None:

@@ -117,13 +117,17 @@ def test_one_of_many_processes_gets_a_request() -> None:
     assert all(seen(replays, key, 2) for key in keys)
 
 
-async def test_a_clock_that_is_set_back_makes_nothing_new(tmp_path: Path) -> None:
-    """Whoever sets the machine's clock cannot have a recorded request answered again."""
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_clock_that_is_set_back_makes_nothing_new(tmp_path: Path, workers: int) -> None:
+    """Whoever sets the machine's clock cannot have a recorded request answered again, also not by a worker that saw no other time."""
     settings = gateway_settings(tmp_path)
     identity = make_identity(settings, engine_version="0")
     times = iter([1000.0, 1000.0 + 3 * WINDOW, 1000.0])
-    inner = Answering()
-    app = Sealed(settings, Identities(identity), inner, wall_clock=lambda: next(times))
+    inner, replays = Answering(), Replays(1000)
+    apps = [
+        Sealed(settings, Identities(identity), inner, replays=replays, wall_clock=lambda: next(times))
+        for _ in range(workers)
+    ]
 
     def request(at: float) -> bytes:
         return seal_request(
@@ -135,9 +139,20 @@ async def test_a_clock_that_is_set_back_makes_nothing_new(tmp_path: Path) -> Non
         )[0]
 
     data = request(1000)
-    for body in (data, request(1000 + 3 * WINDOW), data):
+    for app, body in ((apps[0], data), (apps[-1], request(1000 + 3 * WINDOW)), (apps[0], data)):
         await post(app, body)
     assert (inner.answered, inner.refused) == (2, ["sealed_time"])
+
+
+def test_nothing_is_remembered_of_a_time_that_was_forgotten() -> None:
+    """A worker that read the clock before it was set, and remembers after another one forgot, is too late."""
+    replays = Replays(1000)
+    replays.remember(b"one", 1000)
+    replays.remember(b"two", 1000 + 3 * WINDOW)
+    assert replays.earliest == 1000 + 3 * WINDOW
+    with pytest.raises(VerificationError) as caught:
+        replays.remember(b"one", 1000)
+    assert caught.value.check is Check.SEALED_TIME
 
 
 class Answering:
