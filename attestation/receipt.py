@@ -217,19 +217,19 @@ def check_receipt(
     now: datetime,
 ) -> None:
     """The authentic `receipt` speaks of exactly this exchange. `statement` is the digest of the verified statement."""
-    _equal(Check.RECEIPT_STATEMENT, "the statement digest", statement.hex(), receipt.statement.hex())
+    _equal(Check.RECEIPT_STATEMENT, "the statement digest", statement, receipt.statement)
     if not compare_digest(request.digest, receipt.request.digest) or request != receipt.request:
         raise _mismatch(Check.RECEIPT_REQUEST, "the request", _words(receipt.request), _words(request))
     _equal(Check.RECEIPT_STATUS, "the status", status, receipt.response.status)
-    found = Response(status=status, digest=response.digest(), length=response.length)
-    if found != receipt.response:
+    found, signed = response.digest(), receipt.response
+    if response.length != signed.length or not compare_digest(found, signed.digest):
         raise _mismatch(
             Check.RECEIPT_RESPONSE,
             "the answer's bytes",
-            f"{receipt.response.length} bytes with digest {receipt.response.digest.hex()[:16]}…",
-            f"{found.length} bytes with digest {found.digest.hex()[:16]}…",
+            f"{signed.length} bytes with digest {signed.digest.hex()[:16]}…",
+            f"{response.length} bytes with digest {found.hex()[:16]}…",
         )
-    _equal(Check.RECEIPT_MODEL, "the model digest", model_digest.hex(), receipt.model.digest.hex())
+    _equal(Check.RECEIPT_MODEL, "the model digest", model_digest, receipt.model.digest)
     if abs(now.timestamp() - receipt.time) > MAX_CLOCK_SKEW:
         raise VerificationError(
             Check.RECEIPT_TIME,
@@ -265,9 +265,10 @@ def _words(request: Request) -> str:
     return f"{request.method} {request.path}, {request.length} bytes with digest {request.digest.hex()[:16]}…"
 
 
-def _equal(check: Check, what: str, expected: object, signed: object) -> None:
+def _equal(check: Check, what: str, expected: bytes | int, signed: bytes | int) -> None:
     if expected != signed:
-        raise _mismatch(check, what, str(signed), str(expected))
+        found, said = (v.hex() if isinstance(v, bytes) else str(v) for v in (expected, signed))
+        raise _mismatch(check, what, said, found)
 
 
 def _mismatch(check: Check, what: str, signed: str, found: str) -> VerificationError:
