@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from attestation.errors import AttestationError
+from enclave_server.commands.usage import in_capitals
 from enclave_server.mendable import MendableError
 
 # where each command's function or group is, and its line in the list
@@ -70,7 +71,7 @@ def _command(name: str, home: str) -> Callable[[typer.Context], None]:
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False, pretty_exceptions_enable=False)
             found.command()(function)
-        found(context.args, prog_name=f"enclave-server {name}")
+        in_capitals(found)(context.args, prog_name=f"enclave-server {name}")
 
     return run
 

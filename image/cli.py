@@ -10,6 +10,7 @@ import typer
 
 from attestation.errors import AttestationError
 from client_sdk.present import clean
+from enclave_server.commands.usage import in_capitals
 from image.build import STEPS, Target, build_image
 from image.errors import MISSING, ImageError
 from image.launch import launch
@@ -33,7 +34,7 @@ Out = Annotated[Path, typer.Argument(help="A folder made by `enclave-server imag
 def main(name: str, arguments: list[str]) -> None:
     """Run the command `name` of `enclave-server`. What an operator can mend is one line on standard error."""
     try:
-        APPS[name](arguments, prog_name=f"enclave-server {name}", standalone_mode=True)
+        in_capitals(APPS[name])(arguments, prog_name=f"enclave-server {name}")
     except ImageError as exc:
         typer.echo(f"{'SKIPPED' if exc.status == MISSING else 'enclave-server'}: {exc}", err=True)
         raise SystemExit(exc.status) from None

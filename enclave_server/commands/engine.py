@@ -5,11 +5,10 @@ from __future__ import annotations
 import typer
 
 from enclave_server.commands.options import Config, EngineAddress, load
+from enclave_server.commands.usage import group
 from enclave_server.engine.topology import commands
 
-cli = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The engine."
-)
+cli = group("The engine.")
 
 
 @cli.callback()

@@ -17,15 +17,11 @@ from enclave_server.access.keys import Key
 from enclave_server.access.store import NAME_LENGTH, Store, StoreError, Use
 from enclave_server.choices import SecretName
 from enclave_server.commands.options import Config
+from enclave_server.commands.usage import group
 from enclave_server.provisioning import check_pepper
 from enclave_server.settings import Settings
 
-cli = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="API keys: who may use the gateway, and how much.",
-)
+cli = group("API keys: who may use the gateway, and how much.")
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `list` shows it; never the key itself.")]
 _MOST = 10**12  # of any limit: databases hold 64 bits
@@ -58,6 +54,8 @@ def create(
     expires_at = _moment(expires)
     if expires_at is not None and expires_at <= time.time():
         raise ValueError(f"--expires: {expires} is over already")
+    if not name.strip():
+        raise ValueError("a key has a name, by which it can be told from others")
     if max(len(name), len(tenant)) > NAME_LENGTH:
         raise ValueError(f"a name and a tenant may have {NAME_LENGTH} characters")
     if (SecretName.KEY_PEPPER in Settings.load(config).secrets) != (pepper is not None):

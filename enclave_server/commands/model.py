@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from enclave_server.commands.usage import group
 from enclave_server.model.image import make_image, salt_of, verify_image
 from enclave_server.model.manifest import (
     SIGNATURE,
@@ -25,9 +26,7 @@ from enclave_server.model.signature import (
     sign_manifest,
 )
 
-cli = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The model's files."
-)
+cli = group("The model's files.")
 
 
 @cli.command()

@@ -187,6 +187,8 @@ def test_unknown_id_and_bad_moment(operator: Any) -> None:
         operator.keys("create", "x", "--expires", "2001-01-31")
     with pytest.raises(ValueError, match="200 characters"):
         operator.keys("create", "x" * 201)
+    with pytest.raises(ValueError, match="has a name"):
+        operator.keys("create", " ")
     assert operator.keys("list") == ""
     with pytest.raises(ValueError, match="at least one"):
         operator.keys("limit", "key_none")

@@ -14,3 +14,20 @@ def test_a_group_offers_no_completion(group: str) -> None:
     told = CliRunner().invoke(cli, [group, "--help"]).output
     assert f"Usage: enclave-server {group} " in told
     assert "completion" not in told
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("keys create", "NAME"),
+        ("keys usage", "[KEY_ID]"),
+        ("model digest", "DIRECTORY"),
+        ("refs add", "REFS NEW"),
+        ("image repro", "OUT"),
+        ("collect", "KIND"),
+    ],
+)
+def test_arguments_are_written_as_manuals_do(command: str, arguments: str) -> None:
+    """In capitals, and in brackets where they may be left out."""
+    told = CliRunner().invoke(cli, [*command.split(), "--help"]).output
+    assert f"Usage: enclave-server {command} [OPTIONS] {arguments} " in told
