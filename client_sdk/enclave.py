@@ -16,15 +16,22 @@ from typing import Any
 from attestation.checks import Check
 from attestation.errors import VerificationError
 from attestation.sealed import PATH as SEALED_PATH
-from attestation.sealed_answer import AnswerOpener
-from attestation.sealed_ticket import Ticket
 from attestation.verdict import Verdict
 from client_sdk._bodies import Clock, Http
 from client_sdk._worlds import TooLongError, World
 from client_sdk.exchange import Exchange
 from client_sdk.kept import EVIDENCE_PATH, Fetched, KeptSession, fetch_evidence, survive_forks
 from client_sdk.receipts import Attestation, PlainCheck, check_answer, fields
-from client_sdk.sealing import MAX_ERROR_BYTES, Around, Channel, is_sealed, not_sealed, own_fields, seal
+from client_sdk.sealing import (
+    MAX_ERROR_BYTES,
+    Around,
+    Channel,
+    check_answered_once,
+    is_sealed,
+    not_sealed,
+    own_fields,
+    seal,
+)
 from client_sdk.session import make_nonce
 from client_sdk.streams import StreamCheck, Verify
 from client_sdk.tickets import Tickets
@@ -170,16 +177,21 @@ class Enclave:
     async def _sealed(self, transport: Http, request: Http, exchange: Exchange) -> Http:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
         statement = exchange.verdict.statement_digest
-        ticket = self._tickets.take(statement)
+        ticket, refused = self._tickets.take(statement), None
+        data, opener = seal(exchange, request.headers.raw, self._clock(), ticket)
         try:
-            answer, opener = await self._posted(transport, request, exchange, ticket)
+            answer = await self._posted(transport, request, exchange, data)
         except VerificationError as error:
             if ticket is None or error.check is not Check.SEALED_TICKET:
                 raise
             self._tickets.drop()  # none was opened, says the gateway: seal it once more, to the statement's key
-            answer, opener = await self._posted(transport, request, exchange, None)
+            refused = data
+            data, opener = seal(exchange, request.headers.raw, self._clock(), instead=refused)
+            answer = await self._posted(transport, request, exchange, data)
         try:
             head, stream = await self._world.unseal(answer.stream, opener)
+            if refused is not None:
+                check_answered_once(head.status)
             inside = self._tickets.take_out(head.headers, statement)
         except BaseException:
             await self._world.close(answer.stream)
@@ -189,13 +201,10 @@ class Enclave:
         answer.status_code, answer.headers, answer.stream = head.status, headers, stream
         return answer
 
-    async def _posted(
-        self, transport: Http, request: Http, exchange: Exchange, ticket: Ticket | None
-    ) -> tuple[Http, AnswerOpener]:
-        """A sealed answer, still closed, and what opens it."""
-        http = self._world.http
-        data, opener = seal(exchange, request.headers.raw, self._clock(), ticket)
-        sent = self._around.request(http.ByteStream(data), len(data), request.extensions)
+    async def _posted(self, transport: Http, request: Http, exchange: Exchange, data: bytes) -> Http:
+        """A sealed answer, still closed."""
+        stream = self._world.http.ByteStream(data)
+        sent = self._around.request(stream, len(data), request.extensions)
         answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
         try:
             if not is_sealed(answer.status_code, fields(answer.headers.raw).get("Content-Type")):
@@ -203,7 +212,7 @@ class Enclave:
         except BaseException:
             await self._world.close(answer.stream)
             raise
-        return answer, opener
+        return answer
 
     async def _error_body(self, stream: Http) -> bytes:
         try:

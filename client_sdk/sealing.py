@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,7 @@ HEADERS = (
 _ASK = (sealed_ticket.HEADER, sealed_ticket.ASK)
 _IDENTITY = ("accept-encoding", "identity")
 _NONCE = NONCE_HEADER.lower()
-_NOT_THE_CALLERS = OF_THE_CONNECTION | {_NONCE, _IDENTITY[0], _ASK[0]}
+_NOT_THE_CALLERS = OF_THE_CONNECTION | {_NONCE, _IDENTITY[0], _ASK[0], sealed_ticket.INSTEAD}
 _BY_CODE = {
     check.replace(".", "_"): check
     for check in (
@@ -72,13 +73,21 @@ class Channel(StrEnum):
 
 
 def seal(
-    exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime, ticket: Ticket | None = None
+    exchange: Exchange,
+    headers: list[tuple[bytes, bytes]],
+    now: datetime,
+    ticket: Ticket | None = None,
+    instead: bytes | None = None,
 ) -> tuple[bytes, AnswerOpener]:
-    """The body of the POST to /sealed, and what opens its answer, which is asked for a ticket for another request."""
+    """The body of the POST to /sealed, and what opens its answer, which is asked for a ticket for another request.
+
+    `instead` is the body before, of the same request, whose ticket was refused: the enclave answers one of the two."""
     pairs = [
         (inner, value.decode("latin-1")) for name, value in headers if (inner := _inner(name)) is not None
     ]
     fields = (*pairs, *own_fields(exchange), _ASK)
+    if instead is not None:
+        fields += (sealed_ticket.instead_of(sealed.parse_envelope(instead).enc),)
     head = RequestHead(method=exchange.method, target=exchange.path, headers=fields)
     body, statement = exchange.body, exchange.verdict.statement_digest
     if ticket is not None:
@@ -139,6 +148,16 @@ def not_sealed(status: int, body: bytes) -> AttestationError:
         detail,
         advice="What answered is not the gateway in the enclave, or the seal was taken off; do not use the answer",
     )
+
+
+def check_answered_once(status: int) -> None:
+    """For the answer, opened, to a request whose ticket is said to have been refused."""
+    if status == HTTPStatus.CONFLICT:
+        raise VerificationError(
+            Check.SEALED_REPLAY,
+            "the enclave had taken the request when somebody in its place said that its ticket was refused",
+            advice="The request may have been done, and its answer was kept from you: see who ends TLS before the enclave",
+        )
 
 
 def error_code(body: bytes) -> str:

@@ -272,6 +272,20 @@ def test_a_refusal_of_everything(rig: Rig) -> None:
         assert suites(rig) == [X_WING, TICKET, X_WING, X_WING]
 
 
+@pytest.mark.parametrize("asked", [ASKED, STREAM], ids=["plain", "streamed"])
+def test_a_refusal_by_somebody_who_passed_the_request_on(rig: Rig, asked: dict[str, Any]) -> None:
+    """The enclave took it, and takes it no second time: the client hears that, and that nobody can say what became of it."""
+    with client_for(rig.gateway.policy_text) as client:
+        client.post(rig.gateway.origin + CHAT, json=ASKED)
+        lies = iter([REFUSAL])
+        rig.middle.edit = lambda answer: next(lies, answer)
+        with pytest.raises(AttestationError) as caught:
+            client.post(rig.gateway.origin + CHAT, json=asked)
+    assert caught.value.check is Check.SEALED_REPLAY
+    assert suites(rig) == [X_WING, TICKET, X_WING]
+    assert len(rig.engine.requests) == 2
+
+
 @pytest.mark.parametrize("at", [39, 80, 120, -1], ids=["id", "random value", "ciphertext", "tag"])
 def test_what_was_altered_is_not_sent_again(rig: Rig, at: int) -> None:
     """It does not open, as nothing that was touched does; that is told, and not mended."""
