@@ -22,7 +22,7 @@ class TLSSocket:
         self._arrived, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._arrived, self._leaving, server_hostname=server_hostname)
         self._read, self._write = self._tls.read, self._tls.write
-        self.fileno, self.settimeout, self.close = sock.fileno, sock.settimeout, sock.close
+        self.fileno, self.close = sock.fileno, sock.close
         self.getsockname, self.getpeername = sock.getsockname, sock.getpeername
 
     def do_handshake(self) -> None:
@@ -35,6 +35,11 @@ class TLSSocket:
             else:
                 self._flush()
                 return
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Libraries say it before each step; the kernel is told when it is another one."""
+        if seconds != self._sock.gettimeout():
+            self._sock.settimeout(seconds)
 
     def recv(self, _: int) -> bytes:
         """All that is there, whatever was asked for; waits until something is. Empty when nothing more will come."""
