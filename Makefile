@@ -244,7 +244,7 @@ bench-proxy: $(PROJECT)
 bench-client: $(PROJECT)
 	@$(PY) -m benchmarks.client --save
 
-## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 14 min on two idle cores
+## bench-vllm    output tokens per second of real vLLM, directly and through the gateway; about 50 min on two idle cores
 .PHONY: bench-vllm
 bench-vllm: $(PROJECT) model
 	@$(PY) -m benchmarks.vllm --save

@@ -116,7 +116,7 @@ def _read_all(
             raise TimeoutError(f"no bytes for {PATIENCE} s")
         for one, _ in ready:
             connection = cast(socket.socket, one.fileobj)
-            known = len(answers[connection])
+            known = max(0, len(answers[connection]) - len(_EVENT) + 1)  # an event may come in several reads
             if _read(connection, answers[connection]):
                 selector.unregister(connection)
             if _EVENT in answers[connection][known:]:
@@ -125,13 +125,15 @@ def _read_all(
 
 
 def _read(connection: socket.socket, answer: bytearray) -> bool:
-    """Take what has come; whether that was the end."""
+    """Take what has come, of TLS one record; whether that was the end. What is left makes the selector speak again."""
     try:
-        while data := connection.recv(65536):
-            answer += data
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return answer.endswith(_END)
-    raise ConnectionError(f"closed after {len(answer)} bytes: {bytes(answer[:300])!r}")
+        data = connection.recv(65536)
+    except (BlockingIOError, ssl.SSLWantReadError):  # TLS: a session's ticket, or part of a record
+        return False
+    if not data:
+        raise ConnectionError(f"closed after {len(answer)} bytes: {bytes(answer[:300])!r}")
+    answer += data
+    return answer.endswith(_END)
 
 
 def over_unix(path: Path) -> socket.socket:

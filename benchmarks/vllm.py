@@ -1,17 +1,17 @@
 """Output tokens per second of a real vLLM on CPU, directly and through the gateway, in turn. `make bench-vllm`.
 
-    python -m benchmarks.vllm [--seconds 345] [--model NAME] [--save]
+    python -m benchmarks.vllm [--seconds 1350] [--model NAME] [--save]
 
 What is measured is `enclave-server serve` as users run it (TLS, an API key, receipts, checkpoints) and the vLLM that it
 started: the gateway over TCP, and the same vLLM process on its Unix socket, by one client that sends both the same
 requests. A block is one stream on each connection, all begun at once, of a fixed number of tokens whatever they are, from
-the first byte sent to the last one read. Blocks are of about a second, and their order is ABBA, so that what a
-machine does over seconds meets both ways alike; `balanced` says what is made of them. Every block is kept in the JSON.
+the first byte sent to the last one read. Blocks are of some seconds, and their order is ABBA, so that what drifts
+meets both ways alike; `balanced` says what is made of them. Every block is kept in the JSON.
 
 The second direct block of a round against its first is told beside it: what the method finds where nothing is. So is the
 gateway's CPU time for a token, which a neighbour hardly moves: had none of that work run beside vLLM's own, so much
-would have been lost to it ("by CPU"; wake-ups and cold caches are not in it). Nothing is pinned but what vLLM pins
-itself: vLLM, gateway and client share what cores there are.
+would have been lost to it ("by CPU"; wake-ups and cold caches are not in it). Nothing is pinned but what vLLM and the
+gateway pin themselves; the client, which stands for one on another machine, uses the cores that the gateway uses.
 
 Each block is also told as if nothing rare had disturbed it (`streams.undisturbed`), which leaves out what is rare of the gateway, too.
 
@@ -28,6 +28,8 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -44,15 +46,15 @@ from tests.caller import untrusting
 from tests.served import VLLM_SECONDS, Served, chat_model, model_settings, served, tiny_model, vllm_settings
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SECONDS = 345.0
+SECONDS = 1350.0
 KNOWN_SECONDS = 5  # until a new key is one: the gateway looks every 2 s
 
 
 LOADS = (
-    Load("SmolLM2-135M", 1, 16),
-    Load("SmolLM2-135M", 8, 16),
-    Load("tiny", 1, 128, 0.1, goal=None),
-    Load("tiny", 8, 128, 0.1, goal=None),
+    Load("SmolLM2-135M", 1, 64),
+    Load("SmolLM2-135M", 8, 64),
+    Load("tiny", 1, 128, 0.025, goal=None),
+    Load("tiny", 8, 128, 0.025, goal=None),
 )
 MODELS = {"SmolLM2-135M": chat_model, "tiny": tiny_model}
 
@@ -151,6 +153,17 @@ def in_order(rounds: list[Round], a: list[float], b: list[float]) -> list[Round]
     return [Round(one.first, of_a, of_b) for one, of_a, of_b in pairs]
 
 
+@contextmanager
+def on_the_cores_of(pid: int) -> Iterator[None]:
+    """Meanwhile this process uses the cores that another one uses."""
+    given = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, os.sched_getaffinity(pid))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, given)
+
+
 def measure_all(seconds: float, models: list[str]) -> list[Result]:
     results = []
     for name in models:
@@ -170,8 +183,8 @@ def measure_all(seconds: float, models: list[str]) -> list[Result]:
                 through = partial(over_tls, untrusting(), gateway.port)
                 cpu, pid = partial(gateway_cpu, gateway), gateway.process.pid
                 ways = Way(straight, key, cpu), Way(through, key, cpu)
-                for load in LOADS:
-                    if load.model == name:
+                with on_the_cores_of(pid):
+                    for load in [each for each in LOADS if each.model == name]:
                         results.append(measure(load, *ways, pid, seconds * load.weight))
                         print(line(results[-1]), file=sys.stderr, flush=True)
                 gateway.terminate()

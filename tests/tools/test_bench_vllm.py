@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import time
 from dataclasses import replace
 from threading import Thread
@@ -12,7 +14,7 @@ import pytest
 
 from benchmarks.balanced import Round
 from benchmarks.streams import Load, Way, undisturbed
-from benchmarks.vllm import LOADS, Result, in_order, kept, line, machine_cpu, table
+from benchmarks.vllm import LOADS, Result, in_order, kept, line, machine_cpu, on_the_cores_of, table
 
 LOAD = Load("tiny", 3, 16)
 
@@ -129,3 +131,13 @@ def test_the_machine_s_time_only_grows() -> None:
     """What all processes used so far is never less than it was."""
     before = machine_cpu()
     assert 0 <= before <= machine_cpu()
+
+
+def test_the_client_is_where_the_gateway_is() -> None:
+    """While it measures, and no longer: what it starts later has every core again."""
+    given = os.sched_getaffinity(0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        os.sched_setaffinity(process.pid, {min(given)})
+        with on_the_cores_of(process.pid):
+            assert os.sched_getaffinity(0) == {min(given)}
+        assert os.sched_getaffinity(0) == given
