@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.checks import Check
@@ -174,7 +174,6 @@ def test_any_bytes_give_a_value_or_malformed(data: bytes) -> None:
         parse_envelope(data)
 
 
-@settings(deadline=None)  # signatures take their time on a busy machine
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=8),

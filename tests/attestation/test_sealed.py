@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.checks import Check
@@ -198,7 +198,6 @@ def test_a_status_is_a_final_one(status: object) -> None:
 
 
 @given(st.binary(max_size=2000))
-@settings(max_examples=300, deadline=None)
 def test_any_bytes_as_a_request(data: bytes) -> None:
     """A value, or an error of ours."""
     value_or_malformed(parse_envelope, data)
@@ -209,7 +208,6 @@ def test_any_bytes_as_a_request(data: bytes) -> None:
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
-@settings(max_examples=300, deadline=None)
 def test_any_bytes_as_a_head(data: bytes) -> None:
     """A value, or an error of ours."""
     value_or_malformed(lambda: parse_request_head(data, limit=400))
@@ -220,7 +218,6 @@ VALUES = st.text(st.characters(max_codepoint=255, exclude_categories=["Cc"]), ma
 
 
 @given(st.lists(st.tuples(st.sampled_from(["x-a", "x_b", "!"]), VALUES), max_size=4))
-@settings(max_examples=200, deadline=None)
 def test_any_head_comes_out_as_it_went_in(headers: list[tuple[str, str]]) -> None:
     """Whatever its values are; as JSON that others read too."""
     asked = RequestHead(method="POST", target='/v1/a"b?c=%20', headers=tuple(headers))

@@ -144,7 +144,6 @@ def test_every_changed_byte_of_an_answer_is_refused() -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.integers(0, 2**32 - 1), st.booleans())
-@settings(max_examples=300, deadline=None)
 def test_any_bytes_as_an_answer(pieces: list[bytes], size: int, last: bool) -> None:
     """A value, or an error of ours."""
     opener = AnswerOpener(bytes(32), bytes(32))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation._x509 import (
@@ -133,7 +133,6 @@ def test_a_list_that_its_issuer_may_not_sign_is_refused() -> None:
 
 
 @given(data=st.binary(max_size=400))
-@settings(max_examples=200, deadline=None)
 def test_any_bytes_are_malformed(data: bytes) -> None:
     """Nothing but MalformedError leaves the parsers."""
     pem = b"-----BEGIN CERTIFICATE-----\n" + data + b"\n-----END CERTIFICATE-----\n"
@@ -146,7 +145,6 @@ def test_any_bytes_are_malformed(data: bytes) -> None:
 
 
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255))
-@settings(max_examples=200, deadline=None)
 def test_changed_bytes_parse_or_are_malformed(position: int, value: int) -> None:
     """Also for bytes that are almost a certificate or a list."""
     for parse, data in (

@@ -268,7 +268,6 @@ TEXTS = (
         max_size=6,
     )
 )
-@settings(max_examples=200, deadline=None)
 def test_an_event_passes_as_it_does_by_itself(events: list[bytes]) -> None:
     """What came before an event makes it quicker to read, and changes nothing of whether it is given out."""
     check = make()

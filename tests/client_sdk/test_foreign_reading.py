@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.checks import Check
@@ -93,7 +93,6 @@ def test_what_is_known_by_name_alone_is_refused_by_its_name(data: bytes, said: s
     assert caught.value.check in {Check.FOREIGN_FORMAT, Check.SNP_REPORT}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_bytes_are_read_or_malformed(data: st.DataObject) -> None:
     """Random bytes, and documents with bytes exchanged, cut out or repeated."""
@@ -113,7 +112,6 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_value_in_any_member_is_read_or_malformed(data: st.DataObject) -> None:
     """JSON of other types where texts, lists and objects are expected, also inside the sections."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -104,7 +104,6 @@ def test_what_cannot_be_read_is_said_in_one_line(data: bytes | None, code: int, 
     assert len(result.output.splitlines()) == 1
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(KINDS),
     st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4),

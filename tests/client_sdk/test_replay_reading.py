@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestation.bundle import SavedExchange
@@ -180,7 +180,6 @@ def test_any_values(ids: object, logprobs: object, entry: object) -> None:
         read_prefill(answer, [Choice(prompt=(1,), output=(2,))])
 
 
-@settings(deadline=None)  # the first example pays for what the others find ready
 @given(_JSON)
 def test_any_request(value: object) -> None:
     """A request is read without stumbling, whatever it holds."""

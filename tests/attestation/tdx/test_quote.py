@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import cache
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestation.checks import Check
@@ -146,7 +146,6 @@ def test_headers_and_lengths_must_agree(offset: int, value: bytes, check: Check,
 
 @given(data=st.binary(max_size=2000))
 @example(data=b"")
-@settings(max_examples=200, deadline=None)
 def test_any_bytes_give_a_quote_or_malformed(data: bytes) -> None:
     """Nothing but MalformedError leaves the parser."""
     _parse(data)
@@ -157,7 +156,6 @@ def test_any_bytes_give_a_quote_or_malformed(data: bytes) -> None:
     kind=st.sampled_from(sorted(BODIES)),
     edits=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=4),
 )
-@settings(max_examples=300, deadline=None)
 def test_edited_quotes_give_a_quote_or_malformed(kind: str, edits: list[tuple[int, int]]) -> None:
     """Nor from bytes that are almost a quote; and none of them verifies unless nothing changed."""
     quote = bytearray(good(kind))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from hashlib import sha256
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.checks import Check
@@ -115,7 +115,6 @@ def test_every_proof_of_every_size_holds(size: int) -> None:
         verify_consistency(old, root, size, tree.root, consistency_proof(old, size, read.nodes))
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_other_entry_index_size_or_hash_holds(data: st.DataObject) -> None:
     """Whatever is changed in an inclusion proof, it does not lead to the root."""
@@ -142,7 +141,6 @@ def test_no_other_entry_index_size_or_hash_holds(data: st.DataObject) -> None:
         assert error.value.check is Check.LOG_INCLUSION
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_other_history_is_consistent(data: st.DataObject) -> None:
     """A changed entry, a changed hash, a hash too many or too few, and a smaller tree are refused."""

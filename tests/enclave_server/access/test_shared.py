@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_server.access.admission import Admission
@@ -160,7 +160,6 @@ class Crowd:
         self.asked = [task for task in self.asked if not task.done()]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["enter", "leave", "cancel"]), max_size=60), st.integers(1, 3), st.integers(0, 3)
 )
