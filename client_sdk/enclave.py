@@ -176,8 +176,8 @@ class Enclave:
 
     async def _sealed(self, transport: Http, request: Http, exchange: Exchange) -> Http:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
-        statement = exchange.verdict.statement_digest
-        ticket, refused = self._tickets.take(statement), None
+        under = exchange.verdict.nonce
+        ticket, refused = self._tickets.take(under), None
         data, opener = seal(exchange, request.headers.raw, self._clock(), ticket)
         try:
             answer = await self._posted(transport, request, exchange, data)
@@ -192,7 +192,7 @@ class Enclave:
             head, stream = await self._world.unseal(answer.stream, opener)
             if refused is not None:
                 check_answered_once(head.status)
-            inside = self._tickets.take_out(head.headers, statement)
+            inside = self._tickets.take_out(head.headers, under)
         except BaseException:
             await self._world.close(answer.stream)
             raise
@@ -207,7 +207,7 @@ class Enclave:
         sent = self._around.request(stream, len(data), request.extensions)
         answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
         try:
-            if not is_sealed(answer.status_code, fields(answer.headers.raw).get("Content-Type")):
+            if not is_sealed(answer.status_code, answer.headers.raw):
                 raise not_sealed(answer.status_code, await self._error_body(answer.stream))
         except BaseException:
             await self._world.close(answer.stream)

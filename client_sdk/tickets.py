@@ -20,23 +20,26 @@ class Tickets:
         self._kept: deque[tuple[float, bytes, Ticket]] = deque(maxlen=MOST)
         self._monotonic = monotonic
 
-    def take(self, statement: bytes) -> Ticket | None:
-        """One that is good under this statement, for nobody else from now on. What is not good is dropped on the way."""
+    def take(self, verdict: bytes) -> Ticket | None:
+        """One that came under the verdict with this nonce, for nobody else from now on. What is not good is dropped on the way.
+
+        With each verdict begins another series: a ticket that somebody read in this process's memory opens what follows in its own.
+        """
         try:
             while True:
                 came, under, ticket = self._kept.pop()
-                if under == statement and self._monotonic() - came < GOOD_FOR:
+                if under == verdict and self._monotonic() - came < GOOD_FOR:
                     return ticket
         except IndexError:
             return None
 
-    def take_out(self, headers: Headers, statement: bytes) -> Headers:
+    def take_out(self, headers: Headers, verdict: bytes) -> Headers:
         """An answer's headers without its ticket, which is kept here and seen by nobody else."""
         brought = [text for name, text in headers if name == HEADER]
         if not brought:
             return headers
         for text in brought:
-            self._kept.append((self._monotonic(), statement, parse_ticket(text)))
+            self._kept.append((self._monotonic(), verdict, parse_ticket(text)))
         return tuple([pair for pair in headers if pair[0] != HEADER])
 
     def drop(self) -> None:

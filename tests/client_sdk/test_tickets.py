@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError
 from attestation.sealed import TICKET, X_WING, Suite, open_request, parse_envelope, parse_message
 from attestation.sealed_ticket import Ticket, dump_ticket
+from attestation.verdict import Verdict
 from client_sdk import attested_transport
 from client_sdk.tickets import GOOD_FOR, MOST, Tickets
 from tests.client_sdk.test_tamper_sealed import Middle, Rig
@@ -47,8 +49,8 @@ class Kept:
         self.now = 1000.0
         self.tickets = Tickets(lambda: self.now)
 
-    def bring(self, number: int, statement: bytes = b"s") -> None:
-        assert self.tickets.take_out(brought(number), statement) == (("content-type", "x"),)
+    def bring(self, number: int, under: bytes = b"s") -> None:
+        assert self.tickets.take_out(brought(number), under) == (("content-type", "x"),)
 
 
 def test_each_is_given_out_once_and_the_newest_first() -> None:
@@ -60,8 +62,8 @@ def test_each_is_given_out_once_and_the_newest_first() -> None:
     assert [kept.tickets.take(b"s") for _ in range(3)] == [ticket(2), ticket(1), None]
 
 
-def test_none_is_given_out_under_another_statement() -> None:
-    """It was given under one that is gone, and is dropped."""
+def test_none_is_given_out_under_another_verdict() -> None:
+    """It came under one that is gone, and is dropped."""
     kept = Kept()
     kept.bring(1, b"old")
     kept.bring(2, b"new")
@@ -177,6 +179,22 @@ def test_many_threads(rig: Rig) -> None:
     assert len(set(used(rig))) == len(used(rig)) >= 64 - 8, (
         "a key exchange only while the others' are under way"
     )
+
+
+def test_tickets_end_with_the_verdict_that_they_came_under(rig: Rig) -> None:
+    """So a ticket that somebody read in this process's memory opens what comes after it for an hour at most, and not for a week."""
+    now = [datetime.now(UTC)]
+    with client_for(rig.gateway.policy_text, max_age=timedelta(seconds=100), clock=lambda: now[0]) as client:
+
+        def verdict() -> Verdict:
+            return proven(client.post(rig.gateway.origin + CHAT, json=ASKED)).verdict
+
+        first, same = verdict(), verdict()
+        now[0] += timedelta(seconds=101)
+        later = verdict()
+    assert suites(rig) == [X_WING, TICKET, X_WING]
+    assert first is same is not later
+    assert first.statement_digest == later.statement_digest
 
 
 def test_a_process_that_forks_takes_no_ticket_along(rig: Rig) -> None:
