@@ -26,10 +26,20 @@ from enclave_server.watch import CONNECTION, Connection
 
 _LAST_WORDS_SECONDS = 2.0
 IDLE_SECONDS = 75  # well after clients give an idle connection up: else a request may meet its closing
+HANDSHAKE_SECONDS = 20  # in which TLS has to be agreed on: until then nothing counts the connection
 _OTHER_FILES = 64  # libraries, listeners, databases
 _LOOK_SECONDS = 1.0  # between two looks for statements that have ended
 _HEAD, _HEAD_END = b"HTTP/1.1 ", b"\r\n\r\n"
 _REQUIRED = (uvloop, httptools)  # imported here, so that an install without them fails at start
+
+
+class Loop(uvloop.Loop):
+    """uvloop's, which gives a handshake a minute."""
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        if options.get("ssl") is not None:
+            options["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
+        return await super().create_server(*args, **options)
 
 
 class TlsKeys:
@@ -124,7 +134,7 @@ class Server(uvicorn.Server):
 
 
 QUIET: dict[str, Any] = {  # of uvicorn's, wherever something answers here: no log and no headers of its own
-    "loop": "uvloop",
+    "loop": f"{__name__}:{Loop.__name__}",
     "ws": "none",
     "interface": "asgi3",
     "log_config": None,

@@ -179,6 +179,19 @@ def test_a_head_that_does_not_come(
     until(answered)
 
 
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["nothing", "half a record"])
+def test_tls_that_is_not_agreed_on(
+    gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """A connection whose handshake does not end is closed, long before a minute is over."""
+    monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 0.5)
+    gateway.restart()
+    with socket.create_connection(("127.0.0.1", gateway.settings.port)) as client, suppress(ConnectionError):
+        client.settimeout(50)
+        client.sendall(said)
+        assert client.recv(1) == b""
+
+
 def test_a_connection_that_rests(gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is closed when the time of an idle one is over since its last answer, not since it was made."""
     monkeypatch.setattr(server, "IDLE_SECONDS", 1.5)
