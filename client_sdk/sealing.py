@@ -33,6 +33,7 @@ HEADERS = (
     (b"Accept-Encoding", b"identity"),
     (b"User-Agent", b"attested-inference"),
 )
+_SEALED = ANSWER_TYPE.encode()
 _ASK = (sealed_ticket.HEADER, sealed_ticket.ASK)
 _IDENTITY = ("accept-encoding", "identity")
 _NONCE = NONCE_HEADER.lower()
@@ -117,16 +118,17 @@ class Around:
         self._headers = [(b"Host", url.netloc), *HEADERS]
 
     def request(self, stream: Http, length: int, extensions: Mapping[str, Any]) -> Http:
-        """As much of a request as the library's transports read; one of its own takes ten times as long to make and to read."""
+        """As much of a request as the library's transports read; one of its own takes five times as long to make."""
         headers = SimpleNamespace(raw=[*self._headers, (b"Content-Length", b"%d" % length)])
         return SimpleNamespace(
             method="POST", url=self._url, headers=headers, stream=stream, extensions=dict(extensions)
         )
 
 
-def is_sealed(status: int, content_type: str | None) -> bool:
+def is_sealed(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
     """The answer says that it is sealed; opening it will tell."""
-    return status == 200 and content_type == ANSWER_TYPE
+    kinds = [value for name, value in headers if name.lower() == b"content-type"]
+    return status == 200 and kinds == [_SEALED]
 
 
 def not_sealed(status: int, body: bytes) -> AttestationError:

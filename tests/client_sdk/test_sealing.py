@@ -55,10 +55,12 @@ def test_any_bytes_without_a_seal(body: bytes, status: int) -> None:
 
 def test_what_counts_as_sealed() -> None:
     """Status and media type of the outer answer, exactly."""
-    assert is_sealed(200, ANSWER_TYPE)
-    assert not is_sealed(201, ANSWER_TYPE)
-    assert not is_sealed(200, "text/event-stream")
-    assert not is_sealed(200, None)
+    sealed = (b"Content-Type", ANSWER_TYPE.encode())
+    assert is_sealed(200, [(b"date", b"now"), sealed])
+    assert not is_sealed(201, [sealed])
+    assert not is_sealed(200, [(b"content-type", b"text/event-stream")])
+    assert not is_sealed(200, [sealed, sealed])
+    assert not is_sealed(200, [])
 
 
 def test_every_channel_protects() -> None:
