@@ -24,6 +24,7 @@ HEAD = "0001"  # the newest in `migrations`
 NAME_LENGTH = 200
 _MIGRATION_LOCK = 0x656E636C617665  # of PostgreSQL's advisory locks: one gateway at a time migrates
 _READS = "reads"  # of an engine's options
+_SETTLED_SECONDS = 2.0  # longer than any clock of files is coarse: a later write has another time
 
 metadata = sa.MetaData()
 api_keys = sa.Table(
@@ -57,6 +58,9 @@ api_key_changes = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("count", sa.BigInteger, nullable=False),
 )
+
+
+_Stamp = tuple[tuple[str, int, int, int, int], ...]  # of each file: name, device, inode, bytes, ctime
 
 
 class StoreError(MendableError):
@@ -98,6 +102,7 @@ class Store:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         self._reader = self._engine.execution_options(**{_READS: True})
+        self._looked: tuple[_Stamp, int] | None = None  # the files, and what `changes` found in them
 
     @property
     def _is_sqlite(self) -> bool:
@@ -118,9 +123,30 @@ class Store:
                 _upgrade(connection)
 
     def changes(self) -> int:
-        """A number that differs from an earlier one when any key was changed since."""
+        """A number that differs from an earlier one when any key was changed since. Files that nobody has written are not opened."""
+        stamp = self._stamp()
+        if stamp is not None and self._looked is not None and self._looked[0] == stamp:
+            return self._looked[1]
         with self._reading() as connection:
-            return int(connection.execute(sa.select(api_key_changes.c.count)).scalar_one())
+            count = int(connection.execute(sa.select(api_key_changes.c.count)).scalar_one())
+        self._looked = None if stamp is None else (stamp, count)
+        return count
+
+    def _stamp(self) -> _Stamp | None:
+        """Which files these are, and when each was last written (ctime, which nobody can set back); None when that says nothing."""
+        if self._file is None:
+            return None
+        found = []
+        for path in (self._file, self._file.with_name(f"{self._file.name}-wal")):
+            try:
+                at = path.stat()
+            except FileNotFoundError:
+                continue  # of both, to open it will tell
+            except OSError:
+                return None
+            found.append((path.name, at.st_dev, at.st_ino, at.st_size, at.st_ctime_ns))
+        newest = max((each[-1] for each in found), default=0) / 1e9
+        return tuple(found) if found and time.time() - newest > _SETTLED_SECONDS else None
 
     def all(self) -> list[Key]:
         with self._reading() as connection:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_server.access import store as store_module
 from enclave_server.access.body import for_engine
 from enclave_server.access.counters import SharedCounters
 from enclave_server.access.store import Store, StoreError, Use
@@ -121,6 +124,56 @@ def test_use_adds_up(tmp_path: Path) -> None:
     assert store.use(since=2) == {key.id: Use(2, 2, 0, 0)}
     assert store.use(since=1, key_id="other") == {}
     store.close()
+
+
+def test_looking_for_changes_opens_no_file_that_nobody_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another's change is seen at once, also in another file of that name; what may have been written a moment ago is read again."""
+    path = tmp_path / "a.db"
+    store, other = Store(f"sqlite:///{path}"), Store(f"sqlite:///{path}")
+    store.migrate()
+    opened: list[object] = []
+    sa.event.listen(store._engine, "connect", lambda *_: opened.append(None))
+
+    def looks(seconds: float) -> tuple[int, int]:
+        """What two looks find, and how often they open it, when files settle within so many seconds."""
+        monkeypatch.setattr(store_module, "_SETTLED_SECONDS", seconds)
+        opened.clear()
+        found = {store.changes(), store.changes()}
+        time.sleep(
+            0.05
+        )  # so that what is written next has another time, however coarse the clock of files is
+        assert len(found) == 1
+        return found.pop(), len(opened)
+
+    at_once, never = float("-inf"), float("inf")
+    assert looks(never) == (0, 2)
+    assert looks(at_once) == (0, 1)
+    other.create("a")
+    assert looks(at_once) == (1, 1)
+    key, _ = other.create("b")
+    other.change(key.id, revoked_at=1)
+    assert looks(at_once) == (3, 1)
+    assert looks(at_once) == (3, 0)
+
+    with sqlite3.connect(path) as kept:  # its -wal stays where it is, and changes there
+        kept.execute("PRAGMA journal_mode=WAL")
+        kept.execute("UPDATE api_key_changes SET count = 4")
+        kept.commit()
+        assert looks(at_once)[0] == 4
+        kept.execute("UPDATE api_key_changes SET count = 5")
+        kept.commit()
+        assert looks(at_once)[0] == 5
+    kept.close()
+    assert looks(at_once)[0] == 5
+
+    Store(f"sqlite:///{tmp_path}/b.db").migrate()
+    (tmp_path / "b.db").replace(path)
+    assert looks(at_once) == (0, 1)
+    path.unlink()
+    with pytest.raises(StoreError):
+        store.changes()
 
 
 def test_a_database_that_is_none(tmp_path: Path) -> None:
