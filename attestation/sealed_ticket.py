@@ -22,7 +22,8 @@ from attestation.sealed_head import Headers
 HEADER = "attested-ticket"  # in the heads inside: of who wants a ticket, and of the answer that brings it
 ASK = "new"
 INSTEAD = "attested-instead-of"  # in the head inside: the `enc` of the request whose ticket was refused
-SECONDS = 600  # for so long after it was made, a ticket is accepted
+SPAN = 300  # seconds that share one time, so that a ticket's does not tell which answer it came in
+SECONDS = 900  # for so long after its time, a ticket is accepted
 KEY_BYTES = 32
 _TICKET = b"attested-inference/sealed-ticket/v1\x00"
 _REQUEST = b"attested-inference/sealed-ticket-request/v1\x00"
@@ -34,7 +35,7 @@ _NONCE = bytes(12)  # each key is for one message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """For one request. The id is sent with it, and tells when the ticket was made; the secret is for its owner and the enclave."""
+    """For one request. The id is sent with it, and tells in which SPAN the ticket was made; the secret is for its owner and the enclave."""
 
     id: bytes
     secret: bytes = field(repr=False)
@@ -42,7 +43,8 @@ class Ticket:
 
 def make_ticket(key: bytes, statement: bytes, now: datetime) -> Ticket:
     """A new one, good for requests to this statement from `now` on."""
-    name = secrets.token_bytes(_RANDOM) + int(now.timestamp()).to_bytes(_TIME, "big")
+    time = int(now.timestamp()) // SPAN * SPAN
+    name = secrets.token_bytes(_RANDOM) + time.to_bytes(_TIME, "big")
     return Ticket(id=name, secret=_secret(key, statement, name))
 
 
@@ -59,12 +61,12 @@ def parse_ticket(text: str) -> Ticket:
 
 
 def check_ticket(enc: bytes, now: datetime) -> None:
-    """The ticket that a request was sealed with was made in the last SECONDS before `now`."""
+    """The ticket that a request was sealed with is of the last SECONDS before `now`."""
     made = int.from_bytes(enc[_RANDOM:_ID], "big")
     if not 0 <= int(now.timestamp()) - made <= SECONDS:
         raise VerificationError(
             Check.SEALED_TICKET,
-            f"the ticket was made at {made}, and used at {int(now.timestamp())}; it is good for {SECONDS} s",
+            f"the ticket is of {made}, and was used at {int(now.timestamp())}; it is good for {SECONDS} s",
             advice="Seal the request to the statement's key",
         )
 

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 
 from attestation.sealed_head import Headers
-from attestation.sealed_ticket import HEADER, SECONDS, Ticket, parse_ticket
+from attestation.sealed_ticket import HEADER, SECONDS, SPAN, Ticket, parse_ticket
 
 MOST = 64  # as many requests may be under way at once and all be sealed with one
-GOOD_FOR = SECONDS - 60.0  # less than the enclave says: clocks differ, and a request takes its time
+GOOD_FOR = SECONDS - SPAN - 60.0  # less than the enclave says: clocks differ, and a request takes its time
 
 
 class Tickets:

@@ -38,7 +38,7 @@ from attestation.sealed import (
 )
 from attestation.sealed_answer import AnswerSealer
 from attestation.sealed_head import RequestHead, ResponseHead
-from attestation.sealed_ticket import Ticket
+from attestation.sealed_ticket import SPAN, Ticket
 
 FILE = Path(__file__).parent.parent / "docs/vectors/sealed.json"
 TIME = 1_795_262_400  # 2026-11-21T12:00:00Z
@@ -72,8 +72,8 @@ def private_keys() -> SealingKeys:
 
 
 def ticket() -> Ticket:
-    """Given for this statement, a minute before."""
-    name = fixed("ticket") + (TIME - 60).to_bytes(8, "big")
+    """Given for this statement, in the five minutes before."""
+    name = fixed("ticket") + (TIME - SPAN).to_bytes(8, "big")
     text = b"attested-inference/sealed-ticket/v1\0" + fixed("statement") + name
     return Ticket(id=name, secret=hmac.digest(fixed("tickets"), text, "sha256"))
 
