@@ -77,6 +77,14 @@ def test_every_route_is_decided(surface: dict[str, Any]) -> None:
     assert decided - {*surface["routes"]} == set()
 
 
+def test_one_model(caller: Caller) -> None:
+    """What vLLM lists can be asked for by its name."""
+    [listed] = caller.get("/v1/models").json["data"]
+    answer = caller.get(f"/v1/models/{listed['id']}")
+    assert (answer.status, answer.outcome) == (200, Outcome.COMPLETE)
+    assert answer.json.keys() == listed.keys()
+
+
 def test_nothing_else_is_reachable(caller: Caller, surface: dict[str, Any]) -> None:
     """Every other route that vLLM has is 404, as it is and below /v1; below /v1 with a receipt."""
     assert {"/collective_rpc", "/scale_elastic_ep", "/inference/v1/generate", "/sleep"} <= {
