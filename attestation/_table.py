@@ -60,8 +60,6 @@ def _table_reader(cls: type) -> _Read:
     def read(table: Any) -> Any:
         if type(table) is not dict and not isinstance(table, Mapping):  # the latter asks an ABC, slowly
             raise _MisfitError(f"must be a table, found {type(table).__name__}", table=True)
-        if table.keys() != known.keys():
-            _check_keys(table, known, required)
         values = {}
         for name, exact, read_other in each:
             value = table.get(name, MISSING)
@@ -73,19 +71,21 @@ def _table_reader(cls: type) -> _Read:
                 except _MisfitError as misfit:
                     misfit.path = f".{name}{misfit.path}"
                     raise
+            elif name in required:
+                raise _wrong_keys(table, known, name)
+        if len(values) != len(table):
+            raise _wrong_keys(table, known)
         return cls(**values)
 
     return read
 
 
-def _check_keys(table: Mapping[Any, Any], known: Mapping[str, _Read], required: set[str]) -> None:
-    if not table.keys() <= known.keys():
-        unknown, names = (sorted(map(repr, keys)) for keys in (table.keys() - known.keys(), known))
-        told = f"has unknown keys {', '.join(unknown)}; known are {', '.join(names)}"
-        raise _MisfitError(told, table=True, advice=_UNKNOWN)
-    if not required <= table.keys():
-        missing = next(name for name in known if name in required and name not in table)
-        raise _MisfitError(f"lacks the required key {missing!r}", table=True)
+def _wrong_keys(table: Mapping[Any, Any], known: Mapping[str, _Read], missing: str = "") -> _MisfitError:
+    if table.keys() <= known.keys():
+        return _MisfitError(f"lacks the required key {missing!r}", table=True)
+    unknown, names = (sorted(map(repr, keys)) for keys in (table.keys() - known.keys(), known))
+    told = f"has unknown keys {', '.join(unknown)}; known are {', '.join(names)}"
+    return _MisfitError(told, table=True, advice=_UNKNOWN)
 
 
 def _reader(hint: Any, size: int | None) -> _Read:
