@@ -46,11 +46,13 @@ def forked(url: str, policy: str) -> Any:
 def abandoned(url: str, policy: str) -> Any:
     with make(url, policy) as client:
         counts = set()
+        gc.freeze()  # it is looked for among what comes now
         for _ in range(20):
             for _chunk in client.chat.completions.create(stream=True, **ASKED):
                 break
             gc.collect()
             counts.add(len(os.listdir("/proc/self/fd")))  # noqa: PTH208
+        gc.unfreeze()
         return [max(counts) - min(counts) < 10, said(client)]
 
 

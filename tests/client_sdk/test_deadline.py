@@ -42,6 +42,13 @@ KINDS = pytest.mark.parametrize("kind", DRIPS)
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """What is left of them goes here, and not in another file's test."""
+    yield
+    gc.collect()
+
+
 @contextmanager
 def dripping(folder: Path, kind: str) -> Iterator[str]:
     """A server of the worst sort; its origin."""
@@ -92,7 +99,6 @@ def ended(work: Callable[[], Any]) -> AttestationError:
     thread.start()
     thread.join(60)
     assert not thread.is_alive(), "it would have waited for ever"
-    gc.collect()
     return found[0]
 
 

@@ -31,9 +31,9 @@ LIBRARIES = pytest.mark.parametrize("http", [httpx, httpx2], ids=["httpx", "http
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """What is left of them goes here, and not in another test."""
+    """What is left of them goes here, and not in another file's test."""
     yield
     gc.collect()
 
