@@ -17,11 +17,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from attestation._b64 import b64url_decode, b64url_encode
 from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
-from attestation.sealed_head import Headers
 
 HEADER = "attested-ticket"  # in the heads inside: of who wants a ticket, and of the answer that brings it
 ASK = "new"
-INSTEAD = "attested-instead-of"  # in the head inside: the `enc` of the request whose ticket was refused
 SPAN = 300  # seconds that share one time, so that a ticket's does not tell which answer it came in
 SECONDS = 900  # for so long after its time, a ticket is accepted
 KEY_BYTES = 32
@@ -69,22 +67,6 @@ def check_ticket(enc: bytes, now: datetime) -> None:
             f"the ticket is of {made}, and was used at {int(now.timestamp())}; it is good for {SECONDS} s",
             advice="Seal the request to the statement's key",
         )
-
-
-def instead_of(enc: bytes) -> tuple[str, str]:
-    """In the head of the request that takes the place of the one with this `enc`: at most one of them is answered."""
-    return INSTEAD, b64url_encode(enc)
-
-
-def parse_instead(headers: Headers) -> bytes | None:
-    """Which request the one with these headers takes the place of, if of any."""
-    texts = [text for name, text in headers if name == INSTEAD]
-    if not texts:
-        return None
-    enc = b64url_decode(texts[0], Check.SEALED_FORMAT, INSTEAD)
-    if len(texts) > 1 or len(enc) != ENC_BYTES:
-        raise MalformedError(Check.SEALED_FORMAT, f"expected {INSTEAD} once, with {ENC_BYTES} bytes")
-    return enc
 
 
 def encrypt(ticket: Ticket, prefix: bytes, content: bytes) -> tuple[bytes, bytes]:

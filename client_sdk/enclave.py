@@ -26,7 +26,6 @@ from client_sdk.sealing import (
     MAX_ERROR_BYTES,
     Around,
     Channel,
-    check_answered_once,
     is_sealed,
     not_sealed,
     own_fields,
@@ -177,21 +176,15 @@ class Enclave:
     async def _sealed(self, transport: Http, request: Http, exchange: Exchange) -> Http:
         """Send `request` sealed; the answer that was inside the seal, its body still to be read."""
         under = exchange.verdict.nonce
-        ticket, refused = self._tickets.take(under), None
-        data, opener = seal(exchange, request.headers.raw, self._clock(), ticket)
+        data, opener = seal(exchange, request.headers.raw, self._clock(), self._tickets.take(under))
+        stream = self._world.http.ByteStream(data)
+        sent = self._around.request(stream, len(data), request.extensions)
+        answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
         try:
-            answer = await self._posted(transport, request, exchange, data)
-        except VerificationError as error:
-            if ticket is None or error.check is not Check.SEALED_TICKET:
-                raise
-            self._tickets.drop()  # none was opened, says the gateway: seal it once more, to the statement's key
-            refused = data
-            data, opener = seal(exchange, request.headers.raw, self._clock(), instead=refused)
-            answer = await self._posted(transport, request, exchange, data)
-        try:
+            if not is_sealed(answer.status_code, answer.headers.raw):
+                self._tickets.drop()  # it may be them that were refused
+                raise not_sealed(answer.status_code, await self._error_body(answer.stream))
             head, stream = await self._world.unseal(answer.stream, opener)
-            if refused is not None:
-                check_answered_once(head.status)
             inside = self._tickets.take_out(head.headers, under)
         except BaseException:
             await self._world.close(answer.stream)
@@ -199,19 +192,6 @@ class Enclave:
         raw = [(name.encode(), text.encode("latin-1")) for name, text in inside]
         headers = self._world.http.Headers(raw)
         answer.status_code, answer.headers, answer.stream = head.status, headers, stream
-        return answer
-
-    async def _posted(self, transport: Http, request: Http, exchange: Exchange, data: bytes) -> Http:
-        """A sealed answer, still closed."""
-        stream = self._world.http.ByteStream(data)
-        sent = self._around.request(stream, len(data), request.extensions)
-        answer = await self._world.send(transport, sent, lambda: self._check_held(exchange.verdict))
-        try:
-            if not is_sealed(answer.status_code, answer.headers.raw):
-                raise not_sealed(answer.status_code, await self._error_body(answer.stream))
-        except BaseException:
-            await self._world.close(answer.stream)
-            raise
         return answer
 
     async def _error_body(self, stream: Http) -> bytes:

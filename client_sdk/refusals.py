@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from attestation.checks import Check
 from attestation.errors import AttestationError, UnavailableError
 
-_OF_THE_NETWORK = {Check.EVIDENCE_FETCH, Check.SEALED_MISSING}
+_OF_THE_NETWORK = {Check.EVIDENCE_FETCH, Check.SEALED_MISSING, Check.SEALED_TICKET}
 _plain: ContextVar[bool] = ContextVar("_plain", default=False)
 
 

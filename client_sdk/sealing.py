@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
-from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +36,8 @@ _SEALED = ANSWER_TYPE.encode()
 _ASK = (sealed_ticket.HEADER, sealed_ticket.ASK)
 _IDENTITY = ("accept-encoding", "identity")
 _NONCE = NONCE_HEADER.lower()
-_NOT_THE_CALLERS = OF_THE_CONNECTION | {_NONCE, _IDENTITY[0], _ASK[0], sealed_ticket.INSTEAD}
+_NOT_THE_CALLERS = OF_THE_CONNECTION | {_NONCE, _IDENTITY[0], _ASK[0]}
+_TICKET_REFUSED = Check.SEALED_TICKET.replace(".", "_")
 _BY_CODE = {
     check.replace(".", "_"): check
     for check in (
@@ -45,7 +45,6 @@ _BY_CODE = {
         Check.SEALED_SUITE,
         Check.SEALED_KEY,
         Check.SEALED_OPEN,
-        Check.SEALED_TICKET,
         Check.SEALED_REPLAY,
     )
 }
@@ -74,21 +73,13 @@ class Channel(StrEnum):
 
 
 def seal(
-    exchange: Exchange,
-    headers: list[tuple[bytes, bytes]],
-    now: datetime,
-    ticket: Ticket | None = None,
-    instead: bytes | None = None,
+    exchange: Exchange, headers: list[tuple[bytes, bytes]], now: datetime, ticket: Ticket | None = None
 ) -> tuple[bytes, AnswerOpener]:
-    """The body of the POST to /sealed, and what opens its answer, which is asked for a ticket for another request.
-
-    `instead` is the body before, of the same request, whose ticket was refused: the enclave answers one of the two."""
+    """The body of the POST to /sealed, and what opens its answer, which is asked for a ticket for another request."""
     pairs = [
         (inner, value.decode("latin-1")) for name, value in headers if (inner := _inner(name)) is not None
     ]
     fields = (*pairs, *own_fields(exchange), _ASK)
-    if instead is not None:
-        fields += (sealed_ticket.instead_of(sealed.parse_envelope(instead).enc),)
     head = RequestHead(method=exchange.method, target=exchange.path, headers=fields)
     body, statement = exchange.body, exchange.verdict.statement_digest
     if ticket is not None:
@@ -134,6 +125,12 @@ def is_sealed(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
 def not_sealed(status: int, body: bytes) -> AttestationError:
     """What an answer without a seal means. Anybody may have written it: it is never handed out as an answer."""
     code = error_code(body)
+    if code == _TICKET_REFUSED:
+        return UnavailableError(
+            Check.SEALED_TICKET,
+            "the gateway, or somebody in its place, did not take the ticket that the request was sealed with",
+            advice="Ask again: without tickets, a request is sealed to the statement's key",
+        )
     if check := _BY_CODE.get(code):
         return VerificationError(
             check,
@@ -150,16 +147,6 @@ def not_sealed(status: int, body: bytes) -> AttestationError:
         detail,
         advice="What answered is not the gateway in the enclave, or the seal was taken off; do not use the answer",
     )
-
-
-def check_answered_once(status: int) -> None:
-    """For the answer, opened, to a request whose ticket is said to have been refused."""
-    if status == HTTPStatus.CONFLICT:
-        raise VerificationError(
-            Check.SEALED_REPLAY,
-            "the enclave had taken the request when somebody in its place said that its ticket was refused",
-            advice="The request may have been done, and its answer was kept from you: see who ends TLS before the enclave",
-        )
 
 
 def error_code(body: bytes) -> str:

@@ -32,7 +32,6 @@ LARGE_AT_ONCE = 16  # bodies of the largest size that may be on their way in, in
 _SMALL = 64 * 1024  # as much as the server below holds of any; so nobody who sends more keeps these out
 RAW_PATH = sealed.PATH.encode()
 _ASK = (sealed_ticket.HEADER, sealed_ticket.ASK)
-_OURS = {sealed_ticket.HEADER, sealed_ticket.INSTEAD}  # among the fields inside
 _TYPE, _ANSWER_TYPE = sealed.REQUEST_TYPE.encode(), ANSWER_TYPE.encode()
 _HEADERS = [
     (b"content-type", _ANSWER_TYPE),
@@ -163,7 +162,9 @@ class Sealed:
         path, _, query = message.head.target.encode("ascii").partition(b"?")
         send.asked = _ASK in message.head.headers
         headers = [
-            (n.encode("ascii"), v.encode("latin-1")) for n, v in message.head.headers if n not in _OURS
+            (n.encode("ascii"), v.encode("latin-1"))
+            for n, v in message.head.headers
+            if n != sealed_ticket.HEADER
         ]
         inside = {
             **scope,
@@ -175,10 +176,7 @@ class Sealed:
         }
         try:
             sealed.check_time(message, datetime.fromtimestamp(now, UTC))
-            instead = sealed_ticket.parse_instead(message.head.headers)
             self._replays.remember(opened.enc, now)
-            if instead is not None:
-                self._replays.remember(instead, now)
         except AttestationError as error:
             await self._inner.refuse(inside, send, _api_error(error))
             return

@@ -15,7 +15,7 @@ from attestation import sealed
 from attestation.receipt import verify_receipt
 from attestation.sealed import TICKET, X25519
 from attestation.sealed_head import Headers, RequestHead
-from attestation.sealed_ticket import INSTEAD, SECONDS, Ticket, instead_of, make_ticket, parse_ticket
+from attestation.sealed_ticket import SECONDS, Ticket, make_ticket, parse_ticket
 from enclave_server.identities import Identities
 from enclave_server.identity import make_identity
 from enclave_server.sealed import Sealed
@@ -112,36 +112,6 @@ def test_a_ticket_used_twice_is_good_twice(client: Sealer) -> None:
         assert unsealed(client.post(data), opener).status == 200
     for data, _ in (one, two):
         assert code_of(client.post(data)) == (409, "sealed_replay")
-
-
-def test_of_a_request_and_the_one_in_its_place_one_is_answered(client: Sealer, engine: FakeEngine) -> None:
-    """Whichever comes first: who says that a ticket was refused, and passes on what was sealed with it, has nothing done twice."""
-    for late in (False, True):
-        engine.reset()
-        one, _ = client.seal(ASKED, suite=TICKET)
-        two, opener = client.seal(ASKED, more=(instead_of(sealed.parse_envelope(one).enc),))
-        if late:
-            assert unsealed(client.post(two), opener).status == 200
-            assert code_of(client.post(one)) == (409, "sealed_replay")
-        else:
-            assert client.post(one).status_code == 200
-            inside = unsealed(client.post(two), opener)
-            assert (inside.status, inside.code) == (409, "sealed_replay")
-            assert client.receipt(inside).response.status == 409
-        assert len(engine.requests) == 1
-        assert INSTEAD not in str(engine.requests)
-
-
-@pytest.mark.parametrize(
-    "more", [((INSTEAD, "AAAA"),), ((INSTEAD, "*"),), (instead_of(bytes(72)), instead_of(bytes(72)))]
-)
-def test_what_names_no_request_to_take_the_place_of(
-    client: Sealer, engine: FakeEngine, more: Headers
-) -> None:
-    """It is told inside, and nothing is done."""
-    inside = client.ask(ASKED, more=more)
-    assert (inside.status, inside.code) == (400, "sealed_format")
-    assert not engine.requests
 
 
 @pytest.mark.parametrize("age", [SECONDS + 60, -3600])
