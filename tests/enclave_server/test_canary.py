@@ -64,8 +64,7 @@ def test_every_route_and_every_way_in(gateway: Served, numbers_port: int, tmp_pa
         leave(caller)
     sealed(gateway, key, tmp_path)
     half_a_body(gateway, key)
-    usage = json.loads(gateway.run("keys", "usage", "--json"))
-    assert usage
+    until(lambda: json.loads(gateway.run("keys", "usage", "--json")))
     numbers = httpx.get(f"http://127.0.0.1:{numbers_port}/metrics", trust_env=False).text
     assert "enclave_requests_total" in numbers
     gateway.terminate()
