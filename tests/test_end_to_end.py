@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def enclave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     python = engine_python()
     if not folder.is_dir():
         subprocess.run([python, "-m", "tools.quickstart_model"], cwd=ROOT, check=True, timeout=300)
-    settings = {
+    settings: dict[str, Any] = {
         **model_settings(folder, MODEL),
         "simulated_gpus": 1,
         "engine_python": str(python),

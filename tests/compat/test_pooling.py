@@ -19,7 +19,7 @@ from tests.served import VLLM_SECONDS, Served, engine_python, model_settings, se
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(3 * VLLM_SECONDS)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-POOLING = {"engine_flags": ["--runner=pooling"]}
+POOLING: dict[str, Any] = {"engine_flags": ["--runner=pooling"]}
 
 
 @pytest.fixture(scope="module")
