@@ -154,7 +154,7 @@ def _tamper(url: str, policy: Path) -> AttestationError | None:
     attestation = answer.extensions["attestation"]
     exchange = Exchange(
         verdict=attestation.verdict,
-        nonce=b64url_decode(request.headers["Attested-Nonce"], Check.BINDING_NONCE, "nonce"),
+        nonce=b64url_decode(answer.headers["Attested-Nonce"], Check.BINDING_NONCE, "nonce"),
         method=request.method,
         path=request.url.raw_path.decode(),
         body=request.content,
