@@ -5,7 +5,7 @@
 What is measured is `enclave-server serve` as users run it (TLS, an API key, receipts, checkpoints) and the vLLM that it
 started: the gateway over TCP, and the same vLLM process on its Unix socket, by one client that sends both the same
 requests. A block is one stream on each connection, all begun at once, of a fixed number of tokens whatever they are, from
-the first byte sent to the last one read. Blocks are of some seconds, and their order is ABBA, so that what drifts
+the first byte sent to the last one read. Blocks are of about a second, and their order is ABBA, so that what drifts
 meets both ways alike; `balanced` says what is made of them. Every block is kept in the JSON.
 
 The second direct block of a round against its first is told beside it: what the method finds where nothing is. So is the
@@ -51,8 +51,8 @@ KNOWN_SECONDS = 5  # until a new key is one: the gateway looks every 2 s
 
 
 LOADS = (
-    Load("SmolLM2-135M", 1, 64),
-    Load("SmolLM2-135M", 8, 64),
+    Load("SmolLM2-135M", 1, 16),
+    Load("SmolLM2-135M", 8, 16),
     Load("tiny", 1, 128, 0.025, goal=None),
     Load("tiny", 8, 128, 0.025, goal=None),
 )
