@@ -104,7 +104,7 @@ class Rig:
 @pytest.fixture(scope="module")
 def whole_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """The real gateway with somebody in the middle."""
-    folder, middle = tmp_path_factory.mktemp("tamper-sealed"), Middle()
+    folder, middle = tmp_path_factory.mktemp("between"), Middle()
     with (
         FakeEngine(folder / "engine.sock") as engine,
         live_gateway(folder, engine=engine, wrap=middle.wrap) as running,

@@ -22,10 +22,9 @@ from attestation.sealed_ticket import Ticket, dump_ticket
 from attestation.verdict import Verdict
 from client_sdk import OpenAI, attested_transport
 from client_sdk.tickets import GOOD_FOR, MOST, Tickets
-from tests.client_sdk.test_tamper_sealed import Middle, Rig
+from tests.client_sdk.test_tamper_sealed import Rig, whole_rig  # noqa: F401 - a fixture
 from tests.client_sdk.transported import ASKED, CHAT, LIBRARIES, async_client_for, client_for, proven
 from tests.client_sdk.transported import STREAMED as STREAM
-from tests.servers import FakeEngine, live_gateway
 
 REFUSAL = (422, "application/json", b'{"error":{"message":"m","code":"sealed_ticket"}}')
 
@@ -103,19 +102,8 @@ def test_what_is_no_ticket_is_an_error() -> None:
 # ------------------------------------------------------------------------------------------------------ over sockets
 
 
-@pytest.fixture(scope="module")
-def whole_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """The real gateway with somebody in the middle."""
-    folder, middle = tmp_path_factory.mktemp("tickets"), Middle()
-    with (
-        FakeEngine(folder / "engine.sock") as engine,
-        live_gateway(folder, engine=engine, wrap=middle.wrap) as running,
-    ):
-        yield Rig(running, engine, middle)
-
-
 @pytest.fixture
-def rig(whole_rig: Rig) -> Iterator[Rig]:
+def rig(whole_rig: Rig) -> Iterator[Rig]:  # noqa: F811
     """With nobody meddling yet."""
     whole_rig.engine.reset()
     whole_rig.middle.requests.clear()
