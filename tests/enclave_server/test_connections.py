@@ -74,6 +74,22 @@ def answers(client: ssl.SSLSocket) -> bytes:
     return b"".join(parts)
 
 
+def test_a_handshake_is_acknowledged_at_once(gateway: LiveGateway) -> None:
+    """The kernel would do it after 40 ms, and a client that does not set TCP_NODELAY keeps its first request until then."""
+
+    def unacknowledged(client: ssl.SSLSocket) -> bool:
+        return any(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)[24:])  # tcpi_unacked
+
+    waits = []
+    for _ in range(10):
+        with connect(gateway) as client:
+            begun = time.monotonic()
+            while unacknowledged(client):
+                time.sleep(0.001)
+            waits.append(time.monotonic() - begun)
+    assert min(waits) < 0.02
+
+
 def error_of(answer: bytes) -> tuple[bytes, str]:
     """Status and code of an answer in OpenAI's shape."""
     head, _, body = answer.partition(b"\r\n\r\n")
