@@ -143,4 +143,6 @@ def over_unix(path: Path) -> socket.socket:
 
 
 def over_tls(context: ssl.SSLContext, port: int) -> socket.socket:
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), 10))
+    connection = socket.create_connection(("127.0.0.1", port), 10)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # as HTTP clients do
+    return context.wrap_socket(connection)
