@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attestation.checks import Check
-from tests.attestation import test_bundle, test_disclosure, test_sealed, test_sealed_answer
+from tests.attestation import (
+    test_bundle,
+    test_disclosure,
+    test_sealed,
+    test_sealed_answer,
+    test_sealed_ticket,
+)
 from tests.attestation.tlog import test_notes
 from tests.client_sdk import (
     test_checkpoints,
@@ -15,6 +21,7 @@ from tests.client_sdk import (
     test_tamper_fields,
     test_tamper_live,
     test_tamper_sealed,
+    test_tickets,
 )
 
 _TOP = """# Tamper table
@@ -65,6 +72,8 @@ def _sections() -> Iterator[str]:
     yield _cases("Checkpoints", test_checkpoints.TABLE)
     yield _cases("The signature's envelope, of receipts and checkpoints", fields.JWS)
     yield _cases("Sealed requests", sealed.REQUESTS)
+    tickets = test_tickets.REQUESTS, test_tickets.SCENES, test_sealed_ticket.FOREIGN
+    yield _cases("Requests sealed with a ticket", *tickets)
     yield _cases("Heads inside of a seal, as a sender may write them", heads)
     yield _cases("Sealed answers", test_sealed_answer.TABLE, sealed.CHUNKS, stripped)
     yield _cases("Sealed exchanges, one for another", sealed.SCENES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 from attestation._b64 import b64url_encode
 from attestation.checks import Check
 from attestation.errors import AttestationError, MalformedError, UnavailableError
-from attestation.sealed import TICKET, X_WING, Suite, parse_envelope
+from attestation.sealed import TICKET, X25519, X_WING, Suite, parse_envelope
 from attestation.sealed_ticket import Ticket, dump_ticket
 from attestation.verdict import Verdict
 from client_sdk import OpenAI, attested_transport
@@ -250,27 +250,72 @@ def test_who_refuses_everything_has_nothing_sent_twice(rig: Rig) -> None:
         for _ in range(2):
             with pytest.raises(UnavailableError) as caught:
                 client.post(rig.gateway.origin + CHAT, json=ASKED)
-            assert caught.value.check is Check.SEALED_TICKET
+            assert caught.value.check is SCENES["a refusal of the ticket, made up"]
     assert suites(rig) == [X_WING, TICKET, X_WING]
 
 
-@pytest.mark.parametrize("at", [39, 80, 120, -1], ids=["id", "random value", "ciphertext", "tag"])
-def test_what_was_altered_is_not_sent_again(rig: Rig, at: int) -> None:
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def at_time(data: bytes, change: Callable[[int], int]) -> bytes:
+    return data[:71] + change(int.from_bytes(data[71:79], "big")).to_bytes(8, "big") + data[79:]
+
+
+#: What is done to a request that is sealed with a ticket, and what refuses it.
+REQUESTS: dict[str, tuple[Check, Callable[[bytes], bytes]]] = {
+    "the ticket's id changed": (Check.SEALED_OPEN, lambda d: flipped(d, 39)),
+    "the ticket's time changed": (Check.SEALED_OPEN, lambda d: at_time(d, lambda time: time - 1)),
+    "the ticket's time set to long ago": (Check.SEALED_TICKET, lambda d: at_time(d, lambda _: 0)),
+    "the ticket's time set to a later one": (Check.SEALED_TICKET, lambda d: at_time(d, lambda t: t + 3600)),
+    "the random value changed": (Check.SEALED_OPEN, lambda d: flipped(d, 80)),
+    "the ciphertext changed": (Check.SEALED_OPEN, lambda d: flipped(d, 120)),
+    "the tag changed": (Check.SEALED_OPEN, lambda d: flipped(d, len(d) - 1)),
+    "cut": (Check.SEALED_OPEN, lambda d: d[:-1]),
+    "cut in the ticket": (Check.SEALED_FORMAT, lambda d: d[:80]),
+    "called a key exchange": (Check.SEALED_OPEN, lambda d: d[:1] + X25519.number + d[7:]),
+    "another statement": (Check.SEALED_KEY, lambda d: d[:7] + bytes(32) + d[39:]),
+}
+#: What is done to more than one exchange, and the check that the tests below expect.
+SCENES = {
+    "a request recorded before, in place of a new one": Check.SEALED_REPLAY,
+    "the ticket of another request": Check.SEALED_OPEN,
+    "the answer to the request before": Check.SEALED_OPEN,
+    "a refusal of the ticket, made up": Check.SEALED_TICKET,
+}
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_what_was_altered_is_not_sent_again(rig: Rig, case: str) -> None:
     """It does not open, as nothing that was touched does; that is told, and not mended."""
-
-    def alter(data: bytes) -> bytes:
-        changed = bytearray(data)
-        changed[at] ^= 1
-        return bytes(changed)
-
+    check, alter = REQUESTS[case]
     with client_for(rig.gateway.policy_text) as client:
         client.post(rig.gateway.origin + CHAT, json=ASKED)
         rig.middle.ask = alter
         with pytest.raises(AttestationError) as caught:
             client.post(rig.gateway.origin + CHAT, json=ASKED)
-    assert caught.value.check is Check.SEALED_OPEN
+    assert caught.value.check is check
     assert suites(rig) == [X_WING, TICKET]
     assert len(rig.engine.requests) == 1
+
+
+@pytest.mark.parametrize("case", [case for case in SCENES if "made up" not in case])
+def test_one_request_or_answer_for_another(rig: Rig, case: str) -> None:
+    """Of the same client, asking for the same, each sealed with a ticket of its own."""
+    with client_for(rig.gateway.policy_text) as client:
+        for _ in range(2):
+            client.post(rig.gateway.origin + CHAT, json=ASKED)
+        old, answer = rig.middle.requests[1], rig.middle.answers[1]
+        if case == "the answer to the request before":
+            rig.middle.edit = lambda _: answer
+        elif case == "the ticket of another request":
+            rig.middle.ask = lambda data: data[:39] + old[39:79] + data[79:]
+        else:
+            rig.middle.ask = lambda _: old
+        with pytest.raises(AttestationError) as caught:
+            client.post(rig.gateway.origin + CHAT, json=ASKED)
+    assert caught.value.check is SCENES[case]
+    assert suites(rig) == [X_WING, TICKET, TICKET]
 
 
 def test_an_answer_that_does_not_open_is_not_asked_for_again(rig: Rig) -> None:
