@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -154,10 +155,11 @@ def test_threads_that_share_a_client_while_the_enclave_restarts(recorded: Record
     gateway, over = recorded.gateway, threading.Event()
     transport = attested_transport(gateway.policy_text, http.__name__, max_age=timedelta(minutes=5))
     keys: set[bytes] = set()
+    end = time.monotonic() + 600
 
     def ask(client: Any) -> int:
         answered = 0
-        while not (over.is_set() and answered):
+        while not (over.is_set() and answered) and time.monotonic() < end:
             try:
                 answer = client.get(gateway.origin + MODELS)
             except (AttestationError, http.TransportError):
