@@ -8,7 +8,6 @@ Plain answers carry it in a header, streams as a last SSE comment, and long ones
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from attestation._b64 import b64url_decode, b64url_encode
-from attestation._json import parse_json_object
+from attestation._json import dump_json, parse_json_object, quoted
 from attestation._table import load_table
 from attestation.checks import Check
 from attestation.errors import MalformedError, VerificationError
@@ -35,9 +34,6 @@ MAX_RECEIPT_BYTES = 16 * 1024
 MAX_CLOCK_SKEW = 300  # seconds between the enclave's clock and the verifier's
 _HEADER_VALUE = {"alg": "EdDSA", "typ": TYPE}
 _HEADER = b64url_encode(f'{{"alg":"EdDSA","typ":"{TYPE}"}}'.encode())  # the same, as the gateway writes it
-_quoted = json.encoder.encode_basestring_ascii
-# What `json.dumps` makes anew for each text, which takes three times as long as the text.
-_json_parts = json.encoder.c_make_encoder(None, None, _quoted, None, ":", ",", False, False, False)  # type: ignore[attr-defined]
 
 
 class Outcome(StrEnum):
@@ -156,12 +152,12 @@ def sign_receipt(  # noqa: PLR0913  # one argument for each claim: a gateway mak
     if parts is not None:
         more += f',"parts":"{parts.hex()}"'
     claims = (
-        f'{{"id":{_quoted(id)},"counter":{counter},"time":{time}'
-        f',"request":{{"method":{_quoted(method)},"path":{_quoted(path)}'
+        f'{{"id":{quoted(id)},"counter":{counter},"time":{time}'
+        f',"request":{{"method":{quoted(method)},"path":{quoted(path)}'
         f',"digest":"{asked[0].hex()}","length":{asked[1]}}}'
         f',"response":{{"status":{status},"digest":"{answered[0].hex()}","length":{answered[1]}}}'
-        f',"outcome":"{outcome}","model":{{"name":{_quoted(model.name)},"digest":"{model.digest.hex()}"}}'
-        f',"usage":{counts},"sampling":{"".join(_json_parts(sampling, 0))},"statement":"{statement.hex()}"'
+        f',"outcome":"{outcome}","model":{{"name":{quoted(model.name)},"digest":"{model.digest.hex()}"}}'
+        f',"usage":{counts},"sampling":{dump_json(sampling)},"statement":"{statement.hex()}"'
         f',"checkpoints":{checkpoints}{more}}}'
     )
     signed = f"{_HEADER}.{b64url_encode(claims.encode())}"

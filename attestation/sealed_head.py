@@ -5,17 +5,14 @@ What belongs to one connection (lengths, codings, `Host`) stays outside: nothing
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from attestation._json import parse_json_object
+from attestation._json import dump_json, parse_json_object, quoted
 from attestation.checks import Check
 from attestation.errors import MalformedError
 
-_quoted = json.encoder.encode_basestring_ascii
-_dumped = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 Headers = tuple[tuple[str, str], ...]
 MAX_HEAD_BYTES = 64 * 1024
 #: Fields of the connection, and not of the message (RFC 9110 §7.6.1): never inside a seal.
@@ -58,10 +55,10 @@ class ResponseHead:
 def dump_head(head: RequestHead | ResponseHead) -> bytes:
     """The JSON text, written by hand since every exchange has two; the caller has only put in what the reader takes."""
     if isinstance(head, RequestHead):
-        what = f'"method":{_quoted(head.method)},"target":{_quoted(head.target)}'
+        what = f'"method":{quoted(head.method)},"target":{quoted(head.target)}'
     else:
         what = f'"status":{head.status}'
-    return f'{{{what},"headers":{_dumped(head.headers)}}}'.encode()
+    return f'{{{what},"headers":{dump_json(head.headers)}}}'.encode()
 
 
 def parse_request_head(data: bytes, *, limit: int) -> RequestHead:

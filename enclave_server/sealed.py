@@ -22,6 +22,7 @@ from enclave_server.asgi import Receive, Scope, Send
 from enclave_server.errors import ApiError, body_timeout, too_large
 from enclave_server.exchange import unsigned
 from enclave_server.identities import STATE, Identities
+from enclave_server.identity import Identity
 from enclave_server.incoming import read_body
 from enclave_server.replays import Replays
 from enclave_server.settings import Settings
@@ -88,7 +89,8 @@ class Sealed:
                 raise too_large(self._settings.max_request_bytes)
             now = self._now()
             envelope = sealed.parse_envelope(data)
-            opened = self._open(envelope, now)
+            identity = self._identity(envelope.statement)
+            opened = self._open(envelope, identity, now)
         except ClientGoneError:
             return
         except ApiError as error:
@@ -97,7 +99,7 @@ class Sealed:
             await unsigned(send, _api_error(error))
         else:
             state = {**scope.get("state", {}), STATE: envelope.statement}  # whatever the connection's key is
-            ticket = partial(self._ticket, envelope)
+            ticket = partial(self._ticket, envelope, identity)
             sealing = _Sealing(send, AnswerSealer(opened.secret, opened.enc), ticket)
             await self._serve(opened, now, {**scope, "state": state}, receive, sealing)
 
@@ -132,20 +134,22 @@ class Sealed:
         if int(headers.get(b"content-length", 0)) > self._limit:
             raise too_large(self._settings.max_request_bytes)
 
-    def _open(self, envelope: sealed.Envelope, now: float) -> sealed.Opened:
-        """In the order of cost: what is not for us, or not new, is not decrypted."""
-        identity = self._identities.alive(envelope.statement)
-        if identity is None or self._identities.leaving(envelope.statement):
+    def _identity(self, statement: bytes) -> Identity:
+        identity = self._identities.alive(statement)
+        if identity is None or self._identities.leaving(statement):
             raise VerificationError(Check.SEALED_KEY, "sealed to another statement, or to one that is ending")
+        return identity
+
+    def _open(self, envelope: sealed.Envelope, identity: Identity, now: float) -> sealed.Opened:
+        """In the order of cost: what is not new is not decrypted."""
         self._replays.check(envelope.enc, now)
         if envelope.suite is sealed.TICKET:
             sealed_ticket.check_ticket(envelope.enc, datetime.fromtimestamp(now, UTC))
         return sealed.open_request(envelope, identity.keys.sealing)
 
-    def _ticket(self, envelope: sealed.Envelope) -> Headers:
+    def _ticket(self, envelope: sealed.Envelope, identity: Identity) -> Headers:
         """The header that brings a ticket. Not to X25519: what is sealed with a ticket is never weaker than X-Wing."""
-        identity = self._identities.alive(envelope.statement)
-        if identity is None or envelope.suite is sealed.X25519:
+        if envelope.suite is sealed.X25519:
             return ()
         now = datetime.fromtimestamp(self._now(), UTC)
         ticket = sealed_ticket.make_ticket(identity.keys.sealing.tickets, envelope.statement, now)
