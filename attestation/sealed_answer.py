@@ -115,7 +115,8 @@ class AnswerOpener:
         self._secret, self._enc = secret, enc
         self._chunks: _Chunks | None = None
         self._within: _Chunks | None = None  # the same, after the head and before the last chunk
-        self._tail = b""
+        self._tail = bytearray()  # of a chunk that is not whole: it grows without a copy for every read …
+        self._needed = 0  # … until so many bytes are there
         self._length = 0  # of the last read …
         self._frame = _NO_FRAME  # … and what it begins with if it is one chunk
         self._ended = False
@@ -128,13 +129,18 @@ class AnswerOpener:
                 self._length, self._frame = len(data), _frame_of_one(len(data))
             if data.startswith(self._frame):
                 return self._within.decrypt(data[_FRAME:], False)  # one chunk, as nearly every read
-        self._tail += data
-        if self._chunks is None:
-            if len(self._tail) < RANDOM_BYTES:
+        if self._tail:
+            self._tail += data
+            if len(self._tail) < self._needed:
                 return b""
-            self._chunks = _Chunks(self._secret, self._enc, self._tail[:RANDOM_BYTES])
-            self._tail = self._tail[RANDOM_BYTES:]
-        return b"".join([self._take(part, last, self._chunks) for part, last in self._whole()])
+            data, self._tail = bytes(self._tail), bytearray()
+        if self._chunks is None:
+            if len(data) < RANDOM_BYTES:
+                self._tail, self._needed = bytearray(data), RANDOM_BYTES
+                return b""
+            self._chunks = _Chunks(self._secret, self._enc, data[:RANDOM_BYTES])
+            data = data[RANDOM_BYTES:]
+        return b"".join([self._take(part, last, self._chunks) for part, last in self._whole(data)])
 
     def end(self) -> None:
         """Nothing more will come: the last chunk must have."""
@@ -149,25 +155,30 @@ class AnswerOpener:
             advice="The connection was cut, or the end of the answer was taken away; ask again",
         )
 
-    def _whole(self) -> Iterator[tuple[bytes, bool]]:
-        while self._tail:
+    def _whole(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
+        at = 0
+        while at < len(data):
             if self._ended:
                 raise VerificationError(
                     Check.SEALED_ORDER,
                     "bytes follow the chunk that is marked as the last",
                     advice=_DO_NOT_USE,
                 )
-            last, size = self._tail[0], int.from_bytes(self._tail[1:_FRAME], "big")
-            if last > 1 or (len(self._tail) >= _FRAME and not _TAG <= size <= _MAX_SEALED):
+            start = at + _FRAME
+            last, size = data[at], int.from_bytes(data[at + 1 : start], "big")
+            if last > 1 or (len(data) >= start and not _TAG <= size <= _MAX_SEALED):
+                self._tail, self._needed = bytearray(data[at:]), 0  # whatever comes after it
                 raise MalformedError(Check.SEALED_FORMAT, "expected the start of a chunk")
-            end = _FRAME + size
-            if len(self._tail) < max(end, _FRAME + _TAG):
+            end = start + size
+            if len(data) < max(end, start + _TAG):
+                self._tail = bytearray(data[at:])
+                self._needed = end - at if len(data) >= start else _FRAME
                 return
-            part, self._tail = self._tail[_FRAME:end], self._tail[end:]
             self._ended = bool(last)
             if last:
                 self._within = None
-            yield part, bool(last)
+            yield data[start:end], bool(last)
+            at = end
 
     def _take(self, sealed: bytes, last: bool, chunks: _Chunks) -> bytes:
         data = chunks.decrypt(sealed, last)

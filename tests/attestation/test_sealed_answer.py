@@ -63,6 +63,25 @@ def test_large_answers_are_cut_into_chunks() -> None:
     opener.end()
 
 
+@pytest.mark.parametrize("step", [13, 65_536, MAX_CHUNK_BYTES + 100])
+def test_large_chunks_come_in_many_reads(step: int) -> None:
+    """However short these are, the work is that of the bytes and not of their square; and a read may end anywhere in a chunk."""
+    data, opener = seal()
+    sealer, body = sealer_of(unseal(data)), bytes(range(256)) * 4000
+    wire = sealer.seal(body, head=ANSWER_HEAD) + sealer.seal(body) + sealer.seal(body, last=True)
+    assert b"".join(opener.feed(wire[at : at + step]) for at in range(0, len(wire), step)) == body * 3
+    opener.end()
+
+
+def test_what_is_no_chunk_is_refused_again() -> None:
+    """Nothing that comes after it is given out."""
+    opener, chunks = exchange()
+    opener.feed(chunks[0] + chunks[1])
+    for more in (b"\2", *chunks[2:]):
+        assert refused(opener.feed, more) is Check.SEALED_FORMAT
+    assert refused(opener.end) is Check.SEALED_TRUNCATED
+
+
 def test_empty_answers_and_pieces() -> None:
     """A body may have no bytes, and an answer may end with an empty piece."""
     data, opener = seal()
