@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
 Address = Path | tuple[str, int]
 
 _UNIX = "http+unix://"
+_MAX_SOCKET_PATH = 107  # unix(7): `sun_path` has 108 bytes, with the zero at its end
 
 
 def parse_address(url: str) -> Address:
@@ -17,6 +19,10 @@ def parse_address(url: str) -> Address:
         path = Path(url.removeprefix(_UNIX))
         if not path.is_absolute() or any(part in url for part in "%?#"):
             raise ValueError("after http+unix:// comes the socket's absolute path")
+        if (length := len(os.fsencode(path))) > _MAX_SOCKET_PATH:
+            raise ValueError(
+                f"engine: a socket's path has at most {_MAX_SOCKET_PATH} bytes, this one {length}"
+            )
         return path
     parts = urlsplit(url)
     if parts.scheme != "http" or parts.username or parts.path.strip("/") or parts.query or parts.fragment:

@@ -42,7 +42,7 @@ STEADY_SECONDS = 60.0  # so much service, and earlier crashes no longer count
 MAX_PAUSE = 30.0
 TERM_SECONDS = 20.0  # vLLM takes 2 s to end after SIGTERM; then it is killed
 HOLD_SECONDS = 30.0  # for the engine of a gateway that was killed a moment ago to be gone
-_MAX_SOCKET_PATH = 60  # of 107: vLLM puts sockets with long names of their own into the same directory
+_MAX_SOCKET_PATH = 60  # bytes of 107: vLLM puts sockets with long names of their own into the same directory
 
 
 class Model(Protocol):
@@ -72,16 +72,10 @@ class Engine:
         self._model = model or ModelFiles(settings)
         self.on_give_up: Callable[[], None] = lambda: None
         base = settings.runtime_dir
-        if base is None:  # a name: each start makes the directory, so a killed gateway leaves none
-            self._private = Path(tempfile.gettempdir(), f"enclave-{secrets.token_hex(8)}")
-        else:
+        self._private = _place(base)
+        if base is not None:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._private = base.resolve() / "engine"
         self._user = None if settings.engine_user is None else open_to(settings.engine_user, self._private)
-        if len(str(self._private)) > _MAX_SOCKET_PATH:
-            raise EngineError(
-                f"runtime_dir: {self._private} is too long for sockets; at most {_MAX_SOCKET_PATH} characters"
-            )
         self._lock = None if base is None else _hold(base)
         self._task: asyncio.Task[None] | None = None
         self._served: float | None = None  # seconds of its last life that it was ready for
@@ -252,6 +246,21 @@ class Engine:
             if not self._stopping:
                 output.explain_start()
             shutil.rmtree(private, ignore_errors=True)
+
+
+def _place(base: Path | None) -> Path:
+    """The engine's own directory, in `runtime_dir`; each start makes it, so a killed gateway leaves none."""
+    if base is None:
+        private = Path(tempfile.gettempdir(), f"enclave-{secrets.token_hex(8)}")
+    else:
+        private = base.resolve() / "engine"
+    length = len(os.fsencode(private))
+    if length > _MAX_SOCKET_PATH:
+        raise EngineError(
+            f"runtime_dir: {private} is too long for sockets ({length} bytes, at most {_MAX_SOCKET_PATH}); "
+            "set it to a shorter path, such as /run/enclave"
+        )
+    return private
 
 
 def _hold(runtime_dir: Path) -> int:

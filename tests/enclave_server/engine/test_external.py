@@ -184,6 +184,7 @@ def test_nobody_there(tmp_path: Path) -> None:
         "https://127.0.0.1:8000",
         "http+unix://relative/path",
         "http+unix:///a%2Fb",
+        "http+unix:///" + 107 * "x",
         "/run/vllm.sock",
     ],
 )
@@ -196,6 +197,7 @@ def test_addresses_refused(url: str) -> None:
 def test_addresses() -> None:
     """Each form as it is used."""
     assert parse_address("http+unix:///run/vllm.sock") == Path("/run/vllm.sock")
+    assert parse_address("http+unix:///" + 106 * "x") == Path("/" + 106 * "x")
     assert parse_address("http://127.0.0.1:8000") == ("127.0.0.1", 8000)
     assert parse_address("http://[::1]:8000") == ("::1", 8000)
 

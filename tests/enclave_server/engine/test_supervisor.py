@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import stat
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -205,12 +206,16 @@ async def test_one_gateway_in_a_runtime_dir(tmp_path: Path, monkeypatch: pytest.
             await until(lambda: engine.unready is None)
 
 
-def test_long_runtime_dir(tmp_path: Path) -> None:
-    """A directory whose name is too long for sockets is refused before anything is started."""
-    python = fake_python(tmp_path / "python")
-    settings = gateway_settings(tmp_path, engine_python=python, runtime_dir=tmp_path / ("x" * 80))
-    with pytest.raises(EngineError, match="too long"):
+@pytest.mark.parametrize("name", ["x" * 80, "ß" * 40, None], ids=["characters", "bytes", "unset"])
+def test_long_runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    """A directory whose name is too long for sockets is refused before anything is made or started, the system's own, too."""
+    python, place = fake_python(tmp_path / "python"), Path("/nowhere", name or "x" * 40)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    runtime_dir = None if name is None else place
+    settings = gateway_settings(tmp_path, engine_python=python, runtime_dir=runtime_dir)
+    with pytest.raises(EngineError, match=r"^runtime_dir: .* is too long .* set it to a shorter path"):
         Engine(settings, find_engine(python), SharedStatus())
+    assert not place.exists()
 
 
 @pytest.mark.parametrize(
