@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from enclave_server.choices import AccessMode, ConfigIdentity, Isolation, SecretName, TeeKind
 from enclave_server.engine.flags import check_environment, check_extra_flags
@@ -184,6 +184,17 @@ class Settings(BaseSettings):
             if file is None and any(problem["type"] == "missing" for problem in exc.errors()):
                 told.append("--config names the file that sets them; docs/operate.md has every setting")
             raise ValueError("\n".join(told)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but what `load` gives, which has looked at the variables already."""
+        return (init_settings,)
 
     @classmethod
     def origins(cls, file: Path | bytes | None = None) -> dict[str, str]:
