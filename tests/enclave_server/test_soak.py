@@ -280,8 +280,8 @@ def on_mock(engine: FakeEngine, folder: Path, seconds: float, growth: float) -> 
 
 @pytest.mark.timeout(600)
 def test_short(engine: FakeEngine, tmp_path: Path) -> None:
-    """Eight seconds: enough to see a crash, a connection that stays, a wrong receipt; of memory this sees the warm-up alone."""
-    on_mock(engine, tmp_path, 8, 3)
+    """Five seconds: enough to see a crash, a connection that stays, a wrong receipt; of memory this sees the warm-up alone."""
+    on_mock(engine, tmp_path, 5, 3)
 
 
 @pytest.mark.slow
