@@ -18,7 +18,7 @@ def parse_address(url: str) -> Address:
     if url.startswith(_UNIX):
         path = Path(url.removeprefix(_UNIX))
         if not path.is_absolute() or any(part in url for part in "%?#"):
-            raise ValueError("after http+unix:// comes the socket's absolute path")
+            raise ValueError("engine: after http+unix:// comes the socket's absolute path")
         if (length := len(os.fsencode(path))) > _MAX_SOCKET_PATH:
             raise ValueError(
                 f"engine: a socket's path has at most {_MAX_SOCKET_PATH} bytes, this one {length}"
@@ -26,13 +26,13 @@ def parse_address(url: str) -> Address:
         return path
     parts = urlsplit(url)
     if parts.scheme != "http" or parts.username or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("must be http://host:port or http+unix:///path, and nothing more")
+        raise ValueError("engine: must be http://host:port or http+unix:///path, and nothing more")
     try:
         host = str(ipaddress.ip_address(parts.hostname or ""))
     except ValueError:  # a name, which may come to mean another machine
         raise _elsewhere() from None
     if parts.port is None:
-        raise ValueError("must name the port")
+        raise ValueError("engine: must name the port")
     return host, parts.port
 
 
@@ -43,4 +43,4 @@ def check_on_this_machine(address: Address) -> None:
 
 
 def _elsewhere() -> ValueError:
-    return ValueError("must be on this machine's loopback: what goes to an engine is not encrypted")
+    return ValueError("engine: must be on this machine's loopback: what goes to an engine is not encrypted")

@@ -218,7 +218,7 @@ VALUES = st.text(st.characters(max_codepoint=255, exclude_categories=["Cc"]), ma
 
 
 @given(st.lists(st.tuples(st.sampled_from(["x-a", "x_b", "!"]), VALUES), max_size=4))
-@example([("x-a", "\"\\"), ("x_b", "\t")])
+@example([("x-a", '"\\'), ("x_b", "\t")])
 def test_any_head_comes_out_as_it_went_in(headers: list[tuple[str, str]]) -> None:
     """Whatever its values are; as JSON that others read too."""
     asked = RequestHead(method="POST", target='/v1/a"b?c=%20', headers=tuple(headers))
