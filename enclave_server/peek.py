@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from json.scanner import make_scanner
 from typing import Any, NoReturn
 
 import msgspec
 
+from attestation._json import json_reader
 from attestation.receipt import Usage
 from enclave_server.errors import ApiError, engine_aborted
 
 MAX_DEPTH = 64  # JSON Schemas of tools reach about 20
 MAX_SAMPLING_BYTES = 6 * 1024  # the receipt carries them and has 16 KiB in all
-_SPACE = " \t\n\r"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -27,13 +26,11 @@ def read_object(body: bytes) -> dict[str, Any]:
     """A request's JSON object. Refused: doubled names at any depth, other encodings and byte order marks, NaN and Infinity,
     numbers outside of 64 bits, lone surrogates, trailing bytes, more than `MAX_DEPTH` levels."""
     try:
-        text = body.decode().strip(_SPACE)
-        value, end = _scan(text, 0)
-        if end != len(text):
-            raise ValueError("something follows")
+        text = body.decode()
+        value = _read(text)
         if "\\" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
-    except (ValueError, RecursionError, StopIteration):
+    except (ValueError, RecursionError):
         raise ApiError(
             400, "invalid_json", "The request's body is not JSON, or could be read in two ways."
         ) from None
@@ -70,10 +67,11 @@ def _constant(_: str) -> NoReturn:
     raise ValueError("no JSON")
 
 
-_decoder = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
+_read = json_reader(
+    json.JSONDecoder(
+        object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
+    )
 )
-_scan = make_scanner(_decoder)  # type: ignore[arg-type]  # as the decoder makes its own
 
 
 def _check_depth(value: dict[str, Any]) -> None:
