@@ -42,7 +42,7 @@ STEADY_SECONDS = 60.0  # so much service, and earlier crashes no longer count
 MAX_PAUSE = 30.0
 TERM_SECONDS = 20.0  # vLLM takes 2 s to end after SIGTERM; then it is killed
 HOLD_SECONDS = 30.0  # for the engine of a gateway that was killed a moment ago to be gone
-_MAX_SOCKET_PATH = 60  # bytes of 107: vLLM puts sockets with long names of their own into the same directory
+_MAX_PLACE = 60  # bytes of 107: vLLM puts sockets with long names of their own into the same directory
 
 
 class Model(Protocol):
@@ -255,9 +255,9 @@ def _place(base: Path | None) -> Path:
     else:
         private = base.resolve() / "engine"
     length = len(os.fsencode(private))
-    if length > _MAX_SOCKET_PATH:
+    if length > _MAX_PLACE:
         raise EngineError(
-            f"runtime_dir: {private} is too long for sockets ({length} bytes, at most {_MAX_SOCKET_PATH}); "
+            f"runtime_dir: {private} is too long for sockets ({length} bytes, at most {_MAX_PLACE}); "
             "set it to a shorter path, such as /run/enclave"
         )
     return private
